@@ -1,0 +1,206 @@
+/* The room's one door: a token behind a PKCS#11 module, and five things to ask of
+ * it, each a plain request with all it needs and a plain reply.
+ *
+ * Nothing here knows SPIRE, trust domains or rotation, and nothing here logs: a
+ * reply carries a fault, and who asked decides what it means. The room keeps no
+ * list of keys either. Each request names its objects by label, CKA_ID, type and
+ * fingerprint, and the room merely remembers which handles it found, so a fresh
+ * process can go on where a dead one stopped.
+ *
+ * Calling sequence: hsm_open once; hsm_execute from any number of threads, each
+ * call borrowing one of at most settings.sessions sessions and waiting while none
+ * is free; hsm_close after the last call has returned. One token per process:
+ * PKCS#11 modules are process-wide state.
+ *
+ * Who owns what: every struct here is a value of the caller's. No pointer is kept
+ * after a call returns and none is handed out, except the opaque token.
+ *
+ * What is mended inside a call: a dead session is replaced, a lost login redone
+ * (each PIN tried once), a stale handle found again if label, id and public key
+ * are the same. Everything else comes back as a fault; FAULT_UNAVAILABLE means
+ * that a fresh process may do better (many modules heal only so). */
+#ifndef HSM_HSM_H
+#define HSM_HSM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fault.h"
+
+enum {
+    HSM_LABEL_MAX = 800,     /* bytes of CKA_LABEL; 28 + 3 x 255 is format 1's longest */
+    HSM_ID_MAX = 16,         /* bytes of CKA_ID */
+    HSM_PKIX_MAX = 640,      /* DER SubjectPublicKeyInfo; RSA-4096 needs 550 */
+    HSM_SIGNATURE_MAX = 512, /* RSA-4096 */
+    HSM_DIGEST_MAX = 64,
+    HSM_FINGERPRINT = 32,    /* SHA-256 of the SubjectPublicKeyInfo */
+    HSM_PATH_MAX = 1024,
+    HSM_URI_MAX = 1024,
+    HSM_PIN_MAX = 256,
+    HSM_SESSIONS_MAX = 64,
+};
+
+/* Numbers as in SPIRE's KeyType and HashAlgorithm (checked where those are seen). */
+enum hsm_key_type {
+    HSM_KEY_NONE = 0,
+    HSM_EC_P256 = 1,
+    HSM_EC_P384 = 2,
+    HSM_RSA_2048 = 3,
+    HSM_RSA_4096 = 4,
+};
+
+enum hsm_hash {
+    HSM_HASH_NONE = 0,
+    HSM_SHA224 = 4,
+    HSM_SHA256 = 5,
+    HSM_SHA384 = 6,
+    HSM_SHA512 = 7,
+    HSM_SHA3_224 = 10,
+    HSM_SHA3_256 = 11,
+    HSM_SHA3_384 = 12,
+    HSM_SHA3_512 = 13,
+    HSM_SHA512_224 = 14,
+    HSM_SHA512_256 = 15,
+};
+
+/* HSM_PLAIN is ECDSA for an EC key and PKCS#1 v1.5 for an RSA key. */
+enum hsm_scheme {
+    HSM_PLAIN = 0,
+    HSM_PSS = 1,
+};
+
+/* Salt lengths of RSA-PSS that are not a length; the numbers are Go's. */
+enum {
+    HSM_SALT_HASH = -1, /* as long as the hash */
+    HSM_SALT_MAX = 0,   /* as long as fits; as long as the hash where the token refuses that */
+};
+
+enum hsm_pin_kind {
+    HSM_PIN_NONE = 0, /* token without login, or pin-source inside the URI */
+    HSM_PIN_FILE,     /* pin_text is a path, read at every login */
+    HSM_PIN_ENV,      /* pin_text is the name of a variable */
+    HSM_PIN_INLINE,   /* pin_text is the PIN itself */
+};
+
+struct hsm_settings {
+    char module[HSM_PATH_MAX]; /* absolute path, or a file name in p11-kit's module folder */
+    char token[HSM_URI_MAX];   /* RFC 7512 URI that must match exactly one token */
+    enum hsm_pin_kind pin_kind;
+    char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
+    char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */
+    uint32_t sessions;           /* 1 .. HSM_SESSIONS_MAX, the anchor session not counted */
+    uint32_t id_length;          /* bytes of CKA_ID for new keys: 16, or 2 on tokens with short ids */
+    bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
+                                    cannot be read; never one where they are readable and wrong */
+};
+
+/* What hsm_open found. Strings are trimmed of PKCS#11's padding. */
+struct hsm_token_info {
+    char label[33];
+    char manufacturer[33];
+    char model[17];
+    char serial[17];
+    char library[33]; /* CK_INFO libraryDescription */
+    uint64_t slot;
+    bool can_generate[HSM_RSA_4096 + 1]; /* by enum hsm_key_type: generate and sign */
+    bool write_protected;
+    uint32_t sessions; /* as many as the token allowed, <= settings.sessions */
+};
+
+enum hsm_op {
+    HSM_SCAN = 1, /* every pair whose label begins with `prefix`, one item each */
+    HSM_GENERATE, /* make `key` of `type`, read back, prove. FAULT_ABORTED: it may exist; PROVE tells */
+    HSM_PROVE,    /* is `key` here, whole, with the right attributes, and does it sign? */
+    HSM_SIGN,
+    HSM_DESTROY,  /* both halves of `key`; done only when seen gone */
+    HSM_PING,     /* a round trip to the device (C_GenerateRandom) */
+};
+
+/* Objects are named by label and id; identity is label, class and public key. */
+struct hsm_key_name {
+    char label[HSM_LABEL_MAX + 1];
+    uint8_t id[HSM_ID_MAX];
+    uint32_t id_length; /* 0 in a request: whatever id */
+};
+
+struct hsm_request {
+    enum hsm_op op;
+    struct hsm_key_name key;              /* all but SCAN and PING */
+    enum hsm_key_type type;               /* GENERATE, SIGN; PROVE: NONE = whatever it is */
+    uint8_t fingerprint[HSM_FINGERPRINT]; /* SIGN: sign only with this key. Else unused */
+    char prefix[16];                      /* SCAN */
+    enum hsm_scheme scheme;               /* SIGN .. */
+    enum hsm_hash hash;
+    int32_t salt_length;
+    uint8_t digest[HSM_DIGEST_MAX];
+    uint32_t digest_length;
+};
+
+enum hsm_state {
+    HSM_ABSENT = 0, /* and the token was reachable and logged in before and after the look */
+    HSM_HALF,       /* only one half, or no usable public key */
+    HSM_COMPLETE,
+    HSM_UNFIT,      /* whole, but attributes or trial signature are wrong: see why */
+    HSM_DUPLICATE,  /* more than one private key of this label and id */
+};
+
+struct hsm_public_key {
+    enum hsm_key_type type;
+    uint8_t pkix[HSM_PKIX_MAX];
+    uint32_t pkix_length;
+    uint8_t fingerprint[HSM_FINGERPRINT];
+};
+
+struct hsm_reply {
+    struct fault fault;               /* code FAULT_NONE = done, and only then the rest counts */
+    enum hsm_state state;             /* GENERATE, PROVE, DESTROY */
+    char why[160];                    /* for HSM_UNFIT and HSM_HALF, a clause */
+    struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
+    uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
+    uint32_t signature_length;
+    uint32_t items;    /* SCAN: items emitted */
+    uint32_t nameless; /* SCAN: key objects with neither label nor id (crashed writes) */
+    uint32_t foreign;  /* SCAN: key objects of other labels */
+};
+
+/* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT
+ * do not occur): HSM_PROVE is who looks closer. */
+struct hsm_item {
+    struct hsm_key_name key;
+    enum hsm_state state;
+};
+
+/* Called from inside hsm_execute for every item of a SCAN. */
+typedef void hsm_item_fn(void *context, const struct hsm_item *item);
+
+struct hsm_token;
+
+/* Loads the module, finds the one token the URI names, logs in. On success *token
+ * is the caller's until hsm_close. FAULT_UNAVAILABLE: not there (yet);
+ * FAULT_FAILED_PRECONDITION: a setting is wrong, or the PIN was refused. */
+int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
+             struct hsm_token_info *info, struct fault *fault);
+
+/* Does one request and fills *reply, always. item may be NULL except for SCAN. */
+void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
+                 struct hsm_reply *reply, hsm_item_fn *item, void *context);
+
+/* Logs out, closes what it opened, finalizes the module. NULL is fine. */
+void hsm_close(struct hsm_token *token);
+
+void hsm_settings_wipe(struct hsm_settings *settings);
+
+/* Names for logs and messages: "ec-p256" .., "CKR_DEVICE_ERROR" ..; never NULL. */
+const char *hsm_key_type_name(enum hsm_key_type type);
+const char *hsm_rv_name(uint64_t ckr);
+
+/* Bytes of a digest of `hash`, 0 for a number that is no hash of ours. */
+size_t hsm_hash_length(enum hsm_hash hash);
+
+/* The body of a worker process: serves the frames of hsm/frame.h that come in on
+ * `socket` until the other end closes it, then ends the call it is in and returns
+ * the exit status. `page` is the shared page of frame.h. */
+int hsm_worker(int socket, int page);
+
+#endif

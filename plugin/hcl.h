@@ -1,0 +1,50 @@
+/* A reader for the part of HCL 1 (and JSON) that plugin_data may be written in. What is
+ * accepted reads exactly as hashicorp/hcl v1 reads it; whatever we have no use for is
+ * refused with its line: values other than strings, numbers, booleans, lists of those
+ * and blocks; interpolation (`${`), which HCL 1 passes through for others to expand.
+ *
+ * Written by hand because no C library reads HCL. Pure: bytes in, tree or fault out. */
+#ifndef PLUGIN_HCL_H
+#define PLUGIN_HCL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../hsm/fault.h"
+
+enum hcl_kind {
+    HCL_STRING, /* text, heredocs included, escapes resolved */
+    HCL_NUMBER, /* integer that fits in 64 bits */
+    HCL_FLOAT,  /* text as written */
+    HCL_BOOL,
+    HCL_LIST,   /* items without keys */
+    HCL_BLOCK,  /* items with keys; `key "label" {` gives a label */
+};
+
+struct hcl_item {
+    const char *key; /* NULL in lists */
+    const char *label; /* of a block, or NULL */
+    unsigned line;   /* 1-based, of the key (in lists: of the value) */
+    enum hcl_kind kind;
+    const char *text; /* STRING, FLOAT: NUL-terminated UTF-8 without inner NUL */
+    size_t length;
+    int64_t number; /* NUMBER, BOOL */
+    const struct hcl_item *items; /* LIST, BLOCK: `count` of them */
+    size_t count;
+};
+
+struct hcl;
+
+/* Parses `length` bytes. On success *tree is the caller's until hcl_free, and so is
+ * everything reached from it. FAULT_INVALID_ARGUMENT begins with "line N: ". */
+int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *fault);
+
+/* The top level, as one HCL_BLOCK without key. */
+const struct hcl_item *hcl_root(const struct hcl *tree);
+
+/* Wipes (a PIN may be in it) and frees. NULL is fine. */
+void hcl_free(struct hcl *tree);
+void hcl_scope_free(struct hcl **tree);
+
+#endif
