@@ -49,6 +49,9 @@ $(BUILD)/%.o: %.c | $(PROTO:=.h)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/rooms.a $(LIBS) -lcmocka -ldl
 
+# headers made from proto/ are kept although only objects ask for them
+.SECONDARY: $(PROTO:=.c) $(PROTO:=.h)
+
 -include $(wildcard $(BUILD)/*/*.d)
 
 clean:
