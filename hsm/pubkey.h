@@ -1,0 +1,28 @@
+/* Public keys as tokens hand them out, in all their spellings, and as the rest of the
+ * world wants them: PKIX and its SHA-256. Pure; every byte from a token is distrusted. */
+#ifndef HSM_PUBKEY_H
+#define HSM_PUBKEY_H
+
+#include "hsm.h"
+
+/* From CKA_EC_PARAMS (OID, or the names and explicit forms some tokens return) and
+ * CKA_EC_POINT (DER OCTET STRING, raw, without 04, BIT STRING, compressed: told apart
+ * by total length). P-256 and P-384 only; the point must be on the curve. */
+int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *point,
+                   size_t point_length, struct hsm_public_key *key, struct fault *fault);
+
+/* From CKA_MODULUS and CKA_PUBLIC_EXPONENT (leading zeros allowed). 2048 and 4096
+ * bits, odd exponent of at least 65537. */
+int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t *exponent,
+                    size_t exponent_length, struct hsm_public_key *key, struct fault *fault);
+
+/* From CKA_PUBLIC_KEY_INFO (PKCS#11 3.0). */
+int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *key,
+                     struct fault *fault);
+
+/* Does this signature (as sign_result makes them) over request->digest verify in
+ * software? FAULT_INTERNAL if not. */
+int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *request,
+                  const uint8_t *signature, size_t length, struct fault *fault);
+
+#endif

@@ -1,0 +1,35 @@
+/* How each kind of signature is asked of a token and what comes back: the table of
+ * mechanisms, the DigestInfo and PSS parameters, raw r||s into DER. Pure. */
+#ifndef HSM_SIGN_H
+#define HSM_SIGN_H
+
+#include <p11-kit/pkcs11.h>
+
+#include "hsm.h"
+
+/* What to hand to C_SignInit and C_Sign. `mechanism` points into the plan itself:
+ * a plan is not copied. */
+struct sign_plan {
+    CK_MECHANISM mechanism;
+    CK_RSA_PKCS_PSS_PARAMS pss;
+    uint8_t input[128];
+    CK_ULONG input_length;
+    CK_ULONG signature_length; /* of a well-formed raw answer */
+};
+
+/* FAULT_INVALID_ARGUMENT: a hash, digest length, salt length or scheme that does not
+ * exist or does not fit request->type. */
+int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct fault *fault);
+
+/* The same with the salt as long as the hash, for tokens that refuse the longest one.
+ * false: the request did not ask for HSM_SALT_MAX, there is nothing else to try. */
+bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan *plan);
+
+/* Puts the token's raw answer into reply->signature: EC r||s as minimal DER
+ * (ECDSA-Sig-Value, RFC 3279 2.2.3), RSA as it is. FAULT_INTERNAL when it is not
+ * plan->signature_length bytes long, or r or s is zero. */
+int sign_result(const struct hsm_request *request, const struct sign_plan *plan,
+                const uint8_t *raw, CK_ULONG length, struct hsm_reply *reply,
+                struct fault *fault);
+
+#endif
