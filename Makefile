@@ -14,6 +14,7 @@ ifneq ($(SAN),)
 HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
 endif
 DEFS     = -D_GNU_SOURCE -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
+$(BUILD)/plugin/main.o: DEFS += -DVERSION='"$(VERSION)"'
 CFLAGS  += $(HARDEN)
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
 LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpthread

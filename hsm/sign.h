@@ -17,6 +17,9 @@ struct sign_plan {
     CK_ULONG signature_length; /* of a well-formed raw answer */
 };
 
+/* OpenSSL's name of a hash ("SHA2-256" ..), NULL for a number that is no hash of ours. */
+const char *sign_hash_name(enum hsm_hash hash);
+
 /* FAULT_INVALID_ARGUMENT: a hash, digest length, salt length or scheme that does not
  * exist or does not fit request->type. */
 int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct fault *fault);

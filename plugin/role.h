@@ -13,6 +13,7 @@
 
 struct role {
     const char *type;            /* "KeyManager", "BundlePublisher", "Notifier" */
+    enum config_kind kind;       /* of its plugin_data */
     const char *service;         /* announced by Init to a spire-server */
     const char *agent_service;   /* to a spire-agent; NULL where agents have no such plugin */
     const struct rpc_method *methods;       /* of service */

@@ -1,0 +1,391 @@
+#include "pubkey.h"
+
+#include <string.h>
+#include <strings.h>
+
+#include <openssl/bn.h>
+#include <openssl/core_names.h>
+#include <openssl/ec.h>
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/objects.h>
+#include <openssl/param_build.h>
+#include <openssl/rsa.h>
+#include <openssl/sha.h>
+#include <openssl/x509.h>
+
+#include "scope.h"
+#include "sign.h"
+
+enum {
+    COORDINATE_MAX = 48,
+    POINT_MAX = 1 + 2 * COORDINATE_MAX,
+    EXPONENT_MAX = 8, /* OpenSSL verifies with no longer one */
+};
+
+static const struct curve {
+    enum hsm_key_type type;
+    int nid;
+    size_t coordinate; /* bytes */
+    const char *names[3];
+    uint8_t oid[10]; /* DER */
+    size_t oid_length;
+} curves[] = {
+    {HSM_EC_P256,
+     NID_X9_62_prime256v1,
+     32,
+     {"prime256v1", "secp256r1", "P-256"},
+     {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07},
+     10},
+    {HSM_EC_P384,
+     NID_secp384r1,
+     48,
+     {"secp384r1", "P-384", "ansip384r1"},
+     {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22},
+     7},
+};
+
+static void free_bn(BIGNUM **number)
+{
+    BN_free(*number);
+}
+
+static void free_pkey(EVP_PKEY **pkey)
+{
+    EVP_PKEY_free(*pkey);
+}
+
+static void free_context(EVP_PKEY_CTX **context)
+{
+    EVP_PKEY_CTX_free(*context);
+}
+
+static void free_hash(EVP_MD **hash)
+{
+    EVP_MD_free(*hash);
+}
+
+static void free_builder(OSSL_PARAM_BLD **builder)
+{
+    OSSL_PARAM_BLD_free(*builder);
+}
+
+static void free_params(OSSL_PARAM **params)
+{
+    OSSL_PARAM_free(*params);
+}
+
+static void free_group(EC_GROUP **group)
+{
+    EC_GROUP_free(*group);
+}
+
+/* What OpenSSL has to say about a refusal stays in its queue, which is emptied here. */
+static int refuse(struct fault *fault, const char *why)
+{
+    ERR_clear_error();
+    return fault_set(fault, FAULT_INTERNAL, "%s", why);
+}
+
+/* ---- making ---- */
+
+static EVP_PKEY *make(const char *kind, OSSL_PARAM_BLD *builder)
+{
+    OWNED(free_params) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
+    OWNED(free_context) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, kind, NULL);
+    EVP_PKEY *pkey = NULL;
+
+    if (!params || !context || EVP_PKEY_fromdata_init(context) != 1 ||
+        EVP_PKEY_fromdata(context, &pkey, EVP_PKEY_PUBLIC_KEY, params) != 1)
+        return NULL;
+    return pkey;
+}
+
+static int encode(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key *key,
+                  struct fault *fault)
+{
+    struct hsm_public_key made = {.type = type};
+    uint8_t *out = made.pkix;
+    int length = i2d_PUBKEY(pkey, NULL);
+
+    if (length <= 0 || (size_t)length > sizeof made.pkix || i2d_PUBKEY(pkey, &out) != length)
+        return refuse(fault, "public key cannot be encoded");
+    made.pkix_length = (uint32_t)length;
+    (void)SHA256(made.pkix, made.pkix_length, made.fingerprint);
+    *key = made;
+    return 0;
+}
+
+/* `point` as SEC 1 2.3.3 has it, compressed or not. OpenSSL refuses one that is not on
+ * the curve. */
+static int from_point(const struct curve *curve, const uint8_t *point, size_t length,
+                      struct hsm_public_key *key, struct fault *fault)
+{
+    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+
+    if (!builder ||
+        !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_GROUP_NAME, curve->names[0], 0) ||
+        !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_EC_POINT_CONVERSION_FORMAT,
+                                         "uncompressed", 0) ||
+        !OSSL_PARAM_BLD_push_octet_string(builder, OSSL_PKEY_PARAM_PUB_KEY, point, length))
+        return refuse(fault, "no memory for a public key");
+    pkey = make("EC", builder);
+    if (!pkey)
+        return refuse(fault, "EC point is not on its curve");
+    return encode(pkey, curve->type, key, fault);
+}
+
+static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hsm_public_key *key,
+                        struct fault *fault)
+{
+    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+    int bits = BN_num_bits(modulus);
+
+    if ((bits != 2048 && bits != 4096) || !BN_is_odd(modulus))
+        return refuse(fault, "RSA modulus is not one of 2048 or 4096 bits");
+    if (!BN_is_odd(exponent) || BN_num_bits(exponent) < 17 || BN_num_bytes(exponent) > EXPONENT_MAX)
+        return refuse(fault, "RSA public exponent is even, below 65537 or over 64 bits");
+    if (!builder || !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_N, modulus) ||
+        !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_E, exponent))
+        return refuse(fault, "no memory for a public key");
+    pkey = make("RSA", builder);
+    if (!pkey)
+        return refuse(fault, "RSA public key is refused");
+    return encode(pkey, bits == 2048 ? HSM_RSA_2048 : HSM_RSA_4096, key, fault);
+}
+
+/* ---- CKA_EC_PARAMS ---- */
+
+static const struct curve *curve_of_nid(int nid)
+{
+    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
+        if (curves[i].nid == nid)
+            return &curves[i];
+    return NULL;
+}
+
+static const struct curve *curve_of_oid(const uint8_t *der, size_t length)
+{
+    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
+        if (length == curves[i].oid_length && memcmp(der, curves[i].oid, length) == 0)
+            return &curves[i];
+    return NULL;
+}
+
+static bool is_named(const struct curve *curve, const char *name, size_t length)
+{
+    for (size_t i = 0; i < sizeof curve->names / sizeof curve->names[0]; i++)
+        if (strlen(curve->names[i]) == length && strncasecmp(curve->names[i], name, length) == 0)
+            return true;
+    return false;
+}
+
+/* The curveName alternative of PKCS#11 3.0 (a PrintableString), or the bare name. */
+static const struct curve *curve_of_name(const uint8_t *text, size_t length)
+{
+    if (length > 2 && text[0] == 0x13 && text[1] == length - 2) {
+        text += 2;
+        length -= 2;
+    }
+    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
+        if (is_named(&curves[i], (const char *)text, length))
+            return &curves[i];
+    return NULL;
+}
+
+/* All numbers of a curve spelt out (X9.62 ECParameters): it is ours when all are. */
+static const struct curve *curve_of_numbers(const uint8_t *der, size_t length)
+{
+    const uint8_t *end = der;
+    OWNED(free_group) EC_GROUP *group = NULL;
+
+    if (length == 0 || length > 1024 || der[0] != 0x30)
+        return NULL;
+    group = d2i_ECPKParameters(NULL, &end, (long)length);
+    if (!group || end != der + length)
+        return NULL;
+    return curve_of_nid(EC_GROUP_check_named_curve(group, 0, NULL));
+}
+
+static const struct curve *curve_of(const uint8_t *params, size_t length)
+{
+    const struct curve *curve = curve_of_oid(params, length);
+
+    if (!curve)
+        curve = curve_of_name(params, length);
+    if (!curve)
+        curve = curve_of_numbers(params, length);
+    return curve;
+}
+
+/* ---- CKA_EC_POINT ---- */
+
+/* Is `point` an encoding of `inner` bytes: bare, an OCTET STRING (as the spec wants it)
+ * or a BIT STRING? 04 begins an OCTET STRING as well as a bare point, so that nothing
+ * but the whole length tells them apart. */
+static bool holds(const uint8_t *point, size_t length, size_t inner)
+{
+    if (length == inner)
+        return true;
+    if (length == inner + 2)
+        return point[0] == 0x04 && point[1] == inner;
+    if (length == inner + 3)
+        return point[0] == 0x03 && point[1] == inner + 1 && point[2] == 0x00;
+    return false;
+}
+
+/* Writes the point inside `point` and returns its length, 0 if there is none. */
+static size_t unwrap(const struct curve *curve, const uint8_t *point, size_t length,
+                     uint8_t bare[POINT_MAX])
+{
+    const size_t full = 1 + 2 * curve->coordinate;
+    const size_t compressed = 1 + curve->coordinate;
+    const size_t headless = 2 * curve->coordinate; /* X and Y alone */
+
+    if (holds(point, length, full)) {
+        memcpy(bare, point + length - full, full);
+        return bare[0] == 0x04 ? full : 0;
+    }
+    if (holds(point, length, compressed)) {
+        memcpy(bare, point + length - compressed, compressed);
+        return bare[0] == 0x02 || bare[0] == 0x03 ? compressed : 0;
+    }
+    if (holds(point, length, headless)) {
+        bare[0] = 0x04;
+        memcpy(bare + 1, point + length - headless, headless);
+        return full;
+    }
+    return 0;
+}
+
+/* ---- the doors ---- */
+
+int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *point,
+                   size_t point_length, struct hsm_public_key *key, struct fault *fault)
+{
+    const struct curve *curve = curve_of(params, params_length);
+    uint8_t bare[POINT_MAX];
+    size_t length;
+
+    if (!curve)
+        return refuse(fault, "EC parameters are neither P-256 nor P-384");
+    length = unwrap(curve, point, point_length, bare);
+    if (length == 0)
+        return refuse(fault, "EC point has no known encoding");
+    return from_point(curve, bare, length, key, fault);
+}
+
+int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t *exponent,
+                    size_t exponent_length, struct hsm_public_key *key, struct fault *fault)
+{
+    OWNED(free_bn) BIGNUM *n = NULL;
+    OWNED(free_bn) BIGNUM *e = NULL;
+
+    if (modulus_length > HSM_PKIX_MAX || exponent_length > HSM_PKIX_MAX)
+        return refuse(fault, "RSA modulus or public exponent is too long");
+    n = BN_bin2bn(modulus, (int)modulus_length, NULL);
+    e = BN_bin2bn(exponent, (int)exponent_length, NULL);
+    if (!n || !e)
+        return refuse(fault, "no memory for a public key");
+    return from_numbers(n, e, key, fault);
+}
+
+static int from_ec_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault *fault)
+{
+    OWNED(free_bn) BIGNUM *x = NULL;
+    OWNED(free_bn) BIGNUM *y = NULL;
+    const struct curve *curve;
+    uint8_t point[POINT_MAX] = {0x04};
+    char name[64];
+    int size;
+
+    if (EVP_PKEY_get_group_name(pkey, name, sizeof name, NULL) != 1)
+        return refuse(fault, "EC public key is on an unknown curve");
+    curve = curve_of_name((const uint8_t *)name, strlen(name));
+    if (!curve)
+        return refuse(fault, "EC public key is neither on P-256 nor on P-384");
+    size = (int)curve->coordinate;
+    if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
+        EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1 ||
+        BN_bn2binpad(x, point + 1, size) != size ||
+        BN_bn2binpad(y, point + 1 + curve->coordinate, size) != size)
+        return refuse(fault, "EC public key has no point");
+    return from_point(curve, point, 1 + 2 * curve->coordinate, key, fault);
+}
+
+static int from_rsa_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault *fault)
+{
+    OWNED(free_bn) BIGNUM *n = NULL;
+    OWNED(free_bn) BIGNUM *e = NULL;
+
+    if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_N, &n) != 1 ||
+        EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_E, &e) != 1)
+        return refuse(fault, "RSA public key has no numbers");
+    return from_numbers(n, e, key, fault);
+}
+
+/* Taken apart and put together again, so that one key has one encoding and one
+ * fingerprint however the token spells it. */
+int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *key,
+                     struct fault *fault)
+{
+    const uint8_t *end = pkix;
+    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+
+    if (length == 0 || length > 2 * (size_t)HSM_PKIX_MAX)
+        return refuse(fault, "public key is empty or too long");
+    pkey = d2i_PUBKEY(NULL, &end, (long)length);
+    if (!pkey || end != pkix + length)
+        return refuse(fault, "public key is not a SubjectPublicKeyInfo");
+    if (EVP_PKEY_is_a(pkey, "EC"))
+        return from_ec_pkey(pkey, key, fault);
+    if (EVP_PKEY_is_a(pkey, "RSA"))
+        return from_rsa_pkey(pkey, key, fault);
+    return refuse(fault, "public key is neither EC nor RSA");
+}
+
+/* ---- verifying ---- */
+
+/* A token that refuses the longest salt was asked for one as long as the hash: with
+ * HSM_SALT_MAX any length is right. */
+static int pss_salt(int32_t asked)
+{
+    if (asked == HSM_SALT_MAX)
+        return RSA_PSS_SALTLEN_AUTO;
+    return asked == HSM_SALT_HASH ? RSA_PSS_SALTLEN_DIGEST : asked;
+}
+
+static bool prepare_rsa(EVP_PKEY_CTX *context, const struct hsm_request *request)
+{
+    const char *name = sign_hash_name(request->hash);
+    OWNED(free_hash) EVP_MD *hash = name ? EVP_MD_fetch(NULL, name, NULL) : NULL;
+    bool pss = request->scheme == HSM_PSS;
+
+    if (!hash)
+        return false;
+    if (EVP_PKEY_CTX_set_rsa_padding(context, pss ? RSA_PKCS1_PSS_PADDING : RSA_PKCS1_PADDING) != 1)
+        return false;
+    if (EVP_PKEY_CTX_set_signature_md(context, hash) != 1)
+        return false;
+    return !pss || EVP_PKEY_CTX_set_rsa_pss_saltlen(context, pss_salt(request->salt_length)) == 1;
+}
+
+int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *request,
+                  const uint8_t *signature, size_t length, struct fault *fault)
+{
+    const uint8_t *end = key->pkix;
+    OWNED(free_pkey) EVP_PKEY *pkey = d2i_PUBKEY(NULL, &end, (long)key->pkix_length);
+    OWNED(free_context) EVP_PKEY_CTX *context = NULL;
+
+    if (pkey)
+        context = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
+    if (!context || EVP_PKEY_verify_init(context) != 1)
+        return refuse(fault, "signature cannot be verified: public key is not usable");
+    if (EVP_PKEY_is_a(pkey, "RSA") && !prepare_rsa(context, request))
+        return refuse(fault, "signature cannot be verified: hash or scheme is not usable");
+    if (EVP_PKEY_verify(context, signature, length, request->digest, request->digest_length) != 1)
+        return refuse(fault, "signature does not verify with the public key");
+    return 0;
+}

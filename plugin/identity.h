@@ -1,0 +1,30 @@
+/* Who this server is on a shared token: the content of key_identifier_file (made when
+ * absent: a random UUID, 0600, atomically), or key_identifier_value.
+ *
+ * The file is also the lock that tells two live processes with one identity apart:
+ * flock(2), held by whoever has the descriptor open, worker included. Only its holder
+ * may destroy older generations unasked. */
+#ifndef PLUGIN_IDENTITY_H
+#define PLUGIN_IDENTITY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "config.h"
+
+struct identity {
+    char bytes[CONFIG_IDENTITY_MAX];
+    size_t length;
+    int lock;     /* descriptor that holds the lock; -1 with key_identifier_value */
+    bool existed; /* the file was there before */
+};
+
+/* Reads or makes the identity and takes the lock, waiting up to 12 s for a process that
+ * is on its way out. `held` is the identity in force, or NULL: the same file is not
+ * locked against ourselves. On success the caller closes with identity_close. */
+int identity_open(const struct config_keymanager *config, const struct identity *held,
+                  struct identity *identity, struct fault *fault);
+
+void identity_close(struct identity *identity);
+
+#endif

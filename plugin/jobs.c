@@ -1,0 +1,193 @@
+#include "jobs.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "../hsm/frame.h"
+
+enum { SLOT_BITS = 11 };
+
+_Static_assert(SUPERVISOR_REQUESTS_MAX == 1 << SLOT_BITS, "a slot fits its bits");
+
+static const struct {
+    bool slow;
+    bool repeat;
+} operations[] = {
+    [HSM_SCAN] = {.slow = true, .repeat = true},
+    [HSM_GENERATE] = {.slow = true, .repeat = false},
+    [HSM_PROVE] = {.slow = false, .repeat = true},
+    [HSM_SIGN] = {.slow = false, .repeat = true},
+    [HSM_DESTROY] = {.slow = true, .repeat = true},
+    [HSM_PING] = {.slow = false, .repeat = true},
+};
+
+bool jobs_repeatable(enum hsm_op op)
+{
+    return operations[op].repeat;
+}
+
+void jobs_open(struct jobs *jobs)
+{
+    TAILQ_INIT(&jobs->quick);
+    TAILQ_INIT(&jobs->slow);
+    TAILQ_INIT(&jobs->free);
+    for (uint32_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
+        jobs->table[i].number = i;
+        TAILQ_INSERT_TAIL(&jobs->free, &jobs->table[i], link);
+    }
+}
+
+static struct job_queue *queue_of(struct jobs *jobs, const struct job *job)
+{
+    return operations[job->op].slow ? &jobs->slow : &jobs->quick;
+}
+
+static void enqueue(struct jobs *jobs, struct job *job)
+{
+    struct job_queue *queue = queue_of(jobs, job);
+    struct job *before = TAILQ_LAST(queue, job_queue);
+
+    job->state = JOB_QUEUED;
+    while (before && before->order > job->order)
+        before = TAILQ_PREV(before, job_queue, link);
+    if (before)
+        TAILQ_INSERT_AFTER(queue, before, job, link);
+    else
+        TAILQ_INSERT_HEAD(queue, job, link);
+}
+
+static bool encode(struct job *job, const struct hsm_request *request)
+{
+    struct frame frame = {.kind = FRAME_REQUEST, .number = job->number, .request = *request};
+    uint8_t bytes[FRAME_MAX];
+
+    job->length = frame_encode(&frame, bytes);
+    job->frame = malloc(job->length);
+    if (job->frame)
+        memcpy(job->frame, bytes, job->length);
+    return job->frame != NULL;
+}
+
+struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request)
+{
+    struct job *job = TAILQ_FIRST(&jobs->free);
+    uint32_t number;
+
+    if (!job)
+        return NULL;
+    number = job->number + SUPERVISOR_REQUESTS_MAX;
+    if (number < SUPERVISOR_REQUESTS_MAX) /* wrapped: 0 means idle in the shared page */
+        number += SUPERVISOR_REQUESTS_MAX;
+    job->number = number;
+    if (!encode(job, request->request))
+        return NULL;
+    TAILQ_REMOVE(&jobs->free, job, link);
+    job->op = request->request->op;
+    job->order = jobs->orders++;
+    job->deaths = 0;
+    job->failures = 0;
+    job->deadline = request->deadline;
+    job->done = request->done;
+    job->item = request->item;
+    job->context = request->context;
+    enqueue(jobs, job);
+    return job;
+}
+
+static struct job *first_alive(struct job_queue *queue, int64_t now)
+{
+    struct job *job;
+
+    TAILQ_FOREACH(job, queue, link)
+    if (job->deadline > now)
+        return job;
+    return NULL;
+}
+
+struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
+{
+    unsigned slow_max = threads > 1 ? threads / 2 : 1;
+    struct job *job = NULL;
+
+    if (jobs->sent >= 2 * threads)
+        return NULL;
+    if (jobs->slow_sent < slow_max)
+        job = first_alive(&jobs->slow, now);
+    return job ? job : first_alive(&jobs->quick, now);
+}
+
+void jobs_sent(struct jobs *jobs, struct job *job)
+{
+    TAILQ_REMOVE(queue_of(jobs, job), job, link);
+    job->state = JOB_SENT;
+    jobs->sent++;
+    if (operations[job->op].slow)
+        jobs->slow_sent++;
+}
+
+/* Out of whatever it is in. */
+static void take_out(struct jobs *jobs, struct job *job)
+{
+    if (job->state == JOB_QUEUED) {
+        TAILQ_REMOVE(queue_of(jobs, job), job, link);
+        return;
+    }
+    jobs->sent--;
+    if (operations[job->op].slow)
+        jobs->slow_sent--;
+}
+
+void jobs_requeue(struct jobs *jobs, struct job *job)
+{
+    take_out(jobs, job);
+    enqueue(jobs, job);
+}
+
+void jobs_abandon(struct jobs *jobs, struct job *job)
+{
+    if (job->state == JOB_SENT)
+        job->state = JOB_ABANDONED;
+    else
+        jobs_release(jobs, job);
+}
+
+void jobs_release(struct jobs *jobs, struct job *job)
+{
+    take_out(jobs, job);
+    free(job->frame);
+    job->frame = NULL;
+    job->state = JOB_FREE;
+    TAILQ_INSERT_HEAD(&jobs->free, job, link);
+}
+
+struct job *jobs_numbered(struct jobs *jobs, uint32_t number)
+{
+    struct job *job = &jobs->table[number & (SUPERVISOR_REQUESTS_MAX - 1)];
+    bool at_worker = job->state == JOB_SENT || job->state == JOB_ABANDONED;
+
+    return at_worker && job->number == number ? job : NULL;
+}
+
+struct job *jobs_at_worker(struct jobs *jobs)
+{
+    for (size_t i = 0; jobs->sent > 0 && i < SUPERVISOR_REQUESTS_MAX; i++)
+        if (jobs->table[i].state == JOB_SENT || jobs->table[i].state == JOB_ABANDONED)
+            return &jobs->table[i];
+    return NULL;
+}
+
+struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
+{
+    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
+        struct job *job = &jobs->table[i];
+
+        if ((job->state == JOB_QUEUED || job->state == JOB_SENT) && (any || job->deadline <= now))
+            return job;
+    }
+    return NULL;
+}
+
+bool jobs_idle(const struct jobs *jobs)
+{
+    return jobs->sent == 0 && TAILQ_EMPTY(&jobs->quick) && TAILQ_EMPTY(&jobs->slow);
+}

@@ -1,0 +1,81 @@
+/* The supervisor's books: every request that has not been answered, where it stands
+ * (queued, or at the worker) and in which order. No locks, no I/O: the supervisor holds
+ * its mutex around every call. */
+#ifndef PLUGIN_JOBS_H
+#define PLUGIN_JOBS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "supervisor.h"
+
+enum job_state {
+    JOB_FREE,
+    JOB_QUEUED,
+    JOB_SENT,
+    JOB_ABANDONED, /* answered already; its number stays taken until the worker lets go */
+};
+
+struct job {
+    TAILQ_ENTRY(job) link;
+    enum job_state state;
+    enum hsm_op op;
+    uint32_t number;         /* slot, and above it the count of the slot's uses: a late reply cannot
+                                meet a new request. Never 0 */
+    uint64_t order;          /* of submission: a repeated job goes back where it stood */
+    unsigned deaths;         /* workers that ended while executing it */
+    unsigned failures;       /* FAULT_UNAVAILABLE answers from workers that had the token open */
+    uint64_t successes_seen; /* the supervisor's count of successes at the first of them */
+    int64_t deadline;
+    uint8_t *frame;
+    size_t length;
+    supervisor_done *done;
+    hsm_item_fn *item;
+    void *context;
+};
+
+TAILQ_HEAD(job_queue, job);
+
+struct jobs {
+    uint64_t orders;
+    unsigned sent;      /* at the worker, JOB_ABANDONED included */
+    unsigned slow_sent; /* those of them that may take at most half of the threads */
+    struct job_queue quick;
+    struct job_queue slow;
+    struct job_queue free;
+    struct job table[SUPERVISOR_REQUESTS_MAX];
+};
+
+void jobs_open(struct jobs *jobs);
+
+/* Books and encodes a request, JOB_QUEUED. NULL: no room. */
+struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request);
+
+/* The job to send next to a worker of so many threads, or NULL. Slow operations get at
+ * most half of the threads, all together at most two jobs a thread; jobs past their
+ * deadline are passed over. */
+struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
+
+/* JOB_QUEUED -> JOB_SENT, and back to where it stood. */
+void jobs_sent(struct jobs *jobs, struct job *job);
+void jobs_requeue(struct jobs *jobs, struct job *job);
+
+/* JOB_SENT -> JOB_ABANDONED; queued ones are released. */
+void jobs_abandon(struct jobs *jobs, struct job *job);
+
+/* Any state -> JOB_FREE. */
+void jobs_release(struct jobs *jobs, struct job *job);
+
+/* Looks: by number among those at the worker; any at the worker; any unanswered that is
+ * past its deadline (or simply any). NULL if there is none. */
+struct job *jobs_numbered(struct jobs *jobs, uint32_t number);
+struct job *jobs_at_worker(struct jobs *jobs);
+struct job *jobs_late(struct jobs *jobs, int64_t now, bool any);
+bool jobs_idle(const struct jobs *jobs);
+
+/* May the operation be asked again after its outcome was lost? */
+bool jobs_repeatable(enum hsm_op op);
+
+#endif

@@ -1,0 +1,74 @@
+/* What keymanager.c, loading.c, rotation.c and disposal.c share. Nobody else includes it. */
+#ifndef PLUGIN_KEYMANAGER_PRIVATE_H
+#define PLUGIN_KEYMANAGER_PRIVATE_H
+
+#include <sys/queue.h>
+
+#include "identity.h"
+#include "keymanager.h"
+#include "log.h"
+#include "supervisor.h"
+
+/* Why an object is to leave the token. */
+enum disposal_kind {
+    DISPOSE_SUPERSEDED, /* a key of ours that a newer one replaced */
+    DISPOSE_LEFTOVER,   /* found at Configure: an older generation, or half a key */
+    DISPOSE_STRAY,      /* what a failed generation may have left, or may yet show (HSM
+                           clusters lag): looked for several times */
+};
+
+struct disposal;
+struct attempt;
+struct waiter;
+LIST_HEAD(disposals, disposal);
+LIST_HEAD(attempts, attempt);
+TAILQ_HEAD(waiters, waiter);
+
+struct keymanager {
+    struct config_keymanager config;
+    struct identity identity;
+    struct label_scope scope;
+    struct supervisor *supervisor;
+    struct hsm_token_info info;
+    struct catalogue catalogue;
+    atomic_uint holders;
+
+    pthread_mutex_t mutex;  /* guards all below */
+    pthread_cond_t drained; /* attempts is empty */
+    uint32_t highest;       /* generation ever seen in our scope */
+    bool gate;              /* new generations wait in `gated` for a reconfiguration */
+    struct waiters gated;
+    struct attempts attempts; /* one per key id at most */
+    struct disposals disposals;
+    unsigned disposing;           /* requests out */
+    bool cleaning;                /* disposals may begin */
+    bool closing;                 /* rotation_abandon was called */
+    struct keymanager *successor; /* held: takes the requests that still come in here */
+};
+
+/* loading.c: scan, prove, serve; leftovers become disposals. */
+int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
+                struct fault *fault);
+
+/* disposal.c */
+void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
+                  const struct hsm_key_name *name);
+void disposal_tick(struct keymanager *keymanager);
+void disposal_free_all(struct keymanager *keymanager);
+
+/* rotation.c: expired waiters are answered, stalled attempts go on; close the gate and let
+ * the attempts come to an end; open it again, sending those who waited to `successor` (or
+ * back to us); answer everybody with FAULT_UNAVAILABLE, now and from now on. */
+void rotation_tick(struct keymanager *keymanager);
+int rotation_drain(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
+                   struct fault *fault);
+void rotation_open_gate(struct keymanager *keymanager, struct keymanager *successor);
+void rotation_abandon(struct keymanager *keymanager);
+
+/* One line per key event, with the columns an operator can match with `keys` and with
+ * SPIRE's own logs. keymanager.c */
+void keymanager_log_event(const struct keymanager *keymanager, const char *event,
+                          const struct catalogue_key *key);
+void keymanager_cka_id(const struct hsm_key_name *name, char text[2 * HSM_ID_MAX + 1]);
+
+#endif

@@ -1,0 +1,302 @@
+/* From a token to a catalogue: one scan, then the newest generation of each of our keys is
+ * proven and served. What the scan shows besides is left over from crashes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../hsm/clock.h"
+#include "inventory.h"
+#include "keymanager_private.h"
+
+enum { PROOFS_OUT_MAX = 64 };
+
+/* The slow lane's end of requests that run elsewhere. */
+struct tally {
+    struct keymanager *keymanager;
+    const atomic_bool *cancel;
+    bool cancelled;
+    int64_t deadline;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    unsigned out;
+    struct fault fault; /* the first that was not FAULT_NONE */
+    struct hsm_reply scan;
+    struct inventory inventory;
+};
+
+static void tally_begin(struct tally *tally)
+{
+    (void)pthread_mutex_lock(&tally->mutex);
+    tally->out++;
+    (void)pthread_mutex_unlock(&tally->mutex);
+}
+
+static void tally_end(struct tally *tally, const struct fault *fault)
+{
+    (void)pthread_mutex_lock(&tally->mutex);
+    if (tally->fault.code == FAULT_NONE)
+        tally->fault = *fault;
+    tally->out--;
+    (void)pthread_cond_signal(&tally->changed);
+    (void)pthread_mutex_unlock(&tally->mutex);
+}
+
+/* Waits until no more than `most` are out. What is out refers to the tally, so even a
+ * cancelled wait lasts until all have come back: abandoning the supervisor sees to that. */
+static int tally_wait(struct tally *tally, unsigned most, struct fault *fault)
+{
+    bool cancel;
+    int result;
+
+    (void)pthread_mutex_lock(&tally->mutex);
+    while (tally->out > most) {
+        int64_t until = clock_now() + CLOCK_SECOND / 5;
+        struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
+
+        (void)pthread_cond_timedwait(&tally->changed, &tally->mutex, &time);
+        cancel = *tally->cancel && !tally->cancelled;
+        tally->cancelled = tally->cancelled || cancel;
+        (void)pthread_mutex_unlock(&tally->mutex);
+        if (cancel)
+            supervisor_abandon(tally->keymanager->supervisor);
+        (void)pthread_mutex_lock(&tally->mutex);
+    }
+    result = tally->fault.code == FAULT_NONE ? 0 : -1;
+    if (result != 0)
+        *fault = tally->fault;
+    (void)pthread_mutex_unlock(&tally->mutex);
+    return result;
+}
+
+/* ---- scanning ---- */
+
+static void scanned_item(void *context, const struct hsm_item *item)
+{
+    struct tally *tally = context;
+
+    if (item)
+        inventory_add(&tally->inventory, &tally->keymanager->scope, item);
+    else
+        inventory_clear(&tally->inventory);
+}
+
+static void scanned(void *context, const struct hsm_reply *reply)
+{
+    struct tally *tally = context;
+
+    tally->scan = *reply;
+    tally_end(tally, &reply->fault);
+}
+
+static int scan(struct tally *tally, struct fault *fault)
+{
+    struct hsm_request request = {.op = HSM_SCAN};
+
+    label_prefix(&tally->keymanager->scope, request.prefix);
+    tally_begin(tally);
+    supervisor_submit(tally->keymanager->supervisor,
+                      &(struct supervisor_request){.request = &request,
+                                                   .deadline = tally->deadline,
+                                                   .done = scanned,
+                                                   .item = scanned_item,
+                                                   .context = tally});
+    if (tally_wait(tally, 0, fault) != 0)
+        return fault_prefix(fault, "cannot list the keys on token \"%s\"",
+                            tally->keymanager->info.label);
+    if (tally->inventory.out_of_memory)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
+    inventory_sort(&tally->inventory);
+    return 0;
+}
+
+/* ---- proving ---- */
+
+struct proof {
+    struct tally *tally;
+    struct inventory_item *item;
+};
+
+static void proven(void *context, const struct hsm_reply *reply)
+{
+    struct proof *proof = context;
+    struct tally *tally = proof->tally;
+    struct inventory_item *item = proof->item;
+
+    free(proof);
+    if (reply->fault.code == FAULT_NONE) {
+        item->state = reply->state;
+        item->proven = true;
+        if (reply->state == HSM_COMPLETE)
+            item->public_key = reply->public_key;
+        else
+            (void)snprintf(item->why, sizeof item->why, "%s", reply->why);
+    }
+    tally_end(tally, &reply->fault);
+}
+
+static int prove(struct tally *tally, struct inventory_item *item, struct fault *fault)
+{
+    struct proof *proof = malloc(sizeof *proof);
+    struct hsm_request request = {.op = HSM_PROVE, .key = item->name};
+
+    if (!proof)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    *proof = (struct proof){.tally = tally, .item = item};
+    tally_begin(tally);
+    supervisor_submit(
+        tally->keymanager->supervisor,
+        &(struct supervisor_request){
+            .request = &request, .deadline = tally->deadline, .done = proven, .context = proof});
+    return tally_wait(tally, PROOFS_OUT_MAX, fault);
+}
+
+/* Proves the newest generation of every key id; where that one is unfit, the next older
+ * one in another round, until nothing is left to prove. */
+static int prove_all(struct tally *tally, struct fault *fault)
+{
+    struct inventory_item *item;
+    bool more = true;
+    int result = 0;
+
+    while (more && result == 0) {
+        struct fault late;
+
+        more = false;
+        for (item = inventory_first(&tally->inventory); item && result == 0;
+             item = inventory_next_id(&tally->inventory, item)) {
+            struct inventory_item *candidate = inventory_candidate(&tally->inventory, item);
+
+            if (candidate && !candidate->proven) {
+                more = true;
+                result = prove(tally, candidate, fault);
+            }
+        }
+        if (tally_wait(tally, 0, &late) != 0 && result == 0) {
+            *fault = late;
+            result = -1;
+        }
+    }
+    return result;
+}
+
+/* ---- serving ---- */
+
+static void warn_unfit(const struct inventory_item *item)
+{
+    static const char *const states[] = {[HSM_ABSENT] = "vanished",
+                                         [HSM_HALF] = "half a key",
+                                         [HSM_UNFIT] = "not fit for use",
+                                         [HSM_DUPLICATE] = "exists more than once"};
+    char id[2 * HSM_ID_MAX + 1];
+
+    keymanager_cka_id(&item->name, id);
+    log_write(LOG_WARN, "key on the token is not served", "key_id", item->label.key_id, "label",
+              item->name.label, "cka_id", id, "state", states[item->state], "reason", item->why,
+              NULL);
+}
+
+static int serve(struct keymanager *keymanager, const struct inventory_item *item,
+                 struct fault *fault)
+{
+    struct catalogue_key *key = catalogue_key_new(&item->label, &item->name, &item->public_key);
+    struct catalogue_key *old = NULL;
+
+    if (!key || catalogue_serve(&keymanager->catalogue, key, &old) != 0) {
+        free(key);
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    }
+    keymanager_log_event(keymanager, "key adopted", key);
+    return 0;
+}
+
+/* Without the lock on an identity file another process may be making this very half. */
+static const uint32_t half_made_age = 3600;
+
+static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
+                        const struct inventory_item *served)
+{
+    bool locked = keymanager->identity.lock >= 0;
+    uint32_t now;
+
+    if (item->state == HSM_HALF)
+        return locked || (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
+                          now - item->label.generation > half_made_age);
+    return locked && served && item->label.generation < served->label.generation;
+}
+
+static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
+                     struct inventory_item *first, struct fault *fault)
+{
+    const struct inventory_item *served = inventory_candidate(inventory, first);
+    struct inventory_item *item;
+
+    if (served && serve(keymanager, served, fault) != 0)
+        return -1;
+    for (item = first; item; item = inventory_next_generation(inventory, item)) {
+        bool leftover = item != served && is_leftover(keymanager, item, served);
+
+        if (item != served && !leftover && (item->proven || item->state != HSM_COMPLETE))
+            warn_unfit(item);
+        if (leftover && keymanager->config.destroy_superseded)
+            disposal_add(keymanager, DISPOSE_LEFTOVER, item->label.key_id, &item->name);
+    }
+    return 0;
+}
+
+static int serve_all(struct keymanager *keymanager, struct inventory *inventory,
+                     struct fault *fault)
+{
+    struct inventory_item *item;
+
+    keymanager->highest = inventory_highest(inventory);
+    for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
+        if (settle_id(keymanager, inventory, item, fault) != 0)
+            return -1;
+    return 0;
+}
+
+static void log_loaded(const struct keymanager *keymanager, const struct hsm_reply *scan)
+{
+    char keys[16];
+    char foreign[16];
+    char nameless[16];
+
+    (void)snprintf(keys, sizeof keys, "%zu", keymanager->catalogue.count);
+    (void)snprintf(foreign, sizeof foreign, "%u", scan->foreign);
+    (void)snprintf(nameless, sizeof nameless, "%u", scan->nameless);
+    log_write(LOG_INFO, "token opened", "token", keymanager->info.label, "serial",
+              keymanager->info.serial, "model", keymanager->info.model, "library",
+              keymanager->info.library, "keys", keys, "foreign_objects", foreign,
+              "nameless_objects", nameless, NULL);
+    if (keymanager->identity.existed && keymanager->catalogue.count == 0)
+        log_write(LOG_WARN,
+                  "key_identifier_file existed before, but the token holds no key of this server: "
+                  "is it the right token, or was it initialised anew?",
+                  "token", keymanager->info.label, "serial", keymanager->info.serial, NULL);
+}
+
+int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
+                struct fault *fault)
+{
+    struct tally tally = {.keymanager = keymanager, .cancel = cancel, .deadline = deadline};
+    pthread_condattr_t monotonic;
+    int result;
+
+    (void)pthread_mutex_init(&tally.mutex, NULL);
+    (void)pthread_condattr_init(&monotonic);
+    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&tally.changed, &monotonic);
+    (void)pthread_condattr_destroy(&monotonic);
+    result = scan(&tally, fault);
+    if (result == 0)
+        result = prove_all(&tally, fault);
+    if (result == 0)
+        result = serve_all(keymanager, &tally.inventory, fault);
+    if (result == 0)
+        log_loaded(keymanager, &tally.scan);
+    inventory_clear(&tally.inventory);
+    (void)pthread_cond_destroy(&tally.changed);
+    (void)pthread_mutex_destroy(&tally.mutex);
+    return result;
+}

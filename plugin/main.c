@@ -1,0 +1,70 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "../hsm/hsm.h"
+#include "config.h"
+#include "role.h"
+#include "serve.h"
+
+#ifndef VERSION
+#define VERSION "unknown"
+#endif
+
+/* The descriptors a worker is started with. */
+enum { WORKER_SOCKET = 3, WORKER_PAGE = 4 };
+
+static const char not_a_command[] =
+    "spire-hsm is a plugin: spire-server or spire-agent starts it, from a block like this one\n"
+    "in its configuration file:\n"
+    "\n"
+    "    KeyManager \"pkcs11\" {\n"
+    "        plugin_cmd = \"/usr/local/libexec/spire-hsm\"\n"
+    "        plugin_data {\n"
+    "            module = \"/usr/lib/softhsm/libsofthsm2.so\"\n"
+    "            token = \"pkcs11:token=spire\"\n"
+    "            pin_file = \"/etc/spire/hsm-pin\"\n"
+    "            key_identifier_file = \"/var/lib/spire/server/hsm-id\"\n"
+    "        }\n"
+    "    }\n"
+    "\n"
+    "`spire-hsm --help` lists all options.\n";
+
+static int help(void)
+{
+    static const struct {
+        enum config_kind kind;
+        const char *title;
+    } blocks[] = {
+        {CONFIG_KEYMANAGER, "KeyManager: keys in a PKCS#11 token"},
+        {CONFIG_PUBLISHER, "BundlePublisher: the trust bundle in a file"},
+        {CONFIG_NOTIFIER, "Notifier: the same, at once when the bundle changes"},
+    };
+
+    (void)printf("spire-hsm %s: SPIRE's signing keys in a PKCS#11 token, its trust bundle in a "
+                 "file\n\n%s\n"
+                 "usage: spire-hsm --help | --version\n",
+                 VERSION, not_a_command);
+    for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) {
+        (void)printf("\nplugin_data of %s\n\n", blocks[i].title);
+        config_help(blocks[i].kind, stdout);
+    }
+    return fflush(stdout) == 0 ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+    const char *argument = argc > 1 ? argv[1] : "";
+    const struct role *role;
+
+    if (strcmp(argument, "worker") == 0)
+        return hsm_worker(WORKER_SOCKET, WORKER_PAGE);
+    if (strcmp(argument, "--version") == 0)
+        return printf("spire-hsm %s\n", VERSION) < 0 || fflush(stdout) != 0;
+    if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)
+        return help();
+    role = role_from_environment();
+    if (role)
+        return serve(role);
+    (void)fputs(not_a_command, stderr);
+    return 1;
+}

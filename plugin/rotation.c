@@ -1,0 +1,501 @@
+/* GenerateKey. One attempt per key id makes a new pair and has it served; whoever asks for
+ * the id meanwhile waits for it. An attempt outlives those who wait: a slow HSM costs them
+ * failed calls, but exactly one key.
+ *
+ *   generating --whole, proven-----------------------------> served
+ *       |  outcome unknown (worker died, ambiguous error)
+ *       v
+ *   looking ----whole, proven------------------------------> served
+ *       |  not there, or half: that label is never used again, what may show up of it
+ *       v  is cleared away, and a fresh generation begins
+ *   generating ...
+ *
+ * The served key is not touched before the new one is proven. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../hsm/clock.h"
+#include "keymanager_private.h"
+
+enum { GENERATIONS_MAX = 5 };
+
+static const int64_t look_again = CLOCK_SECOND;
+
+struct waiter {
+    TAILQ_ENTRY(waiter) link;
+    char key_id[LABEL_KEY_ID_MAX + 1];
+    enum hsm_key_type type;
+    int64_t deadline;
+    keymanager_generated *done;
+    void *context;
+};
+
+struct attempt {
+    LIST_ENTRY(attempt) link;
+    struct keymanager *keymanager; /* held */
+    struct label label;
+    enum hsm_key_type type;
+    struct hsm_key_name name;
+    struct waiters waiters;
+    unsigned generations;
+    int64_t look_at; /* 0: a request is out */
+};
+
+static void generate(struct attempt *attempt);
+static void enter(struct keymanager *keymanager, struct waiter *waiter);
+
+static void lock(struct keymanager *keymanager)
+{
+    (void)pthread_mutex_lock(&keymanager->mutex);
+}
+
+static void unlock(struct keymanager *keymanager)
+{
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+}
+
+static void answer(struct waiter *waiter, const struct catalogue_key *key,
+                   const struct fault *fault)
+{
+    waiter->done(waiter->context, key, fault);
+    free(waiter);
+}
+
+static void answer_all(struct waiters *waiters, const struct catalogue_key *key,
+                       const struct fault *fault)
+{
+    struct waiter *waiter;
+
+    while ((waiter = TAILQ_FIRST(waiters)) != NULL) {
+        TAILQ_REMOVE(waiters, waiter, link);
+        answer(waiter, key, fault);
+    }
+}
+
+/* ---- the end of an attempt ---- */
+
+/* Moves those waiters who want a key of another type (same == false) or of this type. */
+static void pick(struct waiters *from, enum hsm_key_type type, bool same, struct waiters *to)
+{
+    struct waiter *waiter = TAILQ_FIRST(from);
+
+    while (waiter) {
+        struct waiter *next = TAILQ_NEXT(waiter, link);
+
+        if ((waiter->type == type) == same) {
+            TAILQ_REMOVE(from, waiter, link);
+            TAILQ_INSERT_TAIL(to, waiter, link);
+        }
+        waiter = next;
+    }
+}
+
+static void conclude(struct attempt *attempt, struct catalogue_key *key, const struct fault *fault)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    struct waiters served = TAILQ_HEAD_INITIALIZER(served);
+    struct waiters others = TAILQ_HEAD_INITIALIZER(others);
+    struct waiter *waiter;
+
+    lock(keymanager);
+    LIST_REMOVE(attempt, link);
+    pick(&attempt->waiters, attempt->type, true, &served);
+    pick(&attempt->waiters, attempt->type, false, &others);
+    if (key)
+        key->unclaimed = TAILQ_EMPTY(&served);
+    (void)pthread_cond_broadcast(&keymanager->drained);
+    unlock(keymanager);
+    answer_all(&served, key, fault);
+    while ((waiter = TAILQ_FIRST(&others)) != NULL) {
+        TAILQ_REMOVE(&others, waiter, link);
+        enter(keymanager, waiter);
+    }
+    free(attempt);
+    keymanager_release(keymanager);
+}
+
+static void fail(struct attempt *attempt, const struct fault *fault)
+{
+    struct fault named = *fault;
+
+    (void)fault_prefix(&named, "failed to generate key \"%s\" (%s)", attempt->label.key_id,
+                       hsm_key_type_name(attempt->type));
+    conclude(attempt, NULL, &named);
+}
+
+static void serve(struct attempt *attempt, const struct hsm_public_key *public_key)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    struct catalogue_key *key = catalogue_key_new(&attempt->label, &attempt->name, public_key);
+    struct catalogue_key *old = NULL;
+    struct fault fault;
+
+    if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
+        free(key);
+        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
+        fail(attempt, &fault);
+        return;
+    }
+    keymanager_log_event(keymanager, "key made", key);
+    (void)keymanager_hold(keymanager);
+    conclude(attempt, key, NULL);
+    if (old) {
+        keymanager_log_event(keymanager, "key superseded", old);
+        keymanager_drop(keymanager, old);
+    }
+    keymanager_drop(keymanager, key);
+    keymanager_release(keymanager);
+}
+
+/* ---- doubt ---- */
+
+static void start_over(struct attempt *attempt)
+{
+    struct fault fault;
+
+    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+    if (attempt->generations < GENERATIONS_MAX) {
+        generate(attempt);
+        return;
+    }
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %d tries", GENERATIONS_MAX);
+    fail(attempt, &fault);
+}
+
+static void looked(void *context, const struct hsm_reply *reply)
+{
+    struct attempt *attempt = context;
+    struct keymanager *keymanager = attempt->keymanager;
+    bool closing;
+
+    if (reply->fault.code == FAULT_NONE && reply->state == HSM_COMPLETE) {
+        serve(attempt, &reply->public_key);
+        return;
+    }
+    if (reply->fault.code == FAULT_NONE) {
+        start_over(attempt);
+        return;
+    }
+    lock(keymanager);
+    closing = keymanager->closing;
+    attempt->look_at = clock_now() + look_again;
+    unlock(keymanager);
+    if (closing)
+        fail(attempt, &reply->fault);
+}
+
+static void submit(struct attempt *attempt, enum hsm_op op, supervisor_done *done)
+{
+    struct hsm_request request = {.op = op, .key = attempt->name, .type = attempt->type};
+
+    supervisor_submit(
+        attempt->keymanager->supervisor,
+        &(struct supervisor_request){
+            .request = &request, .deadline = CLOCK_NEVER, .done = done, .context = attempt});
+}
+
+static void look(struct attempt *attempt)
+{
+    attempt->look_at = 0;
+    submit(attempt, HSM_PROVE, looked);
+}
+
+/* ---- generating ---- */
+
+static void generated(void *context, const struct hsm_reply *reply)
+{
+    struct attempt *attempt = context;
+    struct fault fault;
+
+    if (reply->fault.code == FAULT_ABORTED) {
+        look(attempt);
+    } else if (reply->fault.code != FAULT_NONE) {
+        fail(attempt, &reply->fault);
+    } else if (reply->state == HSM_COMPLETE) {
+        serve(attempt, &reply->public_key);
+    } else {
+        disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
+                        reply->why);
+        fail(attempt, &fault);
+    }
+}
+
+static int name_attempt(struct attempt *attempt, struct fault *fault)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    uint32_t id_length = (uint32_t)keymanager->config.cka_id_length;
+    int result;
+
+    lock(keymanager);
+    result =
+        label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
+    if (result == 0)
+        keymanager->highest = attempt->label.generation;
+    unlock(keymanager);
+    if (result != 0)
+        return -1;
+    label_format(&attempt->label, attempt->name.label);
+    return label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
+}
+
+static void generate(struct attempt *attempt)
+{
+    struct fault fault;
+
+    attempt->generations++;
+    if (name_attempt(attempt, &fault) != 0)
+        fail(attempt, &fault);
+    else
+        submit(attempt, HSM_GENERATE, generated);
+}
+
+/* ---- who asks ---- */
+
+static struct attempt *find_attempt(struct keymanager *keymanager, const char *key_id)
+{
+    struct attempt *attempt;
+
+    LIST_FOREACH(attempt, &keymanager->attempts, link)
+    if (strcmp(attempt->label.key_id, key_id) == 0)
+        return attempt;
+    return NULL;
+}
+
+static struct attempt *new_attempt(struct keymanager *keymanager, const struct waiter *waiter)
+{
+    struct attempt *attempt = calloc(1, sizeof *attempt);
+
+    if (!attempt)
+        return NULL;
+    attempt->keymanager = keymanager_hold(keymanager);
+    attempt->label.scope = keymanager->scope;
+    memcpy(attempt->label.key_id, waiter->key_id, sizeof attempt->label.key_id);
+    attempt->type = waiter->type;
+    TAILQ_INIT(&attempt->waiters);
+    LIST_INSERT_HEAD(&keymanager->attempts, attempt, link);
+    return attempt;
+}
+
+/* With the mutex held: waits for the attempt on its key id; *fresh is one to begin. */
+static bool join(struct keymanager *keymanager, struct waiter *waiter, struct attempt **fresh)
+{
+    struct attempt *attempt = find_attempt(keymanager, waiter->key_id);
+
+    if (!attempt)
+        attempt = *fresh = new_attempt(keymanager, waiter);
+    if (attempt)
+        TAILQ_INSERT_TAIL(&attempt->waiters, waiter, link);
+    return attempt != NULL;
+}
+
+/* With the mutex held: a key made for nobody (they had given up) goes to the next one who
+ * asks for its like. */
+static bool claim(struct catalogue_key *key, const struct waiter *waiter)
+{
+    bool fits = key && key->unclaimed && key->public_key.type == waiter->type;
+
+    if (fits)
+        key->unclaimed = false;
+    return fits;
+}
+
+static void enter(struct keymanager *keymanager, struct waiter *waiter)
+{
+    struct catalogue_key *key = catalogue_find(&keymanager->catalogue, waiter->key_id);
+    struct keymanager *successor;
+    struct attempt *fresh = NULL;
+    struct fault fault;
+    bool claimed = false;
+    bool refused = false;
+
+    lock(keymanager);
+    successor = keymanager->successor;
+    if (successor)
+        ;
+    else if (keymanager->closing)
+        refused = true;
+    else if (keymanager->gate)
+        TAILQ_INSERT_TAIL(&keymanager->gated, waiter, link);
+    else if (claim(key, waiter))
+        claimed = true;
+    else
+        refused = !join(keymanager, waiter, &fresh);
+    unlock(keymanager);
+    if (refused)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is shutting down or out of memory");
+    if (claimed || refused)
+        answer(waiter, claimed ? key : NULL, claimed ? NULL : &fault);
+    if (fresh)
+        generate(fresh);
+    if (key)
+        keymanager_drop(keymanager, key);
+    if (successor)
+        enter(successor, waiter);
+}
+
+static int check_request(const struct keymanager *keymanager, const char *key_id,
+                         enum hsm_key_type type, struct fault *fault)
+{
+    if (label_check_key_id(key_id, (size_t)keymanager->config.label_max, fault) != 0)
+        return -1;
+    if (strcmp(key_id, LABEL_TRIAL_KEY_ID) == 0)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "key id \"%s\" is reserved", key_id);
+    if (!keymanager->info.can_generate[type])
+        return fault_set(fault, FAULT_INVALID_ARGUMENT,
+                         "token \"%s\" cannot generate and use %s keys", keymanager->info.label,
+                         hsm_key_type_name(type));
+    if (keymanager->info.write_protected)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token \"%s\" is write-protected",
+                         keymanager->info.label);
+    return 0;
+}
+
+void keymanager_generate(struct keymanager *keymanager, const char *key_id, enum hsm_key_type type,
+                         int64_t deadline, keymanager_generated *done, void *context)
+{
+    struct waiter *waiter;
+    struct fault fault;
+
+    if (check_request(keymanager, key_id, type, &fault) != 0) {
+        done(context, NULL, &fault);
+        return;
+    }
+    waiter = calloc(1, sizeof *waiter);
+    if (!waiter) {
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
+        done(context, NULL, &fault);
+        return;
+    }
+    (void)snprintf(waiter->key_id, sizeof waiter->key_id, "%s", key_id);
+    waiter->type = type;
+    waiter->deadline = deadline;
+    waiter->done = done;
+    waiter->context = context;
+    enter(keymanager, waiter);
+}
+
+/* ---- the clock ---- */
+
+static void pick_expired(struct waiters *from, int64_t now, struct waiters *to)
+{
+    struct waiter *waiter = TAILQ_FIRST(from);
+
+    while (waiter) {
+        struct waiter *next = TAILQ_NEXT(waiter, link);
+
+        if (waiter->deadline <= now) {
+            TAILQ_REMOVE(from, waiter, link);
+            TAILQ_INSERT_TAIL(to, waiter, link);
+        }
+        waiter = next;
+    }
+}
+
+/* With the mutex held. */
+static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now)
+{
+    struct attempt *attempt;
+
+    LIST_FOREACH(attempt, &keymanager->attempts, link)
+    if (attempt->look_at != 0 && attempt->look_at <= now) {
+        attempt->look_at = 0;
+        return attempt;
+    }
+    return NULL;
+}
+
+static void expire(struct keymanager *keymanager, int64_t now)
+{
+    struct waiters expired = TAILQ_HEAD_INITIALIZER(expired);
+    struct attempt *attempt;
+    struct fault fault;
+
+    lock(keymanager);
+    pick_expired(&keymanager->gated, now, &expired);
+    LIST_FOREACH(attempt, &keymanager->attempts, link)
+    pick_expired(&attempt->waiters, now, &expired);
+    unlock(keymanager);
+    if (TAILQ_EMPTY(&expired))
+        return;
+    if (supervisor_away(keymanager->supervisor, &fault))
+        (void)fault_prefix(&fault, "failed to generate key: the token is away");
+    else
+        (void)fault_set(&fault, FAULT_DEADLINE_EXCEEDED,
+                        "failed to generate key: the token needs longer than this call may take; "
+                        "it goes on, and the next request for this key takes its result");
+    answer_all(&expired, NULL, &fault);
+}
+
+void rotation_tick(struct keymanager *keymanager)
+{
+    int64_t now = clock_now();
+    struct attempt *attempt;
+
+    expire(keymanager, now);
+    do {
+        lock(keymanager);
+        attempt = next_stalled(keymanager, now);
+        unlock(keymanager);
+        if (attempt)
+            look(attempt);
+    } while (attempt);
+}
+
+/* ---- the gate ---- */
+
+int rotation_drain(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
+                   struct fault *fault)
+{
+    bool drained;
+
+    lock(keymanager);
+    keymanager->gate = true;
+    while (!LIST_EMPTY(&keymanager->attempts) && clock_now() < deadline && !*cancel) {
+        int64_t until = clock_now() + CLOCK_SECOND / 5;
+        struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
+
+        (void)pthread_cond_timedwait(&keymanager->drained, &keymanager->mutex, &time);
+    }
+    drained = LIST_EMPTY(&keymanager->attempts);
+    unlock(keymanager);
+    if (!drained)
+        return fault_set(fault, FAULT_UNAVAILABLE,
+                         "a key is being generated; reconfigure when it is done");
+    return 0;
+}
+
+void rotation_open_gate(struct keymanager *keymanager, struct keymanager *successor)
+{
+    struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
+    struct waiter *waiter;
+
+    lock(keymanager);
+    if (keymanager != successor)
+        keymanager->successor = keymanager_hold(successor);
+    keymanager->gate = false;
+    TAILQ_CONCAT(&waiting, &keymanager->gated, link);
+    unlock(keymanager);
+    while ((waiter = TAILQ_FIRST(&waiting)) != NULL) {
+        TAILQ_REMOVE(&waiting, waiter, link);
+        enter(successor, waiter);
+    }
+}
+
+void rotation_abandon(struct keymanager *keymanager)
+{
+    struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
+    struct attempt *attempt;
+    struct fault fault;
+
+    lock(keymanager);
+    keymanager->closing = true;
+    TAILQ_CONCAT(&waiting, &keymanager->gated, link);
+    LIST_FOREACH(attempt, &keymanager->attempts, link)
+    TAILQ_CONCAT(&waiting, &attempt->waiters, link);
+    unlock(keymanager);
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
+    answer_all(&waiting, NULL, &fault);
+}

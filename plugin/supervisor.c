@@ -1,0 +1,433 @@
+#include "supervisor.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+
+#include "../hsm/clock.h"
+#include "log.h"
+#include "supervisor_private.h"
+
+enum { FAILURES_MAX = 3 };
+
+static const int64_t open_limit = 60 * CLOCK_SECOND;
+static const int64_t wait_log_interval = 10 * CLOCK_SECOND;
+
+/* ---- requests ---- */
+
+/* A send that fails is the reading side's business: it will see
+ * the end of the worker, and the job is still in its queue. */
+void supervisor_pump(struct supervisor *s)
+{
+    struct job *job;
+    int64_t now;
+
+    if (s->worker != WORKER_READY)
+        return;
+    now = clock_now();
+    while ((job = jobs_next(&s->jobs, s->info.sessions, now)) != NULL) {
+        if (send(s->child.socket, job->frame, job->length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            return;
+        jobs_sent(&s->jobs, job);
+        s->last_activity = now;
+    }
+}
+
+static void refuse(const struct supervisor_request *request, const char *why)
+{
+    struct hsm_reply reply = {.state = HSM_ABSENT};
+
+    (void)fault_set(&reply.fault, FAULT_UNAVAILABLE, "%s", why);
+    request->done(request->context, &reply);
+}
+
+void supervisor_submit(struct supervisor *s, const struct supervisor_request *request)
+{
+    const char *why = NULL;
+
+    supervisor_lock(s);
+    if (s->abandoned)
+        why = "the plugin is shutting down";
+    else if (!jobs_add(&s->jobs, request))
+        why = "too many requests wait for the token";
+    else
+        supervisor_pump(s);
+    supervisor_unlock(s);
+    if (why)
+        refuse(request, why);
+}
+
+void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply)
+{
+    supervisor_done *done = job->done;
+    void *context = job->context;
+
+    jobs_release(&s->jobs, job);
+    supervisor_unlock(s);
+    done(context, reply);
+    supervisor_lock(s);
+}
+
+static void explain_late(const struct supervisor *s, const struct job *job, struct fault *fault)
+{
+    if (s->abandoned)
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
+    else if (job->state == JOB_SENT)
+        (void)fault_set(fault, FAULT_DEADLINE_EXCEEDED, "the token has not answered in time");
+    else if (s->worker == WORKER_READY)
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is busy: no session became free");
+    else
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is away: %s", s->reason.message);
+}
+
+static void answer_late(struct supervisor *s)
+{
+    int64_t now = clock_now();
+    struct job *job;
+
+    supervisor_lock(s);
+    while ((job = jobs_late(&s->jobs, now, s->abandoned)) != NULL) {
+        struct hsm_reply reply = {.state = HSM_ABSENT};
+        supervisor_done *done = job->done;
+        void *context = job->context;
+
+        explain_late(s, job, &reply.fault);
+        jobs_abandon(&s->jobs, job);
+        supervisor_unlock(s);
+        done(context, &reply);
+        supervisor_lock(s);
+    }
+    supervisor_unlock(s);
+}
+
+/* ---- replies ---- */
+
+/* With the mutex held. A fresh process may do better: worth another try, unless others
+ * have done well meanwhile and only this request keeps failing. A key that is not found
+ * although it was served gets one fresh look. */
+static bool worth_another_try(const struct supervisor *s, struct job *job,
+                              const struct fault *fault)
+{
+    bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
+
+    if (!jobs_repeatable(job->op) || job->op == HSM_PING || job->deadline <= clock_now() ||
+        (fault->code != FAULT_UNAVAILABLE && !key_gone))
+        return false;
+    if (job->failures++ == 0)
+        job->successes_seen = s->successes;
+    if (key_gone)
+        return job->failures == 1;
+    return job->failures < FAILURES_MAX ||
+           (s->successes == job->successes_seen && job->deadline != CLOCK_NEVER);
+}
+
+/* With the mutex held, which it gives up to call back. True: a fresh worker is wanted. */
+static bool settle(struct supervisor *s, struct job *job, const struct hsm_reply *reply)
+{
+    if (job->state == JOB_ABANDONED) {
+        jobs_release(&s->jobs, job);
+    } else if (worth_another_try(s, job, &reply->fault)) {
+        s->reason = reply->fault;
+        jobs_requeue(&s->jobs, job);
+        return true;
+    } else {
+        supervisor_finish(s, job, reply);
+    }
+    return false;
+}
+
+static void take_reply(struct supervisor *s, const struct frame *frame)
+{
+    bool fresh = false;
+    struct job *job;
+
+    supervisor_lock(s);
+    if (frame->reply.fault.code == FAULT_NONE) {
+        s->successes++;
+        s->failures = 0;
+    }
+    job = jobs_numbered(&s->jobs, frame->number);
+    if (job)
+        fresh = settle(s, job, &frame->reply);
+    if (!fresh)
+        supervisor_pump(s);
+    supervisor_unlock(s);
+    if (fresh)
+        supervisor_worker_leave(s);
+}
+
+static void take_item(struct supervisor *s, const struct frame *frame)
+{
+    hsm_item_fn *item = NULL;
+    void *context = NULL;
+    struct job *job;
+
+    supervisor_lock(s);
+    job = jobs_numbered(&s->jobs, frame->number);
+    if (job && job->state == JOB_SENT) {
+        item = job->item;
+        context = job->context;
+    }
+    supervisor_unlock(s);
+    if (item)
+        item(context, &frame->item);
+}
+
+static void take_frame(struct supervisor *s, const struct frame *frame)
+{
+    if (s->worker == WORKER_OPENING && frame->kind == FRAME_READY)
+        supervisor_worker_ready(s, &frame->info);
+    else if (s->worker == WORKER_OPENING && frame->kind == FRAME_REPLY)
+        supervisor_worker_refused(s, &frame->reply.fault);
+    else if (s->worker == WORKER_READY && frame->kind == FRAME_REPLY)
+        take_reply(s, frame);
+    else if (s->worker == WORKER_READY && frame->kind == FRAME_ITEM)
+        take_item(s, frame);
+}
+
+static void receive(struct supervisor *s)
+{
+    uint8_t bytes[FRAME_MAX];
+    struct frame frame;
+    struct fault fault;
+    ssize_t got = recv(s->child.socket, bytes, sizeof bytes, 0);
+
+    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (got <= 0) {
+        supervisor_worker_leave(s);
+    } else if (frame_decode(bytes, (size_t)got, &frame, &fault) == 0) {
+        take_frame(s, &frame);
+    } else {
+        supervisor_worker_refused(s, &fault);
+        supervisor_worker_leave(s);
+        child_kill(&s->child);
+    }
+}
+
+/* ---- the clock ---- */
+
+static int64_t execution_limit(struct supervisor *s, uint32_t number)
+{
+    const struct job *job = jobs_numbered(&s->jobs, number);
+    bool slow = job && (job->op == HSM_GENERATE || job->op == HSM_SCAN);
+
+    return slow ? s->options.generate_limit : s->options.operation_limit;
+}
+
+static bool overdue(struct supervisor *s, int64_t now)
+{
+    bool overdue = s->worker == WORKER_OPENING && now - s->since > open_limit;
+
+    supervisor_lock(s);
+    for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {
+        struct frame_slot *slot = &s->child.page->slots[i];
+        uint32_t number = atomic_load(&slot->number);
+        int64_t started = atomic_load(&slot->started);
+
+        /* read again: the thread may have gone on to its next request in between */
+        if (number != 0 && now - started > execution_limit(s, number) &&
+            number == atomic_load(&slot->number))
+            overdue = true;
+    }
+    supervisor_unlock(s);
+    return overdue;
+}
+
+static void end_overdue(struct supervisor *s, int64_t now)
+{
+    struct fault fault;
+
+    if (!overdue(s, now))
+        return;
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the PKCS#11 module hangs; its worker was ended");
+    supervisor_worker_refused(s, &fault);
+    supervisor_worker_leave(s);
+    child_kill(&s->child);
+}
+
+static void ping_done(void *context, const struct hsm_reply *reply)
+{
+    (void)context;
+    (void)reply;
+}
+
+static void keep_alive(struct supervisor *s, int64_t now)
+{
+    const struct hsm_request ping = {.op = HSM_PING};
+    const struct supervisor_request request = {
+        .request = &ping, .deadline = now + 10 * CLOCK_SECOND, .done = ping_done};
+    bool due;
+
+    supervisor_lock(s);
+    due = s->options.keep_alive > 0 && s->worker == WORKER_READY && s->jobs.sent == 0 &&
+          now - s->last_activity > s->options.keep_alive;
+    supervisor_unlock(s);
+    if (due)
+        supervisor_submit(s, &request);
+}
+
+static void tick(struct supervisor *s)
+{
+    int64_t now = clock_now();
+
+    if (now - s->last_tick < SUPERVISOR_TICK_MS * CLOCK_MILLISECOND)
+        return;
+    s->last_tick = now;
+    if (s->worker != WORKER_NONE)
+        child_log_stderr(&s->child);
+    end_overdue(s, now);
+    answer_late(s);
+    keep_alive(s, now);
+    if (s->options.tick)
+        s->options.tick(s->options.context);
+}
+
+/* ---- life ---- */
+
+static bool wanted(struct supervisor *s)
+{
+    bool idle;
+
+    if (s->abandoned)
+        return false;
+    supervisor_lock(s);
+    idle = jobs_idle(&s->jobs);
+    supervisor_unlock(s);
+    if (!s->retired || !idle)
+        return true;
+    if (s->worker == WORKER_OPENING || s->worker == WORKER_READY)
+        supervisor_worker_leave(s);
+    return s->worker != WORKER_NONE;
+}
+
+static void destroy(struct supervisor *s)
+{
+    void (*ended)(void *) = s->options.ended;
+    void *context = s->options.context;
+
+    hsm_settings_wipe(&s->options.settings);
+    (void)pthread_cond_destroy(&s->changed);
+    (void)pthread_mutex_destroy(&s->mutex);
+    free(s);
+    if (ended)
+        ended(context);
+}
+
+static void *supervise(void *context)
+{
+    struct supervisor *s = context;
+    bool retired;
+
+    while (wanted(s)) {
+        if (s->worker == WORKER_OPENING || s->worker == WORKER_READY)
+            receive(s);
+        else
+            supervisor_worker_step(s);
+        tick(s);
+    }
+    if (s->worker != WORKER_NONE)
+        child_hang_up(&s->child);
+    supervisor_lock(s);
+    s->ended = true;
+    retired = s->retired;
+    supervisor_unlock(s);
+    if (retired) {
+        (void)pthread_detach(pthread_self());
+        destroy(s);
+    }
+    return NULL;
+}
+
+int supervisor_start(const struct supervisor_options *options, struct supervisor **supervisor,
+                     struct fault *fault)
+{
+    struct supervisor *s = calloc(1, sizeof *s);
+    pthread_condattr_t monotonic;
+
+    if (!s)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    s->options = *options;
+    (void)pthread_mutex_init(&s->mutex, NULL);
+    (void)pthread_condattr_init(&monotonic);
+    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&s->changed, &monotonic);
+    (void)pthread_condattr_destroy(&monotonic);
+    jobs_open(&s->jobs);
+    (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 module is still being loaded");
+    if (pthread_create(&s->thread, NULL, supervise, s) != 0) {
+        free(s);
+        return fault_set(fault, FAULT_UNAVAILABLE, "cannot start the supervisor's thread");
+    }
+    *supervisor = s;
+    return 0;
+}
+
+/* With the mutex held: sleeps until something changed, a tick at most. */
+static void nap(struct supervisor *s)
+{
+    int64_t until = clock_now() + SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;
+    struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
+
+    (void)pthread_cond_timedwait(&s->changed, &s->mutex, &time);
+}
+
+int supervisor_wait(struct supervisor *s, int64_t deadline, const atomic_bool *cancel,
+                    struct hsm_token_info *info, struct fault *fault)
+{
+    int64_t log_at = clock_now() + wait_log_interval;
+    int result = 0;
+
+    supervisor_lock(s);
+    while (s->worker != WORKER_READY && s->reason.code == FAULT_UNAVAILABLE && !*cancel &&
+           clock_now() < deadline) {
+        if (clock_now() >= log_at) {
+            log_fault(LOG_WARN, &s->reason, "waiting for the token", NULL);
+            log_at += wait_log_interval;
+        }
+        nap(s);
+    }
+    if (s->worker == WORKER_READY)
+        *info = s->info;
+    else
+        result = fault_set(fault, s->reason.code, "%s", s->reason.message);
+    supervisor_unlock(s);
+    return result;
+}
+
+void supervisor_retire(struct supervisor *s)
+{
+    bool ended;
+
+    supervisor_lock(s);
+    s->retired = true;
+    ended = s->ended;
+    supervisor_unlock(s);
+    if (ended)
+        destroy(s);
+}
+
+void supervisor_abandon(struct supervisor *s)
+{
+    s->abandoned = true;
+    (void)pthread_join(s->thread, NULL);
+    answer_late(s);
+}
+
+bool supervisor_away(struct supervisor *s, struct fault *fault)
+{
+    bool away;
+
+    supervisor_lock(s);
+    away = s->worker != WORKER_READY && s->reason.code != FAULT_NONE;
+    if (away)
+        *fault = s->reason;
+    supervisor_unlock(s);
+    return away;
+}
+
+unsigned supervisor_restarts(const struct supervisor *s)
+{
+    return s->restarts;
+}
