@@ -26,9 +26,13 @@ PROTO   := $(patsubst proto/%.proto,$(BUILD)/proto/%.pb-c,$(wildcard proto/*.pro
 OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c plugin/*.c)) $(PROTO:=.o)
 ROOMS   := $(filter-out $(BUILD)/plugin/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit_*.c tests/hsm_*.c))
+FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
+SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
+FUZZ_SECONDS ?= 60
 
-.PHONY: all help clean install check layers format-check
-all: $(BUILD)/spire-hsm
+.PHONY: all help deps demo test check check-asan check-tsan analyze fuzz layers format-check \
+        fuzz-now objects install clean
+all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -50,10 +54,71 @@ $(BUILD)/%.o: %.c | $(PROTO:=.h)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/rooms.a $(LIBS) -lcmocka -ldl
 
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(BUILD)/rooms.a
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -ldl
+
 # headers made from proto/ are kept although only objects ask for them
 .SECONDARY: $(PROTO:=.c) $(PROTO:=.h)
 
--include $(wildcard $(BUILD)/*/*.d)
+-include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
+
+# Flags come from packages that deps may only now install: hence a make within make.
+again = @+$(MAKE) --no-print-directory
+
+deps: ## installs what building and testing need (Debian 12, apt)
+	@tests/deps.sh
+
+demo: ## the whole chain with a real SPIRE, told line by line
+	@tests/deps.sh build run
+	$(again) all
+	@tests/demo.sh
+
+test: ## every test, from unit to the real SPIRE
+	@tests/deps.sh build run test
+	$(again) all $(TESTS) $(FUZZERS)
+	@BUILD=$(BUILD) tests/run
+
+check: all $(TESTS) $(FUZZERS) ## the tests that need neither SPIRE nor apt
+	@BUILD=$(BUILD) tests/run unit hsm fuzz peers
+
+check-asan: ## check, with the address and undefined behaviour sanitizers
+	$(again) SAN=address,undefined BUILD=$(BUILD)/asan check
+
+check-tsan: ## check, with the thread sanitizer
+	$(again) SAN=thread BUILD=$(BUILD)/tsan check
+
+objects: $(OBJECTS)
+analyze: ## gcc's static analyzer over all of hsm/ and plugin/
+	@+CFLAGS=-fanalyzer $(MAKE) --no-print-directory BUILD=$(BUILD)/analyze objects
+
+fuzz: ## FUZZ_SECONDS (60) of new inputs for every parser
+	$(again) SAN=address,undefined BUILD=$(BUILD)/asan fuzz-now
+fuzz-now: $(FUZZERS)
+	@set -e; for f in $^; do n=$${f##*/fuzz_}; \
+	    echo "  FUZZ  $$n"; $$f --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$$n; done
+
+# Who may know what; a line that may not be there is printed.
+forbid = @! grep -nE '$(1)' $(2)
+layers: ## the order of the rooms
+	$(call forbid,include [<"]grpc/,$(wildcard hsm/*) $(filter-out plugin/rpc%.c plugin/rpc_internal.h,$(wildcard plugin/*)))
+	$(call forbid,include [<"]p11-kit/,$(wildcard plugin/*))
+	$(call forbid,include .*(plugin/|proto/|pb-c|protobuf),$(wildcard hsm/*))
+	$(call forbid,include .*pb-c,$(filter-out plugin/svc_%.c plugin/message.c plugin/goplugin.c,$(wildcard plugin/*)))
+	$(call forbid,#include <jansson,$(wildcard hsm/*))
+	@echo "layers: fine"
+
+format-check: ## .clang-format and gofmt
+	@clang-format --dry-run -Werror $(SOURCES)
+	@unformatted=$$(gofmt -l tests/peers); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; false; }
+	@echo "format: fine"
+
+install: all ## into DESTDIR, PREFIX (/usr/local)
+	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
+	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/server.conf
+	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""
 
 clean:
-	rm -rf build
+	rm -rf $(BUILD)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20

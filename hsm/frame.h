@@ -49,15 +49,20 @@ struct frame {
 /* Encodes *frame into `bytes` and returns the length. */
 size_t frame_encode(const struct frame *frame, uint8_t bytes[FRAME_MAX]);
 
-/* FAULT_INTERNAL names what did not fit. *frame is untouched then. */
+/* FAULT_INTERNAL names what did not fit; FAULT_FAILED_PRECONDITION: an OPEN or READY of
+ * another build. *frame is untouched then. */
 int frame_decode(const uint8_t *bytes, size_t length, struct frame *frame, struct fault *fault);
 
-/* Identifies this very build; in OPEN and READY frames. 32 bytes. */
+/* The number in bytes that did not decode, for a reply that says so; 0 if too short. */
+uint32_t frame_number(const uint8_t *bytes, size_t length);
+
+/* Identifies this very build; in OPEN and READY frames. Text of FRAME_BUILD_ID bytes,
+ * padded with NULs, at least one. */
 const char *frame_build_id(void);
 
 /* What each thread of the worker is executing, for the front to read at any time:
  * deadlines count from execution, and a death names what was executing. The page
- * is a memfd of FRAME_PAGE_SIZE bytes, mapped by both. A thread writes `started`
+ * is a memfd of sizeof(struct frame_page) bytes, mapped by both. A thread writes `started`
  * first, then `number`; it clears `number` when it is done. 0 = idle. */
 struct frame_slot {
     _Atomic int64_t started; /* clock_now() */

@@ -92,7 +92,8 @@ struct hsm_settings {
     uint32_t sessions;           /* 1 .. HSM_SESSIONS_MAX, the anchor session not counted */
     uint32_t id_length;          /* bytes of CKA_ID for new keys: 16, or 2 on tokens with short ids */
     bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
-                                    cannot be read; never one where they are readable and wrong */
+                                    cannot be read; never one where they are readable and wrong,
+                                    but for LOCAL where the other two are right (NSS) */
 };
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */

@@ -177,9 +177,6 @@ static int check(const struct hsm_request *request, const struct hash *hash,
                          (int)request->scheme);
     if (request->scheme == HSM_PSS && !kind->rsa)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "RSA-PSS with an %s key", kind->name);
-    if (!hash)
-        return fault_set(fault, FAULT_INVALID_ARGUMENT, "hash algorithm %d does not exist",
-                         (int)request->hash);
     if (request->digest_length != hash->length)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "digest is %u bytes long, %s makes %u",
                          request->digest_length, hash->name, hash->length);
@@ -192,6 +189,9 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
     const struct kind *kind = kind_of(request->type);
     CK_ULONG salt = 0;
 
+    if (!hash)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "hash algorithm %d does not exist",
+                         (int)request->hash);
     if (check(request, hash, kind, fault) != 0)
         return -1;
     if (request->scheme == HSM_PSS && pss_salt(request, hash, kind, &salt, fault) != 0)

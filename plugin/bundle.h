@@ -39,7 +39,8 @@ struct bundle {
 /* Encodes into malloc'd *bytes (the caller's to free; NUL-terminated behind *length).
  * FAULT_INVALID_ARGUMENT: no authority at all, a certificate or key that does not parse,
  * an empty or repeated key id, a key type the discovery provider would choke on (other
- * than RSA and EC P-256/P-384/P-521): one bad entry would make it reject the whole file. */
+ * than RSA, EC P-256/P-384/P-521 and Ed25519): one bad entry would make it reject the
+ * whole file. An X.509 authority that is there twice is written once. */
 int bundle_encode(const struct bundle *bundle, enum bundle_format format, char **bytes,
                   size_t *length, struct fault *fault);
 

@@ -115,13 +115,16 @@ int handshake_share(const char *path, struct fault *fault)
     return 0;
 }
 
-static int silence_stdout(struct fault *fault)
+/* Puts /dev/null in stdout's place; returns the old one, or -1. */
+static int take_stdout(void)
 {
     OWNED(scope_close) int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    int old = fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
 
-    if (null < 0 || dup2(null, STDOUT_FILENO) < 0)
-        return fault_errno(fault, FAULT_INTERNAL, errno, "cannot turn stdout into /dev/null");
-    return 0;
+    if (null >= 0 && old >= 0 && dup2(null, STDOUT_FILENO) >= 0)
+        return old;
+    scope_close(&old);
+    return -1;
 }
 
 /* The seventh field says that broker connections cannot share this socket. Hosts too old
@@ -129,8 +132,9 @@ static int silence_stdout(struct fault *fault)
 int handshake_announce(const char *path, struct fault *fault)
 {
     const char *multiplex = variable("PLUGIN_MULTIPLEX_GRPC") ? "|false" : "";
+    OWNED(scope_close) int out = take_stdout();
 
-    if (printf("1|1|unix|%s|grpc|%s\n", path, multiplex) < 0 || fflush(stdout) != 0)
+    if (out < 0 || dprintf(out, "1|1|unix|%s|grpc|%s\n", path, multiplex) < 0)
         return fault_errno(fault, FAULT_INTERNAL, errno, "cannot write go-plugin's line");
-    return silence_stdout(fault);
+    return 0;
 }

@@ -21,8 +21,8 @@ int handshake_choose(char path[HANDSHAKE_PATH_MAX], struct fault *fault);
 /* Opens the socket to the group PLUGIN_UNIX_SOCKET_GROUP (name or number) if it is set. */
 int handshake_share(const char *path, struct fault *fault);
 
-/* Prints the line, then turns stdout into /dev/null: the host reads it line by line and
- * stops at an overlong one, and PKCS#11 modules print. */
+/* Turns stdout into /dev/null, then prints the line where stdout was: the host reads it
+ * line by line and stops at an overlong one, and PKCS#11 modules print. */
 int handshake_announce(const char *path, struct fault *fault);
 
 #endif

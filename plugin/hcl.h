@@ -1,9 +1,15 @@
 /* A reader for the part of HCL 1 (and JSON) that plugin_data may be written in. What is
  * accepted reads exactly as hashicorp/hcl v1 reads it; whatever we have no use for is
  * refused with its line: values other than strings, numbers, booleans, lists of those
- * and blocks; interpolation (`${`), which HCL 1 passes through for others to expand.
+ * and blocks; blocks with more than one label; interpolation (`${`), which HCL 1 passes
+ * through for others to expand. Keys may repeat, and dots in them are just characters.
  *
- * Written by hand because no C library reads HCL. Pure: bytes in, tree or fault out. */
+ * JSON is what begins with `{`, as in HCL 1, which reads some of it in ways of its own;
+ * there `\/`, null, lists with booleans and objects of nothing but objects are refused.
+ *
+ * Written by hand because no C library reads HCL; and JSON with it, because a library
+ * would keep neither lines nor repeated keys, and leave copies of a PIN in freed memory.
+ * Pure: bytes in, tree or fault out, and no message repeats what stands in the text. */
 #ifndef PLUGIN_HCL_H
 #define PLUGIN_HCL_H
 
@@ -18,18 +24,24 @@ enum hcl_kind {
     HCL_NUMBER, /* integer that fits in 64 bits */
     HCL_FLOAT,  /* text as written */
     HCL_BOOL,
-    HCL_LIST,   /* items without keys */
-    HCL_BLOCK,  /* items with keys; `key "label" {` gives a label */
+    HCL_LIST,  /* items without keys */
+    HCL_BLOCK, /* items with keys; `key "label" {` gives a label */
+};
+
+enum {
+    HCL_TEXT_MAX = 256 * 1024, /* bytes */
+    HCL_ITEMS_MAX = 4096,
+    HCL_DEPTH_MAX = 16, /* blocks in blocks */
 };
 
 struct hcl_item {
-    const char *key; /* NULL in lists */
+    const char *key;   /* NULL in lists */
     const char *label; /* of a block, or NULL */
-    unsigned line;   /* 1-based, of the key (in lists: of the value) */
+    unsigned line;     /* 1-based, of the key (in lists: of the value) */
     enum hcl_kind kind;
     const char *text; /* STRING, FLOAT: NUL-terminated UTF-8 without inner NUL */
     size_t length;
-    int64_t number; /* NUMBER, BOOL */
+    int64_t number;               /* NUMBER, BOOL */
     const struct hcl_item *items; /* LIST, BLOCK: `count` of them */
     size_t count;
 };

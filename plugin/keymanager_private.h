@@ -5,6 +5,7 @@
 #include <sys/queue.h>
 
 #include "identity.h"
+#include "inventory.h"
 #include "keymanager.h"
 #include "log.h"
 #include "supervisor.h"
@@ -15,6 +16,12 @@ enum disposal_kind {
     DISPOSE_LEFTOVER,   /* found at Configure: an older generation, or half a key */
     DISPOSE_STRAY,      /* what a failed generation may have left, or may yet show (HSM
                            clusters lag): looked for several times */
+};
+
+/* A generation this process tried to make. */
+struct made {
+    uint32_t generation;
+    uint8_t id[HSM_ID_MAX];
 };
 
 struct disposal;
@@ -33,10 +40,13 @@ struct keymanager {
     struct catalogue catalogue;
     atomic_uint holders;
 
-    pthread_mutex_t mutex;  /* guards all below */
-    pthread_cond_t drained; /* attempts is empty */
-    uint32_t highest;       /* generation ever seen in our scope */
-    bool gate;              /* new generations wait in `gated` for a reconfiguration */
+    pthread_mutex_t mutex;   /* guards all below */
+    pthread_cond_t drained;  /* attempts is empty */
+    uint32_t highest;        /* generation ever seen in our scope */
+    uint32_t loaded_highest; /* that of the first scan */
+    struct made *made;
+    size_t made_count;
+    bool gate; /* new generations wait in `gated` for a reconfiguration */
     struct waiters gated;
     struct attempts attempts; /* one per key id at most */
     struct disposals disposals;
@@ -44,6 +54,30 @@ struct keymanager {
     bool cleaning;                /* disposals may begin */
     bool closing;                 /* rotation_abandon was called */
     struct keymanager *successor; /* held: takes the requests that still come in here */
+};
+
+/* Somebody who asked for a key and waits. */
+struct waiter {
+    TAILQ_ENTRY(waiter) link;
+    char key_id[LABEL_KEY_ID_MAX + 1];
+    enum hsm_key_type type;
+    int64_t deadline;
+    keymanager_generated *done;
+    void *context;
+};
+
+/* The making of one key, for all who ask for its id meanwhile. */
+struct attempt {
+    LIST_ENTRY(attempt) link;
+    struct keymanager *keymanager; /* held */
+    struct label label;
+    enum hsm_key_type type;
+    struct hsm_key_name name;
+    struct waiters waiters;
+    unsigned generations;
+    struct inventory inventory;     /* of the survey */
+    void (*step)(struct attempt *); /* to go on with at resume_at; NULL: a request is out */
+    int64_t resume_at;
 };
 
 /* loading.c: scan, prove, serve; leftovers become disposals. */
@@ -64,6 +98,12 @@ int rotation_drain(struct keymanager *keymanager, int64_t deadline, const atomic
                    struct fault *fault);
 void rotation_open_gate(struct keymanager *keymanager, struct keymanager *successor);
 void rotation_abandon(struct keymanager *keymanager);
+
+/* attempt.c: makes a key and has it served, ending in rotation_conclude (key or fault), which
+ * answers the waiters and frees the attempt. */
+void attempt_begin(struct attempt *attempt);
+void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
+                       const struct fault *fault);
 
 /* One line per key event, with the columns an operator can match with `keys` and with
  * SPIRE's own logs. keymanager.c */

@@ -1,6 +1,10 @@
 /* Bytes to a file that a reader, at any moment and after any crash, sees whole: old
  * or new. Written beside the target, fsynced, read back and handed to `check`,
- * renamed, directory fsynced. Nothing here waits without a limit. */
+ * renamed, directory fsynced. Nothing here waits without a limit.
+ *
+ * Beside a target NAME stand `.NAME.lock`, which stays, and while publishing
+ * `.NAME.tmp-<pid>-<16 hex digits>`. Temporary files are made under the lock alone, so
+ * whoever holds it removes those that a crash has left. */
 #ifndef PLUGIN_PUBLISH_H
 #define PLUGIN_PUBLISH_H
 
@@ -33,7 +37,9 @@ struct publish {
  * most 5 s (FAULT_UNAVAILABLE). A target that is a directory, symlink or device is
  * refused (FAULT_FAILED_PRECONDITION); a full or read-only disk is FAULT_UNAVAILABLE;
  * the old file stays as it was, and no temporary file is left. */
-int publish_file(const struct publish *publish, enum publish_outcome *outcome,
-                 struct fault *fault);
+int publish_file(const struct publish *publish, enum publish_outcome *outcome, struct fault *fault);
+
+/* Could it be published there, by all that can be seen without writing? The same codes. */
+int publish_check(const char *path, struct fault *fault);
 
 #endif

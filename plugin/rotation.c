@@ -1,16 +1,6 @@
-/* GenerateKey. One attempt per key id makes a new pair and has it served; whoever asks for
- * the id meanwhile waits for it. An attempt outlives those who wait: a slow HSM costs them
- * failed calls, but exactly one key.
- *
- *   generating --whole, proven-----------------------------> served
- *       |  outcome unknown (worker died, ambiguous error)
- *       v
- *   looking ----whole, proven------------------------------> served
- *       |  not there, or half: that label is never used again, what may show up of it
- *       v  is cleared away, and a fresh generation begins
- *   generating ...
- *
- * The served key is not touched before the new one is proven. */
+/* GenerateKey, seen from those who ask: one attempt per key id makes a new pair (attempt.c),
+ * and whoever asks for the id meanwhile waits for it. An attempt outlives those who wait: a
+ * slow HSM costs them failed calls, but exactly one key. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,31 +8,6 @@
 #include "../hsm/clock.h"
 #include "keymanager_private.h"
 
-enum { GENERATIONS_MAX = 5 };
-
-static const int64_t look_again = CLOCK_SECOND;
-
-struct waiter {
-    TAILQ_ENTRY(waiter) link;
-    char key_id[LABEL_KEY_ID_MAX + 1];
-    enum hsm_key_type type;
-    int64_t deadline;
-    keymanager_generated *done;
-    void *context;
-};
-
-struct attempt {
-    LIST_ENTRY(attempt) link;
-    struct keymanager *keymanager; /* held */
-    struct label label;
-    enum hsm_key_type type;
-    struct hsm_key_name name;
-    struct waiters waiters;
-    unsigned generations;
-    int64_t look_at; /* 0: a request is out */
-};
-
-static void generate(struct attempt *attempt);
 static void enter(struct keymanager *keymanager, struct waiter *waiter);
 
 static void lock(struct keymanager *keymanager)
@@ -91,7 +56,8 @@ static void pick(struct waiters *from, enum hsm_key_type type, bool same, struct
     }
 }
 
-static void conclude(struct attempt *attempt, struct catalogue_key *key, const struct fault *fault)
+void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
+                       const struct fault *fault)
 {
     struct keymanager *keymanager = attempt->keymanager;
     struct waiters served = TAILQ_HEAD_INITIALIZER(served);
@@ -111,145 +77,9 @@ static void conclude(struct attempt *attempt, struct catalogue_key *key, const s
         TAILQ_REMOVE(&others, waiter, link);
         enter(keymanager, waiter);
     }
+    inventory_clear(&attempt->inventory);
     free(attempt);
     keymanager_release(keymanager);
-}
-
-static void fail(struct attempt *attempt, const struct fault *fault)
-{
-    struct fault named = *fault;
-
-    (void)fault_prefix(&named, "failed to generate key \"%s\" (%s)", attempt->label.key_id,
-                       hsm_key_type_name(attempt->type));
-    conclude(attempt, NULL, &named);
-}
-
-static void serve(struct attempt *attempt, const struct hsm_public_key *public_key)
-{
-    struct keymanager *keymanager = attempt->keymanager;
-    struct catalogue_key *key = catalogue_key_new(&attempt->label, &attempt->name, public_key);
-    struct catalogue_key *old = NULL;
-    struct fault fault;
-
-    if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
-        free(key);
-        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
-        fail(attempt, &fault);
-        return;
-    }
-    keymanager_log_event(keymanager, "key made", key);
-    (void)keymanager_hold(keymanager);
-    conclude(attempt, key, NULL);
-    if (old) {
-        keymanager_log_event(keymanager, "key superseded", old);
-        keymanager_drop(keymanager, old);
-    }
-    keymanager_drop(keymanager, key);
-    keymanager_release(keymanager);
-}
-
-/* ---- doubt ---- */
-
-static void start_over(struct attempt *attempt)
-{
-    struct fault fault;
-
-    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
-    if (attempt->generations < GENERATIONS_MAX) {
-        generate(attempt);
-        return;
-    }
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %d tries", GENERATIONS_MAX);
-    fail(attempt, &fault);
-}
-
-static void looked(void *context, const struct hsm_reply *reply)
-{
-    struct attempt *attempt = context;
-    struct keymanager *keymanager = attempt->keymanager;
-    bool closing;
-
-    if (reply->fault.code == FAULT_NONE && reply->state == HSM_COMPLETE) {
-        serve(attempt, &reply->public_key);
-        return;
-    }
-    if (reply->fault.code == FAULT_NONE) {
-        start_over(attempt);
-        return;
-    }
-    lock(keymanager);
-    closing = keymanager->closing;
-    attempt->look_at = clock_now() + look_again;
-    unlock(keymanager);
-    if (closing)
-        fail(attempt, &reply->fault);
-}
-
-static void submit(struct attempt *attempt, enum hsm_op op, supervisor_done *done)
-{
-    struct hsm_request request = {.op = op, .key = attempt->name, .type = attempt->type};
-
-    supervisor_submit(
-        attempt->keymanager->supervisor,
-        &(struct supervisor_request){
-            .request = &request, .deadline = CLOCK_NEVER, .done = done, .context = attempt});
-}
-
-static void look(struct attempt *attempt)
-{
-    attempt->look_at = 0;
-    submit(attempt, HSM_PROVE, looked);
-}
-
-/* ---- generating ---- */
-
-static void generated(void *context, const struct hsm_reply *reply)
-{
-    struct attempt *attempt = context;
-    struct fault fault;
-
-    if (reply->fault.code == FAULT_ABORTED) {
-        look(attempt);
-    } else if (reply->fault.code != FAULT_NONE) {
-        fail(attempt, &reply->fault);
-    } else if (reply->state == HSM_COMPLETE) {
-        serve(attempt, &reply->public_key);
-    } else {
-        disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
-        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
-                        reply->why);
-        fail(attempt, &fault);
-    }
-}
-
-static int name_attempt(struct attempt *attempt, struct fault *fault)
-{
-    struct keymanager *keymanager = attempt->keymanager;
-    uint32_t id_length = (uint32_t)keymanager->config.cka_id_length;
-    int result;
-
-    lock(keymanager);
-    result =
-        label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
-    if (result == 0)
-        keymanager->highest = attempt->label.generation;
-    unlock(keymanager);
-    if (result != 0)
-        return -1;
-    label_format(&attempt->label, attempt->name.label);
-    return label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
-}
-
-static void generate(struct attempt *attempt)
-{
-    struct fault fault;
-
-    attempt->generations++;
-    if (name_attempt(attempt, &fault) != 0)
-        fail(attempt, &fault);
-    else
-        submit(attempt, HSM_GENERATE, generated);
 }
 
 /* ---- who asks ---- */
@@ -329,7 +159,7 @@ static void enter(struct keymanager *keymanager, struct waiter *waiter)
     if (claimed || refused)
         answer(waiter, claimed ? key : NULL, claimed ? NULL : &fault);
     if (fresh)
-        generate(fresh);
+        attempt_begin(fresh);
     if (key)
         keymanager_drop(keymanager, key);
     if (successor)
@@ -395,13 +225,15 @@ static void pick_expired(struct waiters *from, int64_t now, struct waiters *to)
 }
 
 /* With the mutex held. */
-static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now)
+static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now,
+                                    void (**step)(struct attempt *))
 {
     struct attempt *attempt;
 
     LIST_FOREACH(attempt, &keymanager->attempts, link)
-    if (attempt->look_at != 0 && attempt->look_at <= now) {
-        attempt->look_at = 0;
+    if (attempt->step && attempt->resume_at <= now) {
+        *step = attempt->step;
+        attempt->step = NULL;
         return attempt;
     }
     return NULL;
@@ -432,15 +264,16 @@ static void expire(struct keymanager *keymanager, int64_t now)
 void rotation_tick(struct keymanager *keymanager)
 {
     int64_t now = clock_now();
+    void (*step)(struct attempt *);
     struct attempt *attempt;
 
     expire(keymanager, now);
     do {
         lock(keymanager);
-        attempt = next_stalled(keymanager, now);
+        attempt = next_stalled(keymanager, now, &step);
         unlock(keymanager);
         if (attempt)
-            look(attempt);
+            step(attempt);
     } while (attempt);
 }
 

@@ -40,15 +40,21 @@ static struct {
     int64_t term_end; /* CLOCK_NEVER: no SIGTERM so far */
     struct rpc *rpc;
     pthread_t thread;
+    int thread_end; /* readable when rpc_run has returned */
     char path[HANDSHAKE_PATH_MAX];
 } server;
+
+static void raise_event(int event)
+{
+    const uint64_t one = 1;
+
+    (void)!write(event, &one, sizeof one);
+}
 
 /* On the gRPC thread; the main thread does the stopping. */
 static void wake(void)
 {
-    const uint64_t one = 1;
-
-    (void)!write(server.fds[WATCH_WAKE].fd, &one, sizeof one);
+    raise_event(server.fds[WATCH_WAKE].fd);
 }
 
 /* The host's operators signal by name ("pkill -USR1 spire"), by terminal and by
@@ -85,10 +91,11 @@ static int open_watch(struct fault *fault)
     server.parent = getppid();
     server.fds[WATCH_SIGNALS].fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     server.fds[WATCH_WAKE].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server.thread_end = eventfd(0, EFD_CLOEXEC);
     server.fds[WATCH_PARENT].fd = pidfd_open(server.parent, 0);
     for (size_t i = 0; i < WATCHED; i++)
         server.fds[i].events = POLLIN;
-    if (server.fds[WATCH_SIGNALS].fd < 0 || server.fds[WATCH_WAKE].fd < 0)
+    if (server.fds[WATCH_SIGNALS].fd < 0 || server.fds[WATCH_WAKE].fd < 0 || server.thread_end < 0)
         return fault_errno(fault, FAULT_INTERNAL, errno, "cannot watch for signals");
     return 0;
 }
@@ -96,6 +103,7 @@ static int open_watch(struct fault *fault)
 static void *rpc_thread(void *unused)
 {
     rpc_run(server.rpc);
+    raise_event(server.thread_end);
     return unused;
 }
 
@@ -166,10 +174,9 @@ static const char *watch(void)
 
 static bool join_rpc(void)
 {
-    int64_t end = clock_now() + JOIN_MS * CLOCK_MILLISECOND;
-    const struct timespec until = {.tv_sec = end / CLOCK_SECOND, .tv_nsec = end % CLOCK_SECOND};
+    struct pollfd end = {.fd = server.thread_end, .events = POLLIN};
 
-    return pthread_clockjoin_np(server.thread, NULL, CLOCK_MONOTONIC, &until) == 0;
+    return poll(&end, 1, JOIN_MS) == 1 && pthread_join(server.thread, NULL) == 0;
 }
 
 /* What does not end in time (a job in a file system that hangs) ends with the process. */

@@ -381,7 +381,7 @@ int supervisor_wait(struct supervisor *s, int64_t deadline, const atomic_bool *c
 
     supervisor_lock(s);
     while (s->worker != WORKER_READY && s->reason.code == FAULT_UNAVAILABLE && !*cancel &&
-           clock_now() < deadline) {
+           (!s->tried || clock_now() < deadline)) {
         if (clock_now() >= log_at) {
             log_fault(LOG_WARN, &s->reason, "waiting for the token", NULL);
             log_at += wait_log_interval;

@@ -27,6 +27,7 @@ struct supervisor {
     struct child child;
     struct hsm_token_info info; /* sessions is 0 until the token was first opened */
     struct fault reason;        /* why there is no worker with an open token */
+    bool tried;                 /* a worker has said why, or died */
     struct jobs jobs;
     uint64_t successes;
     int64_t last_activity;

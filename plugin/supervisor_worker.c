@@ -118,6 +118,7 @@ static void bury(struct supervisor *s, const char *how)
     supervisor_lock(s);
     if (s->reason.code == FAULT_NONE)
         (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 worker ended: %s", how);
+    s->tried = true;
     set_worker(s, WORKER_NONE);
     while ((job = jobs_at_worker(&s->jobs)) != NULL)
         bury_job(s, job);
@@ -142,6 +143,7 @@ void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
 {
     supervisor_lock(s);
     s->reason = *fault;
+    s->tried = true;
     (void)pthread_cond_broadcast(&s->changed);
     supervisor_unlock(s);
 }

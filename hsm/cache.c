@@ -1,0 +1,162 @@
+#include "cache.h"
+
+#include <string.h>
+
+void cache_open(struct cache *cache)
+{
+    memset(cache, 0, sizeof *cache);
+    (void)pthread_mutex_init(&cache->lock, NULL);
+    (void)pthread_cond_init(&cache->changed, NULL);
+}
+
+void cache_close(struct cache *cache)
+{
+    (void)pthread_mutex_destroy(&cache->lock);
+    (void)pthread_cond_destroy(&cache->changed);
+}
+
+static bool is_named(const struct cache_entry *entry, const struct hsm_key_name *name)
+{
+    return entry->name.id_length == name->id_length &&
+           memcmp(entry->name.id, name->id, name->id_length) == 0 &&
+           strcmp(entry->name.label, name->label) == 0;
+}
+
+static struct cache_entry *find(struct cache *cache, const struct cache_key *key)
+{
+    for (size_t i = 0; i < CACHE_SIZE; i++) {
+        struct cache_entry *entry = &cache->entries[i];
+
+        if (entry->state != CACHE_EMPTY &&
+            memcmp(entry->fingerprint, key->fingerprint, HSM_FINGERPRINT) == 0 &&
+            is_named(entry, key->name))
+            return entry;
+    }
+    return NULL;
+}
+
+/* An empty place, else the one longest unused. NULL: all of them are being looked up. */
+static struct cache_entry *make_room(struct cache *cache)
+{
+    struct cache_entry *oldest = NULL;
+
+    for (size_t i = 0; i < CACHE_SIZE; i++) {
+        struct cache_entry *entry = &cache->entries[i];
+
+        if (entry->state == CACHE_EMPTY)
+            return entry;
+        if (entry->state == CACHE_KNOWN && entry->waiting == 0 &&
+            (!oldest || entry->used < oldest->used))
+            oldest = entry;
+    }
+    return oldest;
+}
+
+static struct cache_entry *add(struct cache *cache, const struct cache_key *key)
+{
+    struct cache_entry *entry = make_room(cache);
+
+    if (!entry)
+        return NULL;
+    entry->state = CACHE_EMPTY;
+    entry->waiting = 0;
+    entry->used = ++cache->clock;
+    entry->name = *key->name;
+    memcpy(entry->fingerprint, key->fingerprint, HSM_FINGERPRINT);
+    return entry;
+}
+
+/* The last one to hear of a failure wipes it away: the next to ask looks anew. */
+static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry,
+                                  CK_OBJECT_HANDLE *handle, struct fault *fault)
+{
+    enum cache_answer answer = CACHE_HIT;
+
+    entry->waiting++;
+    while (entry->state == CACHE_SEARCHING)
+        (void)pthread_cond_wait(&cache->changed, &cache->lock);
+    entry->waiting--;
+    *handle = entry->handle;
+    if (entry->state == CACHE_FAILED) {
+        *fault = entry->fault;
+        answer = CACHE_FAULT;
+    }
+    if (entry->state == CACHE_FAILED && entry->waiting == 0)
+        entry->state = CACHE_EMPTY;
+    return answer;
+}
+
+static enum cache_answer get(struct cache *cache, const struct cache_key *key,
+                             CK_OBJECT_HANDLE *handle, struct fault *fault)
+{
+    struct cache_entry *entry = find(cache, key);
+
+    if (entry && entry->state != CACHE_KNOWN)
+        return wait_for(cache, entry, handle, fault);
+    if (entry && entry->logins == key->logins) {
+        entry->used = ++cache->clock;
+        *handle = entry->handle;
+        return CACHE_HIT;
+    }
+    if (!entry)
+        entry = add(cache, key);
+    if (entry)
+        entry->state = CACHE_SEARCHING;
+    return CACHE_LOOK;
+}
+
+enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
+                            CK_OBJECT_HANDLE *handle, struct fault *fault)
+{
+    enum cache_answer answer;
+
+    (void)pthread_mutex_lock(&cache->lock);
+    answer = get(cache, key, handle, fault);
+    (void)pthread_mutex_unlock(&cache->lock);
+    return answer;
+}
+
+void cache_found(struct cache *cache, const struct cache_key *key, CK_OBJECT_HANDLE handle)
+{
+    struct cache_entry *entry;
+
+    (void)pthread_mutex_lock(&cache->lock);
+    entry = find(cache, key);
+    if (!entry)
+        entry = add(cache, key);
+    if (entry && entry->state != CACHE_FAILED) {
+        entry->state = CACHE_KNOWN;
+        entry->logins = key->logins;
+        entry->handle = handle;
+        (void)pthread_cond_broadcast(&cache->changed);
+    }
+    (void)pthread_mutex_unlock(&cache->lock);
+}
+
+void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault)
+{
+    struct cache_entry *entry;
+
+    (void)pthread_mutex_lock(&cache->lock);
+    entry = find(cache, key);
+    if (entry && entry->state == CACHE_SEARCHING) {
+        entry->state = entry->waiting > 0 ? CACHE_FAILED : CACHE_EMPTY;
+        entry->fault = *fault;
+        (void)pthread_cond_broadcast(&cache->changed);
+    }
+    (void)pthread_mutex_unlock(&cache->lock);
+}
+
+/* What is being looked up just now is left: it comes from a search that has only begun. */
+void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJECT_HANDLE handle)
+{
+    (void)pthread_mutex_lock(&cache->lock);
+    for (size_t i = 0; i < CACHE_SIZE; i++) {
+        struct cache_entry *entry = &cache->entries[i];
+
+        if (entry->state == CACHE_KNOWN && entry->waiting == 0 &&
+            (handle == CK_INVALID_HANDLE || entry->handle == handle) && is_named(entry, name))
+            entry->state = CACHE_EMPTY;
+    }
+    (void)pthread_mutex_unlock(&cache->lock);
+}

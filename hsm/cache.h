@@ -1,0 +1,62 @@
+/* Under which handle a private key was last found. Only that, and only for speed: every
+ * handle in here was once checked to be of the key with this label, id and fingerprint.
+ *
+ * Looking a key up can take a token long (SoftHSM walks all its objects), so of many
+ * threads that miss the same key one looks and the others wait for what it finds. */
+#ifndef HSM_CACHE_H
+#define HSM_CACHE_H
+
+#include "session.h"
+
+enum { CACHE_SIZE = 64 };
+
+struct cache_key {
+    const struct hsm_key_name *name;
+    const uint8_t *fingerprint;
+    uint32_t logins; /* of the session pool, before the handle was found */
+};
+
+struct cache_entry {
+    enum cache_state {
+        CACHE_EMPTY,
+        CACHE_SEARCHING, /* one thread looks */
+        CACHE_KNOWN,
+        CACHE_FAILED, /* it found nothing; the threads waiting are about to be told */
+    } state;
+    uint32_t waiting;
+    uint32_t logins;
+    uint64_t used;
+    CK_OBJECT_HANDLE handle;
+    struct hsm_key_name name;
+    uint8_t fingerprint[HSM_FINGERPRINT];
+    struct fault fault;
+};
+
+struct cache {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    uint64_t clock;
+    struct cache_entry entries[CACHE_SIZE];
+};
+
+enum cache_answer {
+    CACHE_HIT,   /* *handle */
+    CACHE_LOOK,  /* look yourself, then call cache_found or cache_failed */
+    CACHE_FAULT, /* another thread has just looked; *fault is what it got */
+};
+
+void cache_open(struct cache *cache);
+void cache_close(struct cache *cache);
+
+enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
+                            CK_OBJECT_HANDLE *handle, struct fault *fault);
+
+/* Also without CACHE_LOOK before it, for a handle that was come by otherwise. */
+void cache_found(struct cache *cache, const struct cache_key *key, CK_OBJECT_HANDLE handle);
+void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault);
+
+/* This handle is no good any more: another thread may have found the new one by now, which
+ * stays. CK_INVALID_HANDLE: whichever it is, the key is to go. */
+void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJECT_HANDLE handle);
+
+#endif

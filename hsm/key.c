@@ -1,0 +1,354 @@
+#include "token.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include <openssl/rand.h>
+
+#include "object.h"
+#include "pubkey.h"
+#include "rv.h"
+#include "sign.h"
+
+enum { DESTROY_ROUNDS = 3 };
+
+/* ---- signing ---- */
+
+static int sign_raw(const struct session *session, CK_OBJECT_HANDLE handle, struct sign_plan *plan,
+                    uint8_t raw[HSM_SIGNATURE_MAX], CK_ULONG *length, struct fault *fault)
+{
+    CK_RV rv = MODULE_CALL(session->module, C_SignInit, session->handle, &plan->mechanism, handle);
+
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_SignInit", fault);
+    *length = HSM_SIGNATURE_MAX;
+    rv = MODULE_CALL(session->module, C_Sign, session->handle, plan->input, plan->input_length, raw,
+                     length);
+    return rv == CKR_OK ? 0 : rv_fault(rv, "C_Sign", fault);
+}
+
+/* FIPS modes take no salt longer than the hash. */
+static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
+                     const struct hsm_request *request, struct hsm_reply *reply,
+                     struct fault *fault)
+{
+    uint8_t raw[HSM_SIGNATURE_MAX];
+    struct sign_plan plan;
+    CK_ULONG length = 0;
+    int done;
+
+    if (sign_plan(request, &plan, fault) != 0)
+        return -1;
+    done = sign_raw(session, handle, &plan, raw, &length, fault);
+    if (done != 0 && fault->ckr == CKR_MECHANISM_PARAM_INVALID &&
+        sign_plan_shorter_salt(request, &plan))
+        done = sign_raw(session, handle, &plan, raw, &length, fault);
+    return done == 0 ? sign_result(request, &plan, raw, length, reply, fault) : -1;
+}
+
+static int look_for_private(const struct call *call, const struct session *session,
+                            struct object_pair *pair, struct fault *fault)
+{
+    const struct hsm_key_name *name = &call->request->key;
+    struct object_list list;
+
+    if (session_check(&call->token->pool, session, fault) != 0 ||
+        object_find(session, CKO_PRIVATE_KEY, name, &list, fault) != 0)
+        return -1;
+    if (list.count == 0 && session_check(&call->token->pool, session, fault) != 0)
+        return -1;
+    if (list.count == 0)
+        return fault_set(fault, FAULT_NOT_FOUND, "the token has no private key %s", name->label);
+    if (list.count > 1)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token has more than one private key %s", name->label);
+    pair->private_key = list.handles[0];
+    return 0;
+}
+
+static int look_for_public(const struct call *call, const struct session *session,
+                           struct object_pair *pair, struct fault *fault)
+{
+    struct object_list list;
+
+    if (object_find(session, CKO_PUBLIC_KEY, &call->request->key, &list, fault) != 0)
+        return -1;
+    pair->public_key = list.count > 0 ? list.handles[0] : CK_INVALID_HANDLE;
+    return 0;
+}
+
+/* The private object is asked first: an RSA key knows all of itself, which saves a search. */
+static int look_up(const struct call *call, const struct session *session, CK_OBJECT_HANDLE *handle,
+                   struct fault *fault)
+{
+    const struct hsm_request *request = call->request;
+    struct object_pair pair = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+    struct hsm_public_key key;
+
+    if (look_for_private(call, session, &pair, fault) != 0)
+        return -1;
+    if (object_public_key(session, &pair, &key, fault) != 0 &&
+        (fault->ckr != CKR_OK || look_for_public(call, session, &pair, fault) != 0 ||
+         object_public_key(session, &pair, &key, fault) != 0))
+        return -1;
+    if (key.type != request->type ||
+        memcmp(key.fingerprint, request->fingerprint, sizeof key.fingerprint) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token has another key in the place of %s", request->key.label);
+    *handle = pair.private_key;
+    return 0;
+}
+
+static int sign_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    struct hsm_token *token = call->token;
+    const struct hsm_request *request = call->request;
+    struct cache_key key = {&request->key, request->fingerprint, token->pool.logins};
+    CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE;
+
+    switch (cache_get(&token->cache, &key, &handle, fault)) {
+    case CACHE_FAULT:
+        return -1;
+    case CACHE_LOOK:
+        if (look_up(call, session, &handle, fault) != 0) {
+            cache_failed(&token->cache, &key, fault);
+            return -1;
+        }
+        cache_found(&token->cache, &key, handle);
+        break;
+    case CACHE_HIT:
+        break;
+    }
+    if (sign_with(session, handle, request, call->reply, fault) == 0)
+        return 0;
+    if (rv_class(fault->ckr) == RV_HANDLE)
+        cache_forget(&token->cache, &request->key, handle);
+    return -1;
+}
+
+int key_sign(const struct call *call, struct fault *fault)
+{
+    return token_step(call, sign_step, fault);
+}
+
+/* ---- proving ---- */
+
+/* What cannot be used has no public key to hand out: only COMPLETE fills that in. */
+static int verdict(const struct call *call, enum hsm_state state, const char *why)
+{
+    call->reply->state = state;
+    (void)snprintf(call->reply->why, sizeof call->reply->why, "%.*s",
+                   (int)sizeof call->reply->why - 1, why);
+    return 0;
+}
+
+/* A random digest, signed by the token and verified without it. A fault that carries a
+ * CK_RV is no verdict. */
+static int try_signature(const struct session *session, CK_OBJECT_HANDLE handle,
+                         const struct hsm_public_key *key, struct fault *fault)
+{
+    struct hsm_request trial = {.op = HSM_SIGN, .type = key->type, .hash = HSM_SHA256};
+    struct hsm_reply made = {.signature_length = 0};
+
+    trial.digest_length = (uint32_t)hsm_hash_length(trial.hash);
+    if (RAND_bytes(trial.digest, (int)trial.digest_length) != 1)
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers for a trial signature");
+    if (sign_with(session, handle, &trial, &made, fault) != 0)
+        return -1;
+    return pubkey_verify(key, &trial, made.signature, made.signature_length, fault);
+}
+
+static int prove_whole(const struct call *call, const struct session *session,
+                       const struct object_pair *pair, struct fault *fault)
+{
+    struct hsm_token *token = call->token;
+    enum hsm_key_type wanted = call->request->type;
+    struct cache_key cached = {&call->request->key, NULL, token->pool.logins};
+    struct hsm_public_key key;
+    char why[sizeof call->reply->why];
+
+    if (object_public_key(session, pair, &key, fault) != 0)
+        return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_HALF, fault->message);
+    if (wanted != HSM_KEY_NONE && key.type != wanted)
+        return verdict(call, HSM_UNFIT, "it is of another type");
+    if (object_check(session, pair->private_key, token->lenient, why, fault) != 0)
+        return -1;
+    if (why[0] != '\0')
+        return verdict(call, HSM_UNFIT, why);
+    if (try_signature(session, pair->private_key, &key, fault) != 0)
+        return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_UNFIT, fault->message);
+    cached.fingerprint = key.fingerprint;
+    cache_found(&token->cache, &cached, pair->private_key);
+    call->reply->public_key = key;
+    return verdict(call, HSM_COMPLETE, "");
+}
+
+static int prove_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    const struct hsm_key_name *name = &call->request->key;
+    struct object_list private_keys;
+    struct object_list public_keys;
+    struct object_pair pair = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+
+    if (session_check(&call->token->pool, session, fault) != 0 ||
+        object_find(session, CKO_PRIVATE_KEY, name, &private_keys, fault) != 0 ||
+        object_find(session, CKO_PUBLIC_KEY, name, &public_keys, fault) != 0)
+        return -1;
+    if (private_keys.count == 0 && session_check(&call->token->pool, session, fault) != 0)
+        return -1;
+    if (private_keys.count > 1)
+        return verdict(call, HSM_DUPLICATE, "more than one private key has this label");
+    if (private_keys.count == 0)
+        return public_keys.count == 0 ? verdict(call, HSM_ABSENT, "")
+                                      : verdict(call, HSM_HALF, "there is no private key");
+    pair.private_key = private_keys.handles[0];
+    if (public_keys.count > 0)
+        pair.public_key = public_keys.handles[0];
+    return prove_whole(call, session, &pair, fault);
+}
+
+int key_prove(const struct call *call, struct fault *fault)
+{
+    return token_step(call, prove_step, fault);
+}
+
+/* ---- generating ---- */
+
+/* Has the token perhaps made a key although it says it has not? Only an answer that is
+ * given before any work rules it out. */
+static bool is_doubtful(uint64_t ckr)
+{
+    switch (rv_class(ckr)) {
+    case RV_TEMPLATE:
+    case RV_PERMANENT:
+    case RV_LOGIN:
+    case RV_PIN:
+        return false;
+    case RV_SESSION:
+        return ckr == CKR_SESSION_CLOSED; /* "during the call", says the standard */
+    default:
+        return true;
+    }
+}
+
+static int doubt(struct fault *fault)
+{
+    fault->code = FAULT_ABORTED;
+    return -1;
+}
+
+/* A token that is full may have had room for one half. Only when that is seen gone is
+ * "full" all there is to say. */
+static int after_full(const struct call *call, const struct session *session, struct fault *fault)
+{
+    const struct hsm_key_name *name = &call->request->key;
+    struct object_list left[2];
+
+    if (object_destroy(session, CKO_PRIVATE_KEY, name, NULL) != 0 ||
+        object_destroy(session, CKO_PUBLIC_KEY, name, NULL) != 0 ||
+        object_find(session, CKO_PRIVATE_KEY, name, &left[0], NULL) != 0 ||
+        object_find(session, CKO_PUBLIC_KEY, name, &left[1], NULL) != 0 ||
+        session_check(&call->token->pool, session, NULL) != 0 || left[0].count + left[1].count > 0)
+        return doubt(fault);
+    return -1;
+}
+
+/* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
+ * again, by us or by who asked, so it goes now. */
+static int check_names(const struct call *call, const struct session *session,
+                       const struct object_pair *pair, struct fault *fault)
+{
+    const struct hsm_key_name *name = &call->request->key;
+    bool private_named = false;
+    bool public_named = pair->public_key == CK_INVALID_HANDLE;
+
+    if (object_is_named(session, pair->private_key, name, &private_named, fault) != 0)
+        return doubt(fault);
+    if (!public_named &&
+        object_is_named(session, pair->public_key, name, &public_named, fault) != 0)
+        return doubt(fault);
+    if (private_named && public_named)
+        return 0;
+    if (object_destroy_one(session, pair->private_key, fault) != 0 ||
+        (pair->public_key != CK_INVALID_HANDLE &&
+         object_destroy_one(session, pair->public_key, fault) != 0))
+        return doubt(fault);
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "the token changes labels or ids (of %zu and %u bytes); the key it made "
+                     "under another name was destroyed",
+                     strlen(name->label), name->id_length);
+}
+
+static int generate_step(const struct call *call, const struct session *session,
+                         struct fault *fault)
+{
+    struct hsm_token *token = call->token;
+    const struct hsm_request *request = call->request;
+    unsigned tier = token->tier;
+    struct object_pair pair;
+
+    if (session_check(&token->pool, session, fault) != 0)
+        return -1;
+    while (object_generate(session, request->type, &request->key, tier, &pair, fault) != 0) {
+        if (rv_class(fault->ckr) == RV_FULL)
+            return after_full(call, session, fault);
+        if (is_doubtful(fault->ckr))
+            return doubt(fault);
+        if (rv_class(fault->ckr) != RV_TEMPLATE || ++tier == OBJECT_TEMPLATE_TIERS)
+            return -1;
+    }
+    token->tier = tier;
+    return check_names(call, session, &pair, fault);
+}
+
+/* Once the pair exists every fault is a doubt: whether it is good, PROVE will tell. */
+int key_generate(const struct call *call, struct fault *fault)
+{
+    enum hsm_key_type type = call->request->type;
+
+    if (type < HSM_EC_P256 || type > HSM_RSA_4096)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "there is no key type %d", (int)type);
+    if (call->token->write_protected)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token is write-protected");
+    if (token_step(call, generate_step, fault) != 0)
+        return -1;
+    if (token_step(call, prove_step, fault) != 0) {
+        (void)fault_prefix(fault, "the key was made, but");
+        return doubt(fault);
+    }
+    if (call->reply->state == HSM_ABSENT)
+        return fault_set(fault, FAULT_ABORTED, "the key was made, but is not to be seen yet");
+    return 0;
+}
+
+/* ---- destroying ---- */
+
+/* The private half first: what a crash leaves is then a public key, which is harmless. */
+static int destroy_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    const struct hsm_key_name *name = &call->request->key;
+    struct object_list left[2];
+
+    for (int round = 0; round <= DESTROY_ROUNDS; round++) {
+        if (session_check(&call->token->pool, session, fault) != 0 ||
+            object_find(session, CKO_PRIVATE_KEY, name, &left[0], fault) != 0 ||
+            object_find(session, CKO_PUBLIC_KEY, name, &left[1], fault) != 0)
+            return -1;
+        if (left[0].count + left[1].count == 0)
+            return session_check(&call->token->pool, session, fault) == 0
+                       ? verdict(call, HSM_ABSENT, "")
+                       : -1;
+        for (uint32_t half = 0; half < 2; half++)
+            for (uint32_t i = 0; i < left[half].count && round < DESTROY_ROUNDS; i++)
+                if (object_destroy_one(session, left[half].handles[i], fault) != 0)
+                    return -1;
+    }
+    return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is still there",
+                     name->label, DESTROY_ROUNDS);
+}
+
+int key_destroy(const struct call *call, struct fault *fault)
+{
+    cache_forget(&call->token->cache, &call->request->key, CK_INVALID_HANDLE);
+    return token_step(call, destroy_step, fault);
+}

@@ -1,0 +1,336 @@
+#include "module.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <p11-kit/p11-kit.h>
+#include <p11-kit/uri.h>
+
+#include "rv.h"
+#include "scope.h"
+
+/* p11-kit knows its folder and does not tell. The Makefile asks pkg-config. */
+#ifndef MODULE_FOLDER
+#define MODULE_FOLDER "/usr/lib/x86_64-linux-gnu/pkcs11"
+#endif
+
+enum {
+    SLOTS_MAX = 1024, /* a count from a module is only a claim */
+    SEEN_MAX = 256,
+};
+
+/* ---- loading ---- */
+
+/* Before it is loaded, because loading runs it. */
+static int check_file(const char *path, struct fault *fault)
+{
+    struct stat file;
+
+    if (stat(path, &file) != 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "module: %s", path);
+    if (!S_ISREG(file.st_mode))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "module: %s is not a regular file",
+                         path);
+    if ((file.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "module: %s can be written by its group or by everybody (mode %04o)", path,
+                         file.st_mode & 07777);
+    return 0;
+}
+
+static int full_path(const char *setting, char path[HSM_PATH_MAX], struct fault *fault)
+{
+    int length;
+
+    if (setting[0] == '\0')
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "module: no module is named");
+    if (setting[0] != '/' && strchr(setting, '/'))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "module: %s is neither an absolute path nor a plain file name", setting);
+    length =
+        snprintf(path, HSM_PATH_MAX, "%s%s", setting[0] == '/' ? "" : MODULE_FOLDER "/", setting);
+    if (length < 0 || length >= HSM_PATH_MAX)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "module: the path is too long");
+    return 0;
+}
+
+static bool is_whole(const CK_FUNCTION_LIST *calls)
+{
+    return (calls->version.major == 2 || calls->version.major == 3) && calls->C_Initialize &&
+           calls->C_Finalize && calls->C_GetInfo && calls->C_GetSlotList && calls->C_GetSlotInfo &&
+           calls->C_GetTokenInfo && calls->C_GetMechanismList && calls->C_GetMechanismInfo &&
+           calls->C_OpenSession && calls->C_CloseSession && calls->C_GetSessionInfo &&
+           calls->C_Login && calls->C_Logout && calls->C_FindObjectsInit && calls->C_FindObjects &&
+           calls->C_FindObjectsFinal && calls->C_GetAttributeValue && calls->C_DestroyObject &&
+           calls->C_GenerateKeyPair && calls->C_SignInit && calls->C_Sign &&
+           calls->C_GenerateRandom;
+}
+
+static int load(const char *path, struct module *module, struct fault *fault)
+{
+    const char *why;
+
+    p11_kit_be_quiet(); /* it would write to stderr; what it says goes into the fault */
+    module->calls = p11_kit_module_load(path, P11_KIT_MODULE_UNMANAGED | P11_KIT_MODULE_CRITICAL);
+    if (!module->calls) {
+        why = p11_kit_message();
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "module: %s is not a PKCS#11 module that can be loaded (%s)", path,
+                         why ? why : "no reason given");
+    }
+    if (!is_whole(module->calls))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "module: %s lacks functions of PKCS#11 2 and 3", path);
+    return 0;
+}
+
+/* p11_kit_module_initialize would do without the reserved argument, which some modules
+ * (NSS) live by and which p11-kit keeps for modules of its configuration. */
+static int initialize(struct module *module, struct fault *fault)
+{
+    OWNED(scope_free) char *reserved = p11_kit_config_option(module->calls, "x-init-reserved");
+    CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = reserved};
+    CK_RV rv = module->calls->C_Initialize(&args);
+
+    if (rv == CKR_CANT_LOCK) {
+        rv = module->calls->C_Initialize(NULL);
+        module->one_at_a_time = rv == CKR_OK;
+    }
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_Initialize", fault);
+    module->initialized = true;
+    return 0;
+}
+
+int module_open(const char *setting, struct module *module, struct fault *fault)
+{
+    char path[HSM_PATH_MAX];
+
+    memset(module, 0, sizeof *module);
+    (void)pthread_mutex_init(&module->entered, NULL);
+    if (full_path(setting, path, fault) == 0 && check_file(path, fault) == 0 &&
+        load(path, module, fault) == 0 && initialize(module, fault) == 0)
+        return 0;
+    module_close(module);
+    return -1;
+}
+
+void module_close(struct module *module)
+{
+    if (!module->calls)
+        return;
+    if (module->initialized)
+        (void)module->calls->C_Finalize(NULL);
+    p11_kit_module_release(module->calls);
+    (void)pthread_mutex_destroy(&module->entered);
+    memset(module, 0, sizeof *module);
+}
+
+/* ---- texts ---- */
+
+/* Bytes of the UTF-8 sequence that begins here, 0 if none does. Overlong forms and the
+ * like are let pass: this is for the eye. */
+static size_t sequence(const uint8_t *bytes, size_t left)
+{
+    size_t length = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 0;
+
+    if (bytes[0] > 0xf4 || length > left)
+        return 0;
+    for (size_t i = 1; i < length; i++)
+        if ((bytes[i] & 0xc0) != 0x80)
+            return 0;
+    return length;
+}
+
+void module_text(const uint8_t *padded, size_t length, char *text)
+{
+    size_t used = 0;
+
+    while (length > 0 && (padded[length - 1] == ' ' || padded[length - 1] == '\0'))
+        length--;
+    while (used < length) {
+        size_t wide = sequence(padded + used, length - used);
+
+        if (wide > 0) {
+            memcpy(text + used, padded + used, wide);
+            used += wide;
+            continue;
+        }
+        text[used] = padded[used] >= 0x20 && padded[used] < 0x7f ? (char)padded[used] : '?';
+        used++;
+    }
+    text[used] = '\0';
+}
+
+void module_library(struct module *module, char text[33])
+{
+    CK_INFO info;
+
+    text[0] = '\0';
+    memset(&info, 0, sizeof info);
+    if (MODULE_CALL(module, C_GetInfo, &info) == CKR_OK)
+        module_text(info.libraryDescription, sizeof info.libraryDescription, text);
+}
+
+/* ---- the token ---- */
+
+static void release_uri(P11KitUri **uri)
+{
+    p11_kit_uri_free(*uri);
+}
+
+/* The text is not repeated before it has been understood: it may hold a PIN. */
+static int parse_uri(const char *text, P11KitUri *uri, char pin_source[HSM_PATH_MAX],
+                     struct fault *fault)
+{
+    int result = p11_kit_uri_parse(text, P11_KIT_URI_FOR_TOKEN | P11_KIT_URI_FOR_SLOT, uri);
+    const char *source = p11_kit_uri_get_pin_source(uri);
+
+    if (result != P11_KIT_URI_OK)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token: not a PKCS#11 URI: %s",
+                         p11_kit_uri_message(result));
+    if (p11_kit_uri_get_pin_value(uri))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: a PIN has no place in the URI, use pin_file");
+    if (p11_kit_uri_any_unrecognized(uri))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: the URI has attributes that are not a token's or slot's");
+    if (source && strlen(source) >= HSM_PATH_MAX)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token: pin-source is too long");
+    (void)snprintf(pin_source, HSM_PATH_MAX, "%s", source ? source : "");
+    return 0;
+}
+
+/* The URI without what says where the PIN is. */
+static char *printable(P11KitUri *uri)
+{
+    char *text = NULL;
+
+    p11_kit_uri_set_pin_source(uri, NULL);
+    if (p11_kit_uri_format(uri, P11_KIT_URI_FOR_TOKEN | P11_KIT_URI_FOR_SLOT, &text) !=
+        P11_KIT_URI_OK)
+        return NULL;
+    return text;
+}
+
+struct search {
+    struct module *module;
+    P11KitUri *uri;
+    uint32_t found;
+    uint32_t uninitialized;
+    struct module_token *token; /* the first one found */
+    char matching[SEEN_MAX];
+    char others[SEEN_MAX];
+};
+
+static void note(char seen[SEEN_MAX], const CK_TOKEN_INFO *info, CK_SLOT_ID slot)
+{
+    char label[sizeof info->label + 1];
+    char serial[sizeof info->serialNumber + 1];
+    size_t used = strlen(seen);
+    int length;
+
+    module_text(info->label, sizeof info->label, label);
+    module_text(info->serialNumber, sizeof info->serialNumber, serial);
+    length = snprintf(seen + used, SEEN_MAX - used, "%s'%s' (serial %s, slot %lu)",
+                      used > 0 ? ", " : "", label, serial, slot);
+    if (length < 0 || (size_t)length >= SEEN_MAX - used)
+        seen[used] = '\0'; /* a part of a name would mislead, and might end inside a character */
+}
+
+static bool matches(const struct search *search, CK_SLOT_ID slot, const CK_TOKEN_INFO *info)
+{
+    CK_SLOT_ID wanted = p11_kit_uri_get_slot_id(search->uri);
+    CK_SLOT_INFO about;
+
+    memset(&about, 0, sizeof about); /* which no slot attribute of a URI matches */
+    (void)MODULE_CALL(search->module, C_GetSlotInfo, slot, &about);
+    return (wanted == (CK_SLOT_ID)-1 || wanted == slot) &&
+           p11_kit_uri_match_token_info(search->uri, info) == 1 &&
+           p11_kit_uri_match_slot_info(search->uri, &about) == 1;
+}
+
+/* A dead slot says nothing about the others. */
+static void look_at(struct search *search, CK_SLOT_ID slot)
+{
+    CK_TOKEN_INFO info;
+    bool ready;
+
+    memset(&info, 0, sizeof info);
+    if (MODULE_CALL(search->module, C_GetTokenInfo, slot, &info) != CKR_OK)
+        return;
+    ready = (info.flags & CKF_TOKEN_INITIALIZED) != 0;
+    if (!matches(search, slot, &info)) {
+        if (ready)
+            note(search->others, &info, slot);
+        return;
+    }
+    if (!ready) {
+        search->uninitialized++;
+        return;
+    }
+    note(search->matching, &info, slot);
+    if (search->found++ == 0) {
+        search->token->slot = slot;
+        search->token->info = info;
+    }
+}
+
+/* Asking for the number first is what makes a module look at its readers again. */
+static int look_at_all(struct search *search, struct fault *fault)
+{
+    OWNED(scope_free) CK_SLOT_ID *slots = calloc(SLOTS_MAX, sizeof *slots);
+    CK_ULONG count = 0;
+    CK_RV rv;
+
+    if (!slots)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    rv = MODULE_CALL(search->module, C_GetSlotList, CK_TRUE, NULL, &count);
+    if (rv == CKR_OK) {
+        count = SLOTS_MAX;
+        rv = MODULE_CALL(search->module, C_GetSlotList, CK_TRUE, slots, &count);
+    }
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_GetSlotList", fault);
+    for (CK_ULONG i = 0; i < count && i < SLOTS_MAX; i++)
+        look_at(search, slots[i]);
+    return 0;
+}
+
+static int judge(const struct search *search, struct fault *fault)
+{
+    OWNED(scope_free) char *text = printable(search->uri);
+    const char *uri = text ? text : "the URI";
+
+    if (search->found == 1)
+        return 0;
+    if (search->found > 1)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: %s is ambiguous, it names %u tokens: %s", uri, search->found,
+                         search->matching);
+    if (search->uninitialized > 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: %s names a token that has not "
+                         "been initialized; tokens seen: %s",
+                         uri, search->others[0] != '\0' ? search->others : "no others");
+    return fault_set(fault, FAULT_UNAVAILABLE, "token: %s is not there; tokens seen: %s", uri,
+                     search->others[0] != '\0' ? search->others : "none");
+}
+
+int module_find_token(struct module *module, const char *uri, struct module_token *token,
+                      struct fault *fault)
+{
+    OWNED(release_uri) P11KitUri *parsed = p11_kit_uri_new();
+    struct module_token found = {.slot = 0};
+    struct search search = {.module = module, .uri = parsed, .token = &found};
+
+    if (!parsed)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    if (parse_uri(uri, parsed, found.pin_source, fault) != 0 || look_at_all(&search, fault) != 0 ||
+        judge(&search, fault) != 0)
+        return -1;
+    *token = found;
+    return 0;
+}

@@ -1,0 +1,67 @@
+/* One PKCS#11 module, loaded and initialized, and the one token in it that a URI names.
+ *
+ * Every call into the module goes through MODULE_CALL, for the sake of modules that cannot
+ * lock for themselves (CKR_CANT_LOCK): those are entered by one thread at a time. */
+#ifndef HSM_MODULE_H
+#define HSM_MODULE_H
+
+#include <pthread.h>
+
+#include <p11-kit/pkcs11.h>
+
+#include "hsm.h"
+
+struct module {
+    CK_FUNCTION_LIST *calls; /* NULL: not loaded */
+    bool initialized;
+    bool one_at_a_time; /* does not change once module_open is done */
+    pthread_mutex_t entered;
+};
+
+/* What a setting "token" says beside which token it is. */
+struct module_token {
+    CK_SLOT_ID slot;
+    CK_TOKEN_INFO info;
+    char pin_source[HSM_PATH_MAX]; /* the URI's, "" = none */
+};
+
+/* `setting` is an absolute path, or a file name in p11-kit's module folder. A file that
+ * others may write is not loaded. FAULT_FAILED_PRECONDITION names the setting; a module
+ * that loads but cannot start is FAULT_UNAVAILABLE, as its device may be what is missing.
+ * On failure there is nothing to close. */
+int module_open(const char *setting, struct module *module, struct fault *fault);
+
+/* Finalizes and unloads what module_open left. All zero is fine. */
+void module_close(struct module *module);
+
+/* CK_INFO's libraryDescription, "" if the module does not say. */
+void module_library(struct module *module, char text[33]);
+
+/* The one initialized token that `uri` (RFC 7512) names. FAULT_UNAVAILABLE: none is there;
+ * FAULT_FAILED_PRECONDITION: several are, or it is not initialized, or the URI is none, or
+ * holds the PIN itself. */
+int module_find_token(struct module *module, const char *uri, struct module_token *token,
+                      struct fault *fault);
+
+/* Text of PKCS#11 structures, which is padded with blanks and comes from the token: what is
+ * not printable or not UTF-8 becomes '?'. `text` has room for `length` + 1 bytes. */
+void module_text(const uint8_t *padded, size_t length, char *text);
+
+static inline void module_enter(struct module *module)
+{
+    if (module->one_at_a_time)
+        (void)pthread_mutex_lock(&module->entered);
+}
+
+static inline CK_RV module_leave(struct module *module, CK_RV rv)
+{
+    if (module->one_at_a_time)
+        (void)pthread_mutex_unlock(&module->entered);
+    return rv;
+}
+
+/* MODULE_CALL(module, C_Sign, session, ...) is the CK_RV of that call. */
+#define MODULE_CALL(module, name, ...) \
+    module_leave((module), (module_enter(module), (module)->calls->name(__VA_ARGS__)))
+
+#endif

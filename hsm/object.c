@@ -1,0 +1,402 @@
+#include "object.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "pubkey.h"
+#include "rv.h"
+
+enum { BATCH = 16 };
+
+/* ---- reading ---- */
+
+int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
+                struct object_value *value, struct fault *fault)
+{
+    CK_ATTRIBUTE attribute = {type, value->bytes, sizeof value->bytes};
+    CK_RV rv =
+        MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, &attribute, 1);
+
+    if (rv != CKR_OK && !rv_is_about_attribute(rv))
+        return rv_fault(rv, "C_GetAttributeValue", fault);
+    value->readable = rv == CKR_OK && attribute.ulValueLen <= sizeof value->bytes;
+    value->length = value->readable ? attribute.ulValueLen : 0;
+    return 0;
+}
+
+static bool holds(const struct object_value *value, const void *bytes, size_t length)
+{
+    return value->readable && value->length == length &&
+           (length == 0 || memcmp(value->bytes, bytes, length) == 0);
+}
+
+int object_is_named(const struct session *session, CK_OBJECT_HANDLE handle,
+                    const struct hsm_key_name *name, bool *named, struct fault *fault)
+{
+    struct object_value value;
+    bool same;
+
+    if (object_read(session, handle, CKA_LABEL, &value, fault) != 0)
+        return -1;
+    same = holds(&value, name->label, strlen(name->label));
+    if (same && name->id_length > 0) {
+        if (object_read(session, handle, CKA_ID, &value, fault) != 0)
+            return -1;
+        same = holds(&value, name->id, name->id_length);
+    }
+    *named = same;
+    return 0;
+}
+
+/* ---- finding ---- */
+
+/* The search is ended on every path: a session with one begun is of no use for the next. */
+static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULONG attributes,
+                  struct object_list *list, struct fault *fault)
+{
+    CK_OBJECT_HANDLE batch[BATCH];
+    CK_ULONG count;
+    CK_RV ended;
+    CK_RV rv =
+        MODULE_CALL(session->module, C_FindObjectsInit, session->handle, template, attributes);
+
+    list->count = 0;
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_FindObjectsInit", fault);
+    do {
+        count = 0;
+        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
+        for (CK_ULONG i = 0; rv == CKR_OK && i < count && i < BATCH; i++)
+            if (list->count < OBJECT_FOUND_MAX)
+                list->handles[list->count++] = batch[i];
+    } while (rv == CKR_OK && count > 0 && list->count < OBJECT_FOUND_MAX);
+    ended = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_FindObjects", fault);
+    return ended == CKR_OK ? 0 : rv_fault(ended, "C_FindObjectsFinal", fault);
+}
+
+/* Empty values are never searched for: CloudHSM refuses them. */
+int object_find(const struct session *session, CK_OBJECT_CLASS class,
+                const struct hsm_key_name *name, struct object_list *list, struct fault *fault)
+{
+    struct hsm_key_name copy = *name; /* PKCS#11 wants values it could write to */
+    CK_ATTRIBUTE template[] = {{CKA_CLASS, &class, sizeof class},
+                               {CKA_LABEL, copy.label, strlen(copy.label)},
+                               {CKA_ID, copy.id, copy.id_length}};
+    struct object_list found;
+    uint32_t kept = 0;
+
+    if (search(session, template, copy.id_length > 0 ? 3 : 2, &found, fault) != 0)
+        return -1;
+    for (uint32_t i = 0; i < found.count; i++) {
+        bool named = false;
+
+        if (object_is_named(session, found.handles[i], name, &named, fault) != 0)
+            return -1;
+        if (named)
+            found.handles[kept++] = found.handles[i];
+    }
+    if (kept < found.count && found.count == OBJECT_FOUND_MAX)
+        return fault_set(fault, FAULT_INTERNAL,
+                         "token answers a search by label with objects of other labels");
+    found.count = kept;
+    *list = found;
+    return 0;
+}
+
+/* ---- making ---- */
+
+/* What a key is made with. `tiers`: of the three templates, how many have it. SENSITIVE
+ * and EXTRACTABLE are in all of them, come what may. */
+struct trait {
+    CK_ATTRIBUTE_TYPE type;
+    CK_BBOOL value;
+    unsigned tiers;
+};
+
+static const struct trait private_traits[] = {
+    {CKA_TOKEN, CK_TRUE, 3},        {CKA_PRIVATE, CK_TRUE, 3},   {CKA_SENSITIVE, CK_TRUE, 3},
+    {CKA_EXTRACTABLE, CK_FALSE, 3}, {CKA_SIGN, CK_TRUE, 3},      {CKA_DECRYPT, CK_FALSE, 2},
+    {CKA_UNWRAP, CK_FALSE, 2},      {CKA_DERIVE, CK_FALSE, 1},   {CKA_SIGN_RECOVER, CK_FALSE, 1},
+    {CKA_MODIFIABLE, CK_FALSE, 1},  {CKA_COPYABLE, CK_FALSE, 1},
+};
+
+static const struct trait public_traits[] = {
+    {CKA_TOKEN, CK_TRUE, 3},           {CKA_VERIFY, CK_TRUE, 3},      {CKA_PRIVATE, CK_FALSE, 2},
+    {CKA_ENCRYPT, CK_FALSE, 2},        {CKA_WRAP, CK_FALSE, 2},       {CKA_DERIVE, CK_FALSE, 1},
+    {CKA_VERIFY_RECOVER, CK_FALSE, 1}, {CKA_MODIFIABLE, CK_FALSE, 1}, {CKA_COPYABLE, CK_FALSE, 1},
+};
+
+/* How to ask for each type. `parameters` is the DER OID of the curve; an RSA key has a
+ * length and the exponent 65537. */
+static const struct kind {
+    CK_KEY_TYPE key_type;
+    CK_MECHANISM_TYPE mechanism;
+    CK_ULONG bits;
+    uint8_t parameters[10];
+    uint8_t parameters_length;
+} kinds[] = {
+    [HSM_EC_P256] = {CKK_EC,
+                     CKM_EC_KEY_PAIR_GEN,
+                     0,
+                     {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07},
+                     10},
+    [HSM_EC_P384] = {CKK_EC, CKM_EC_KEY_PAIR_GEN, 0, {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22}, 7},
+    [HSM_RSA_2048] = {CKK_RSA, CKM_RSA_PKCS_KEY_PAIR_GEN, 2048, {1, 0, 1}, 3},
+    [HSM_RSA_4096] = {CKK_RSA, CKM_RSA_PKCS_KEY_PAIR_GEN, 4096, {1, 0, 1}, 3},
+};
+
+/* Values stand in `truth` and in the order form: PKCS#11's pointers are not const. */
+struct template
+{
+    CK_ATTRIBUTE attributes[20];
+    CK_ULONG count;
+};
+
+struct order {
+    struct hsm_key_name name;
+    struct kind kind;
+    CK_BBOOL truth[2];
+    struct template private_half;
+    struct template public_half;
+};
+
+static void put(struct template *template, CK_ATTRIBUTE_TYPE type, void *value, size_t length)
+{
+    template->attributes[template->count++] = (CK_ATTRIBUTE){type, value, length};
+}
+
+static void put_traits(struct template *template, struct order *order, unsigned tier,
+                       const struct trait *traits, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (tier < traits[i].tiers)
+            put(template, traits[i].type, &order->truth[traits[i].value], sizeof(CK_BBOOL));
+}
+
+static void put_name(struct template *template, struct order *order)
+{
+    put(template, CKA_LABEL, order->name.label, strlen(order->name.label));
+    if (order->name.id_length > 0)
+        put(template, CKA_ID, order->name.id, order->name.id_length);
+}
+
+static void fill_order(struct order *order, enum hsm_key_type type, const struct hsm_key_name *name,
+                       unsigned tier)
+{
+    memset(order, 0, sizeof *order);
+    order->name = *name;
+    order->kind = kinds[type];
+    order->truth[CK_TRUE] = CK_TRUE;
+    put_name(&order->private_half, order);
+    put_name(&order->public_half, order);
+    put_traits(&order->private_half, order, tier, private_traits,
+               sizeof private_traits / sizeof private_traits[0]);
+    put_traits(&order->public_half, order, tier, public_traits,
+               sizeof public_traits / sizeof public_traits[0]);
+    if (order->kind.key_type == CKK_RSA) {
+        put(&order->public_half, CKA_MODULUS_BITS, &order->kind.bits, sizeof order->kind.bits);
+        put(&order->public_half, CKA_PUBLIC_EXPONENT, order->kind.parameters,
+            order->kind.parameters_length);
+    } else {
+        put(&order->public_half, CKA_EC_PARAMS, order->kind.parameters,
+            order->kind.parameters_length);
+    }
+}
+
+int object_generate(const struct session *session, enum hsm_key_type type,
+                    const struct hsm_key_name *name, unsigned tier, struct object_pair *pair,
+                    struct fault *fault)
+{
+    struct order order;
+    CK_MECHANISM mechanism = {0};
+    struct object_pair made = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+    CK_RV rv;
+
+    fill_order(&order, type, name, tier);
+    mechanism.mechanism = order.kind.mechanism;
+    rv = MODULE_CALL(session->module, C_GenerateKeyPair, session->handle, &mechanism,
+                     order.public_half.attributes, order.public_half.count,
+                     order.private_half.attributes, order.private_half.count, &made.public_key,
+                     &made.private_key);
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_GenerateKeyPair", fault);
+    *pair = made;
+    return 0;
+}
+
+/* ---- the public key ---- */
+
+typedef int decode_fn(const uint8_t *first, size_t first_length, const uint8_t *second,
+                      size_t second_length, struct hsm_public_key *key, struct fault *fault);
+
+/* Both attributes of one object. -1 with fault->ckr == 0: not there, or no good. */
+static int read_both(const struct session *session, CK_OBJECT_HANDLE handle, bool rsa,
+                     struct hsm_public_key *key, struct fault *fault)
+{
+    struct object_value first;
+    struct object_value second;
+    decode_fn *decode = rsa ? pubkey_from_rsa : pubkey_from_ec;
+
+    if (handle == CK_INVALID_HANDLE)
+        return fault_set(fault, FAULT_INTERNAL, "there is no public key object");
+    if (object_read(session, handle, rsa ? CKA_MODULUS : CKA_EC_PARAMS, &first, fault) != 0)
+        return -1;
+    if (object_read(session, handle, rsa ? CKA_PUBLIC_EXPONENT : CKA_EC_POINT, &second, fault) != 0)
+        return -1;
+    if (!first.readable || !second.readable)
+        return fault_set(fault, FAULT_INTERNAL, "the public key cannot be read");
+    return decode(first.bytes, first.length, second.bytes, second.length, key, fault);
+}
+
+static int read_info(const struct session *session, CK_OBJECT_HANDLE handle,
+                     struct hsm_public_key *key, struct fault *fault)
+{
+    struct object_value value;
+
+    if (object_read(session, handle, CKA_PUBLIC_KEY_INFO, &value, fault) != 0)
+        return -1;
+    if (!value.readable || value.length == 0) /* SoftHSM and TPMs have it, and have it empty */
+        return fault_set(fault, FAULT_INTERNAL, "the public key cannot be read");
+    return pubkey_from_pkix(value.bytes, value.length, key, fault);
+}
+
+static int read_key_type(const struct session *session, CK_OBJECT_HANDLE handle, CK_KEY_TYPE *type,
+                         struct fault *fault)
+{
+    struct object_value value;
+
+    if (object_read(session, handle, CKA_KEY_TYPE, &value, fault) != 0)
+        return -1;
+    if (!value.readable || value.length != sizeof *type)
+        return fault_set(fault, FAULT_INTERNAL, "the type of the key cannot be read");
+    memcpy(type, value.bytes, sizeof *type);
+    return 0;
+}
+
+int object_public_key(const struct session *session, const struct object_pair *pair,
+                      struct hsm_public_key *key, struct fault *fault)
+{
+    CK_KEY_TYPE type = 0;
+    struct fault why = {0};
+    struct fault other = {0};
+
+    if (read_key_type(session, pair->private_key, &type, fault) != 0)
+        return -1;
+    if (type != CKK_EC && type != CKK_RSA)
+        return fault_set(fault, FAULT_INTERNAL, "it is neither an EC nor an RSA key");
+    if (read_both(session, pair->public_key, type == CKK_RSA, key, &why) == 0)
+        return 0;
+    if (why.ckr == CKR_OK &&
+        (read_both(session, pair->private_key, type == CKK_RSA, key, &other) == 0 ||
+         (other.ckr == CKR_OK && read_info(session, pair->private_key, key, &other) == 0)))
+        return 0;
+    if (fault)
+        *fault = other.ckr != CKR_OK ? other : why;
+    return -1;
+}
+
+/* ---- judging ---- */
+
+/* An imported key has LOCAL, ALWAYS_SENSITIVE and NEVER_EXTRACTABLE false: this is how one
+ * planted under our label is caught. `history` marks those three, which some tokens cannot
+ * tell. */
+static const struct demand {
+    CK_ATTRIBUTE_TYPE type;
+    CK_BBOOL value;
+    bool history;
+    const char *name;
+} demands[] = {
+    {CKA_TOKEN, CK_TRUE, false, "CKA_TOKEN"},
+    {CKA_PRIVATE, CK_TRUE, false, "CKA_PRIVATE"},
+    {CKA_SENSITIVE, CK_TRUE, false, "CKA_SENSITIVE"},
+    {CKA_EXTRACTABLE, CK_FALSE, false, "CKA_EXTRACTABLE"},
+    {CKA_SIGN, CK_TRUE, false, "CKA_SIGN"},
+    {CKA_ALWAYS_SENSITIVE, CK_TRUE, true, "CKA_ALWAYS_SENSITIVE"},
+    {CKA_NEVER_EXTRACTABLE, CK_TRUE, true, "CKA_NEVER_EXTRACTABLE"},
+    {CKA_LOCAL, CK_TRUE, true, "CKA_LOCAL"},
+};
+
+/* What the setting "lenient" lets go: a history that cannot be read; and LOCAL=0, which
+ * NSS says of the keys it made itself, if the rest of the history (`told` of two) is there
+ * and right. */
+static bool is_let_go(const struct demand *demand, const struct object_value *value, unsigned told)
+{
+    return demand->history && (!value->readable || (demand->type == CKA_LOCAL && told == 2));
+}
+
+static void judge(const struct demand *demand, const struct object_value *value, char why[160])
+{
+    (void)snprintf(why, 160, "%s %s", demand->name,
+                   !value->readable            ? "cannot be read"
+                   : demand->value != CK_FALSE ? "is not true"
+                                               : "is not false");
+}
+
+static int check_demands(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
+                         char why[160], struct fault *fault)
+{
+    struct object_value value;
+    unsigned told = 0;
+
+    for (size_t i = 0; i < sizeof demands / sizeof demands[0] && why[0] == '\0'; i++) {
+        const struct demand *demand = &demands[i];
+
+        if (object_read(session, private_key, demand->type, &value, fault) != 0)
+            return -1;
+        if (holds(&value, &demand->value, sizeof demand->value))
+            told += demand->history ? 1 : 0;
+        else if (!lenient || !is_let_go(demand, &value, told))
+            judge(demand, &value, why);
+    }
+    return 0;
+}
+
+/* CKA_ALWAYS_AUTHENTICATE wants the PIN before every signature. A token that does not know
+ * it does not want that. */
+int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
+                 char why[160], struct fault *fault)
+{
+    static const CK_BBOOL yes = CK_TRUE;
+    struct object_value value;
+
+    why[0] = '\0';
+    if (check_demands(session, private_key, lenient, why, fault) != 0)
+        return -1;
+    if (why[0] != '\0')
+        return 0;
+    if (object_read(session, private_key, CKA_ALWAYS_AUTHENTICATE, &value, fault) != 0)
+        return -1;
+    if (holds(&value, &yes, sizeof yes))
+        (void)snprintf(why, 160,
+                       "CKA_ALWAYS_AUTHENTICATE is true: the token wants the PIN for "
+                       "every single signature");
+    return 0;
+}
+
+/* ---- destroying ---- */
+
+/* SoftHSM forgets the handle before it removes the file, so an invalid handle says little:
+ * looking again is the caller's part. */
+int object_destroy_one(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault)
+{
+    CK_RV rv = MODULE_CALL(session->module, C_DestroyObject, session->handle, handle);
+
+    if (rv == CKR_OK || rv == CKR_OBJECT_HANDLE_INVALID || rv == CKR_KEY_HANDLE_INVALID)
+        return 0;
+    return rv_fault(rv, "C_DestroyObject", fault);
+}
+
+int object_destroy(const struct session *session, CK_OBJECT_CLASS class,
+                   const struct hsm_key_name *name, struct fault *fault)
+{
+    struct object_list list;
+
+    if (object_find(session, class, name, &list, fault) != 0)
+        return -1;
+    for (uint32_t i = 0; i < list.count; i++)
+        if (object_destroy_one(session, list.handles[i], fault) != 0)
+            return -1;
+    return 0;
+}

@@ -1,0 +1,70 @@
+/* Key objects on the token: making them, finding them, reading and judging their
+ * attributes, destroying them. Each function does its calls on the one session it is
+ * given and mends nothing: a fault carries the CK_RV for those who do. */
+#ifndef HSM_OBJECT_H
+#define HSM_OBJECT_H
+
+#include "session.h"
+
+enum {
+    OBJECT_VALUE_MAX = 1024,  /* bytes; the longest we have a use for is a label's 800 */
+    OBJECT_FOUND_MAX = 16,    /* objects of one class, label and id; more than one is wrong */
+    OBJECT_TEMPLATE_TIERS = 3 /* of what is asked for when a key is made, from all to least */
+};
+
+/* An attribute as the token gave it. Not readable: it does not know the attribute, hides
+ * it, or it is longer than OBJECT_VALUE_MAX. */
+struct object_value {
+    bool readable;
+    CK_ULONG length;
+    uint8_t bytes[OBJECT_VALUE_MAX];
+};
+
+struct object_list {
+    CK_OBJECT_HANDLE handles[OBJECT_FOUND_MAX];
+    uint32_t count;
+};
+
+struct object_pair {
+    CK_OBJECT_HANDLE private_key;
+    CK_OBJECT_HANDLE public_key; /* CK_INVALID_HANDLE: none, the private one must do */
+};
+
+/* One attribute per call: of several, one that the token does not know may spoil all. */
+int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
+                struct object_value *value, struct fault *fault);
+
+/* All objects of this class with exactly this label, and this id unless id_length is 0.
+ * Each is read back, for there are tokens that shorten labels or look at half a template.
+ * At most OBJECT_FOUND_MAX are listed. */
+int object_find(const struct session *session, CK_OBJECT_CLASS class,
+                const struct hsm_key_name *name, struct object_list *list, struct fault *fault);
+
+/* Does the object bear exactly this label (and id)? */
+int object_is_named(const struct session *session, CK_OBJECT_HANDLE handle,
+                    const struct hsm_key_name *name, bool *named, struct fault *fault);
+
+/* Makes a pair from the template of this tier (0 .. OBJECT_TEMPLATE_TIERS - 1). A fault of
+ * class RV_TEMPLATE may be answered with the next tier. */
+int object_generate(const struct session *session, enum hsm_key_type type,
+                    const struct hsm_key_name *name, unsigned tier, struct object_pair *pair,
+                    struct fault *fault);
+
+/* The public key, from the public object, else from what the private one tells. A fault
+ * without a CK_RV means: there is none to be had, or no good one. */
+int object_public_key(const struct session *session, const struct object_pair *pair,
+                      struct hsm_public_key *key, struct fault *fault);
+
+/* Is the private key what we make: on the token, for signing only, made there, never
+ * readable? An empty `why` says yes, else it is a clause. */
+int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
+                 char why[160], struct fault *fault);
+
+/* Destroys every object of this class and name. They may still be there afterwards: look. */
+int object_destroy(const struct session *session, CK_OBJECT_CLASS class,
+                   const struct hsm_key_name *name, struct fault *fault);
+
+/* 0 also if it is gone already. */
+int object_destroy_one(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault);
+
+#endif

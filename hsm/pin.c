@@ -1,0 +1,297 @@
+#include "pin.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "scope.h"
+
+/* ---- sources ---- */
+
+void pin_wipe(struct pin *pin)
+{
+    explicit_bzero(pin, sizeof *pin);
+}
+
+static void stamp_of(const struct stat *file, struct pin_stamp *stamp)
+{
+    memset(stamp, 0, sizeof *stamp);
+    stamp->device = file->st_dev;
+    stamp->inode = file->st_ino;
+    stamp->size = (uint64_t)file->st_size;
+    stamp->modified[0] = file->st_mtim.tv_sec;
+    stamp->modified[1] = file->st_mtim.tv_nsec;
+    stamp->changed[0] = file->st_ctim.tv_sec;
+    stamp->changed[1] = file->st_ctim.tv_nsec;
+}
+
+/* Of the file that is open: a path may lead elsewhere the next moment, and Kubernetes
+ * mounts secrets as symbolic links. */
+static int check_file(const char *path, const struct stat *file, struct fault *fault)
+{
+    if (!S_ISREG(file->st_mode))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN file %s is not a regular file",
+                         path);
+    if (file->st_uid != 0 && file->st_uid != geteuid())
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "PIN file %s belongs to user %u, neither to root nor to us", path,
+                         file->st_uid);
+    if ((file->st_mode & (S_IWGRP | S_IRWXO)) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "PIN file %s has mode %04o: others must have no access, and its group "
+                         "must not write",
+                         path, file->st_mode & 07777);
+    return 0;
+}
+
+static int read_all(int fd, const char *path, struct pin *pin, struct fault *fault)
+{
+    while (pin->length < sizeof pin->bytes) {
+        ssize_t got = read(fd, pin->bytes + pin->length, sizeof pin->bytes - pin->length);
+
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot read PIN file %s", path);
+        if (got == 0)
+            break;
+        pin->length += (size_t)got;
+    }
+    if (pin->length > 0 && pin->bytes[pin->length - 1] == '\n')
+        pin->length--;
+    return 0;
+}
+
+/* O_NONBLOCK: a fifo put in the file's place must not hold us up. */
+static int read_file(const char *path, struct pin *pin, struct fault *fault)
+{
+    OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    struct stat file;
+
+    if (fd < 0)
+        return fault_errno(fault,
+                           errno == ENOENT || errno == ENOTDIR ? FAULT_UNAVAILABLE
+                                                               : FAULT_FAILED_PRECONDITION,
+                           errno, "cannot open PIN file %s", path);
+    if (fstat(fd, &file) != 0)
+        return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot look at PIN file %s", path);
+    if (check_file(path, &file, fault) != 0)
+        return -1;
+    stamp_of(&file, &pin->stamp);
+    return read_all(fd, path, pin, fault);
+}
+
+static int take_text(const char *text, struct pin *pin)
+{
+    pin->length = strnlen(text, sizeof pin->bytes);
+    memcpy(pin->bytes, text, pin->length);
+    return 0;
+}
+
+static int read_env(const char *name, struct pin *pin, struct fault *fault)
+{
+    const char *value = getenv(name);
+
+    if (!value)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "environment variable %s, which should hold the PIN, is not set", name);
+    return take_text(value, pin);
+}
+
+static int read_source(enum hsm_pin_kind kind, const char *text, struct pin *pin,
+                       struct fault *fault)
+{
+    switch (kind) {
+    case HSM_PIN_FILE:
+        return read_file(text, pin, fault);
+    case HSM_PIN_ENV:
+        return read_env(text, pin, fault);
+    case HSM_PIN_INLINE:
+        return take_text(text, pin);
+    case HSM_PIN_NONE:
+        break;
+    }
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "token asks for a PIN, and none is configured");
+}
+
+static int check_length(enum hsm_pin_kind kind, const char *text, const struct pin *pin,
+                        struct fault *fault)
+{
+    const char *where = kind == HSM_PIN_INLINE ? "in the configuration" : text;
+
+    if (pin->length == 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN %s is empty", where);
+    if (pin->length > HSM_PIN_MAX)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN %s is longer than %d bytes", where,
+                         HSM_PIN_MAX);
+    return 0;
+}
+
+int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct fault *fault)
+{
+    memset(pin, 0, sizeof *pin);
+    if (read_source(kind, text, pin, fault) == 0 && check_length(kind, text, pin, fault) == 0)
+        return 0;
+    pin_wipe(pin);
+    return -1;
+}
+
+int pin_source_path(const char *source, const char **path, struct fault *fault)
+{
+    static const char scheme[] = "file:";
+    const char *rest = source;
+
+    if (strncmp(source, scheme, sizeof scheme - 1) == 0)
+        rest += sizeof scheme - 1;
+    if (rest != source && strncmp(rest, "///", 3) == 0)
+        rest += 2;
+    if (rest[0] != '/' || rest[1] == '/')
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: pin-source must be an absolute path or file:/path");
+    *path = rest;
+    return 0;
+}
+
+/* ---- the memory of a refusal ---- */
+
+/* One line: version, serial number in hexadecimal (it is the token's text), the stamp. */
+static const char record_out[] =
+    "1 %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n";
+static const char record_in[] =
+    "1 %33s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64;
+enum { RECORD_FIELDS = 8, RECORD_MAX = 256, SERIAL_HEX = 2 * 16 + 2 };
+
+/* With a mark in front, so that an empty serial number is a field too. */
+static void serial_hex(const char *serial, char hex[SERIAL_HEX])
+{
+    static const char digits[] = "0123456789abcdef";
+    size_t used = 0;
+
+    hex[used++] = 's';
+    for (size_t i = 0; serial[i] != '\0' && used + 2 < SERIAL_HEX; i++) {
+        hex[used++] = digits[(unsigned char)serial[i] >> 4];
+        hex[used++] = digits[(unsigned char)serial[i] & 15];
+    }
+    hex[used] = '\0';
+}
+
+static bool hex_digit(char digit, unsigned *value)
+{
+    static const char digits[] = "0123456789abcdef";
+    const char *found = digit != '\0' ? strchr(digits, digit) : NULL;
+
+    if (found)
+        *value = (unsigned)(found - digits);
+    return found != NULL;
+}
+
+static bool serial_of_hex(const char *hex, char serial[17])
+{
+    size_t length = strlen(hex);
+    unsigned high;
+    unsigned low;
+
+    if (hex[0] != 's' || length % 2 == 0 || length > 33)
+        return false;
+    memset(serial, 0, 17);
+    for (size_t i = 0; 2 * i + 2 < length; i++) {
+        if (!hex_digit(hex[2 * i + 1], &high) || !hex_digit(hex[2 * i + 2], &low))
+            return false;
+        serial[i] = (char)(high << 4 | low);
+    }
+    return true;
+}
+
+static bool parse(const char *line, struct pin_latch *latch)
+{
+    struct pin_stamp stamp = {0};
+    char hex[SERIAL_HEX] = "";
+
+    if (sscanf(line, record_in, hex, &stamp.device, &stamp.inode, &stamp.size, &stamp.modified[0],
+               &stamp.modified[1], &stamp.changed[0], &stamp.changed[1]) != RECORD_FIELDS)
+        return false;
+    if (!serial_of_hex(hex, latch->serial))
+        return false;
+    latch->stamp = stamp;
+    return true;
+}
+
+void pin_latch_load(struct pin_latch *latch)
+{
+    char line[RECORD_MAX] = "";
+    OWNED(scope_close) int fd = -1;
+    ssize_t got;
+
+    if (latch->file[0] == '\0')
+        return;
+    fd = open(latch->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return;
+    got = read(fd, line, sizeof line - 1);
+    if (got > 0)
+        latch->set = parse(line, latch);
+}
+
+/* COUNT_LOW needs no rule of its own here: it says that somebody mistyped, and whether it
+ * was us with this very source is what the latch knows. */
+int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
+                    struct fault *fault)
+{
+    if (!latch->set || strcmp(latch->serial, serial) != 0 ||
+        memcmp(&latch->stamp, &pin->stamp, sizeof pin->stamp) != 0)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "the token refused this PIN before; it is not tried again until its source "
+                     "changes (%s)",
+                     latch->file[0] != '\0' ? latch->file : "or this process ends");
+}
+
+static int write_record(const struct pin_latch *latch, const char *path)
+{
+    OWNED(scope_close)
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
+    const struct pin_stamp *stamp = &latch->stamp;
+    char line[RECORD_MAX];
+    char hex[SERIAL_HEX];
+    int length;
+
+    if (fd < 0)
+        return -1;
+    serial_hex(latch->serial, hex);
+    length = snprintf(line, sizeof line, record_out, hex, stamp->device, stamp->inode, stamp->size,
+                      stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
+    if (write(fd, line, (size_t)length) != length || fsync(fd) != 0)
+        return -1;
+    return rename(path, latch->file);
+}
+
+void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin *pin,
+                   struct fault *fault)
+{
+    char beside[HSM_PATH_MAX + 8];
+
+    latch->set = true;
+    latch->stamp = pin->stamp;
+    memset(latch->serial, 0, sizeof latch->serial);
+    memcpy(latch->serial, serial, strnlen(serial, sizeof latch->serial - 1));
+    if (latch->file[0] == '\0' || pin->stamp.inode == 0)
+        return;
+    (void)snprintf(beside, sizeof beside, "%s.new", latch->file);
+    if (write_record(latch, beside) != 0)
+        (void)fault_prefix(fault, "cannot remember this in %s (%s)", latch->file,
+                           strerrordesc_np(errno));
+}
+
+void pin_latch_clear(struct pin_latch *latch, const char *serial)
+{
+    if (!latch->set || strcmp(latch->serial, serial) != 0)
+        return;
+    if (latch->file[0] != '\0')
+        (void)unlink(latch->file);
+    latch->set = false;
+}

@@ -1,0 +1,66 @@
+/* Where the PIN comes from, and the memory of one that was refused.
+ *
+ * A PIN is read when a login needs it and wiped when the login is done. A refused PIN is
+ * never tried again from an unchanged source, or a restart loop would lock the token for
+ * everybody. What is remembered is which token refused and what the source looked like
+ * (device, inode, size, times), never anything computed from the PIN. */
+#ifndef HSM_PIN_H
+#define HSM_PIN_H
+
+#include <time.h>
+
+#include "hsm.h"
+
+/* Equal stamps: the source was not touched in between. All zero for a source that has no
+ * looks (environment, inline). */
+struct pin_stamp {
+    uint64_t device;
+    uint64_t inode;
+    uint64_t size;
+    int64_t modified[2]; /* seconds, nanoseconds */
+    int64_t changed[2];
+};
+
+struct pin {
+    uint8_t bytes[HSM_PIN_MAX + 2]; /* room to see that a file holds too much */
+    size_t length;
+    struct pin_stamp stamp;
+};
+
+/* Reads the PIN. FAULT_UNAVAILABLE: the file is not there (yet).
+ * FAULT_FAILED_PRECONDITION: it is, but others can read or change it, it is no regular
+ * file, empty, or too long. Messages name the source, never its content. On failure *pin
+ * is wiped; on success it is the caller's to wipe. */
+int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct fault *fault);
+
+void pin_wipe(struct pin *pin);
+
+/* The path inside RFC 7512's pin-source: "/path", "file:/path" or "file:///path". A
+ * command ("|program") is refused, as is everything else. Points into `source`. */
+int pin_source_path(const char *source, const char **path, struct fault *fault);
+
+/* The memory, of one refusal: the latest. `file` is the copy of it that outlives the
+ * process, "" = there is none. All zero but `file` to begin with. */
+struct pin_latch {
+    char file[HSM_PATH_MAX];
+    bool set;
+    char serial[17];
+    struct pin_stamp stamp;
+};
+
+/* Is there a refusal on record? An unreadable record is none. */
+void pin_latch_load(struct pin_latch *latch);
+
+/* FAULT_FAILED_PRECONDITION if this token refused the PIN from this very source. */
+int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
+                    struct fault *fault);
+
+/* Remembers, in memory in any case. `fault` is the refusal, and is told when the file
+ * could not be written. */
+void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin *pin,
+                   struct fault *fault);
+
+/* This token accepted the PIN: its refusal is history, another token's is not. */
+void pin_latch_clear(struct pin_latch *latch, const char *serial);
+
+#endif

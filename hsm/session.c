@@ -1,0 +1,365 @@
+#include "session.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "clock.h"
+#include "rv.h"
+#include "scope.h"
+
+/* Sessions of a process that was killed may count for a while: YubiHSM forgets them after
+ * 30 seconds. */
+static const int64_t full_pause = 30 * CLOCK_SECOND;
+
+/* ---- logging in ---- */
+
+static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *handle,
+                        struct fault *fault)
+{
+    CK_RV rv =
+        MODULE_CALL(pool->module, C_OpenSession, pool->slot, pool->flags, NULL, NULL, handle);
+
+    return rv == CKR_OK ? 0 : rv_fault(rv, "C_OpenSession", fault);
+}
+
+static void close_session(const struct session_pool *pool, CK_SESSION_HANDLE handle)
+{
+    (void)MODULE_CALL(pool->module, C_CloseSession, handle);
+}
+
+static int get_state(const struct session_pool *pool, CK_SESSION_HANDLE handle, bool *user,
+                     struct fault *fault)
+{
+    CK_SESSION_INFO info;
+    CK_RV rv;
+
+    memset(&info, 0, sizeof info);
+    rv = MODULE_CALL(pool->module, C_GetSessionInfo, handle, &info);
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_GetSessionInfo", fault);
+    *user = info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
+    return 0;
+}
+
+/* A SoftHSM whose directory was moved away goes on with its sessions and finds nothing;
+ * only asked about the token does it notice. */
+static int check_token(const struct session_pool *pool, CK_TOKEN_INFO *info, struct fault *fault)
+{
+    char serial[sizeof info->serialNumber + 1];
+    CK_RV rv;
+
+    memset(info, 0, sizeof *info);
+    rv = MODULE_CALL(pool->module, C_GetTokenInfo, pool->slot, info);
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_GetTokenInfo", fault);
+    module_text(info->serialNumber, sizeof info->serialNumber, serial);
+    if (strcmp(serial, pool->serial) == 0)
+        return 0;
+    (void)fault_set(fault, FAULT_UNAVAILABLE, "another token is in its slot (serial %s, not %s)",
+                    serial, pool->serial);
+    if (fault)
+        fault->ckr = CKR_TOKEN_NOT_PRESENT;
+    return -1;
+}
+
+int session_check(const struct session_pool *pool, const struct session *session,
+                  struct fault *fault)
+{
+    CK_TOKEN_INFO info;
+    bool user = false;
+
+    if (get_state(pool, session->handle, &user, fault) != 0)
+        return -1;
+    if (pool->needs_login && !user)
+        return rv_fault(CKR_USER_NOT_LOGGED_IN, "C_GetSessionInfo", fault);
+    return check_token(pool, &info, fault);
+}
+
+/* The flags are the token's word that its patience is nearly at an end. Asked every time:
+ * others may have used it up. */
+static int check_patience(const struct session_pool *pool, struct fault *fault)
+{
+    CK_TOKEN_INFO info;
+
+    if (check_token(pool, &info, fault) != 0)
+        return -1;
+    if ((info.flags & CKF_USER_PIN_LOCKED) != 0) {
+        (void)fault_set(fault, FAULT_FAILED_PRECONDITION, "the token says its user PIN is locked");
+        fault->ckr = CKR_PIN_LOCKED;
+        return -1;
+    }
+    if ((info.flags & CKF_USER_PIN_FINAL_TRY) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token has one PIN try left, which is not ours to take: log in "
+                         "once by other means");
+    if ((info.flags & CKF_PROTECTED_AUTHENTICATION_PATH) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token wants its PIN on a keypad of its own, where nobody stands");
+    return 0;
+}
+
+/* "Already logged in" is as good, if it is true: some libraries believe it when the token
+ * no longer does. */
+static int login_with(const struct session_pool *pool, struct pin *pin, struct fault *fault)
+{
+    bool user = false;
+    CK_RV rv = MODULE_CALL(pool->module, C_Login, pool->anchor, CKU_USER, pin->bytes, pin->length);
+
+    if (rv == CKR_USER_ALREADY_LOGGED_IN) {
+        if (get_state(pool, pool->anchor, &user, fault) == 0 && user)
+            return 0;
+        (void)MODULE_CALL(pool->module, C_Logout, pool->anchor);
+        rv = MODULE_CALL(pool->module, C_Login, pool->anchor, CKU_USER, pin->bytes, pin->length);
+    }
+    return rv == CKR_OK ? 0 : rv_fault(rv, "C_Login", fault);
+}
+
+static int log_in(struct session_pool *pool, struct fault *fault)
+{
+    OWNED(pin_wipe) struct pin pin = {.length = 0};
+
+    if (check_patience(pool, fault) != 0)
+        return -1;
+    if (pin_read(pool->pin_kind, pool->pin_text, &pin, fault) != 0)
+        return -1;
+    if (pin_latch_check(&pool->latch, pool->serial, &pin, fault) != 0)
+        return -1;
+    if (login_with(pool, &pin, fault) == 0) {
+        pin_latch_clear(&pool->latch, pool->serial);
+        pool->logins++;
+        return 0;
+    }
+    if (fault->ckr == CKR_PIN_INCORRECT || fault->ckr == CKR_PIN_LOCKED)
+        pin_latch_set(&pool->latch, pool->serial, &pin, fault);
+    return -1;
+}
+
+/* A token that has no session left for the very first has others' in its count. They may
+ * go. */
+static int open_anchor(struct session_pool *pool, struct fault *fault)
+{
+    if (open_session(pool, &pool->anchor, fault) == 0) {
+        pool->logins++;
+        return 0;
+    }
+    pool->anchor = CK_INVALID_HANDLE;
+    if (fault->ckr == CKR_SESSION_COUNT)
+        fault->code = FAULT_UNAVAILABLE;
+    return -1;
+}
+
+static int login_locked(struct session_pool *pool, struct fault *fault)
+{
+    bool user = false;
+
+    if (pool->anchor != CK_INVALID_HANDLE && get_state(pool, pool->anchor, &user, fault) != 0) {
+        close_session(pool, pool->anchor);
+        pool->anchor = CK_INVALID_HANDLE;
+    }
+    if (pool->anchor == CK_INVALID_HANDLE &&
+        (open_anchor(pool, fault) != 0 || get_state(pool, pool->anchor, &user, fault) != 0))
+        return -1;
+    return user || !pool->needs_login ? 0 : log_in(pool, fault);
+}
+
+int session_login(struct session_pool *pool, struct fault *fault)
+{
+    int done;
+
+    (void)pthread_mutex_lock(&pool->login);
+    done = login_locked(pool, fault);
+    (void)pthread_mutex_unlock(&pool->login);
+    return done;
+}
+
+/* ---- the pool ---- */
+
+static int take_pin_source(struct session_pool *pool, const struct module_token *token,
+                           const struct hsm_settings *settings, struct fault *fault)
+{
+    const char *path = NULL;
+
+    pool->pin_kind = settings->pin_kind;
+    memcpy(pool->pin_text, settings->pin_text, sizeof pool->pin_text);
+    if (token->pin_source[0] != '\0' && pool->pin_kind != HSM_PIN_NONE)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token: the URI has a pin-source, and there is a PIN setting beside it");
+    if (token->pin_source[0] != '\0') {
+        if (pin_source_path(token->pin_source, &path, fault) != 0)
+            return -1;
+        pool->pin_kind = HSM_PIN_FILE;
+        (void)snprintf(pool->pin_text, sizeof pool->pin_text, "%s", path);
+    }
+    pool->needs_login =
+        (token->info.flags & CKF_LOGIN_REQUIRED) != 0 || pool->pin_kind != HSM_PIN_NONE;
+    return 0;
+}
+
+/* The token's own limit counts the anchor. 0 and ~0 stand for "no limit" and "cannot say";
+ * one that is too low is no reason not to work at all. */
+static uint32_t limit_of(const CK_TOKEN_INFO *info, CK_FLAGS flags, uint32_t wanted)
+{
+    CK_ULONG most =
+        (flags & CKF_RW_SESSION) != 0 ? info->ulMaxRwSessionCount : info->ulMaxSessionCount;
+
+    if (wanted == 0)
+        wanted = 1;
+    if (wanted > HSM_SESSIONS_MAX)
+        wanted = HSM_SESSIONS_MAX;
+    if (most == CK_EFFECTIVELY_INFINITE || most == CK_UNAVAILABLE_INFORMATION)
+        return wanted;
+    if (most <= wanted)
+        wanted = most > 1 ? (uint32_t)most - 1 : 1;
+    return wanted;
+}
+
+int session_pool_open(struct session_pool *pool, struct module *module,
+                      const struct module_token *token, const struct hsm_settings *settings,
+                      struct fault *fault)
+{
+    memset(pool, 0, sizeof *pool);
+    pool->module = module;
+    pool->slot = token->slot;
+    pool->anchor = CK_INVALID_HANDLE;
+    pool->flags = CKF_SERIAL_SESSION;
+    if ((token->info.flags & CKF_WRITE_PROTECTED) == 0)
+        pool->flags |= CKF_RW_SESSION;
+    pool->limit = limit_of(&token->info, pool->flags, settings->sessions);
+    module_text(token->info.serialNumber, sizeof token->info.serialNumber, pool->serial);
+    memcpy(pool->latch.file, settings->latch, sizeof pool->latch.file);
+    pin_latch_load(&pool->latch);
+    (void)pthread_mutex_init(&pool->login, NULL);
+    (void)pthread_mutex_init(&pool->lock, NULL);
+    (void)pthread_cond_init(&pool->returned, NULL);
+    if (take_pin_source(pool, token, settings, fault) == 0 && session_login(pool, fault) == 0)
+        return 0;
+    session_pool_close(pool);
+    return -1;
+}
+
+void session_pool_close(struct session_pool *pool)
+{
+    for (uint32_t i = 0; i < pool->idle_count; i++)
+        close_session(pool, pool->idle[i]);
+    if (pool->anchor != CK_INVALID_HANDLE) {
+        if (pool->needs_login)
+            (void)MODULE_CALL(pool->module, C_Logout, pool->anchor);
+        close_session(pool, pool->anchor);
+    }
+    (void)pthread_mutex_destroy(&pool->login);
+    (void)pthread_mutex_destroy(&pool->lock);
+    (void)pthread_cond_destroy(&pool->returned);
+    explicit_bzero(pool, sizeof *pool);
+}
+
+/* What borrowing comes to, decided under the lock and done outside it. */
+enum step { STEP_WAIT, STEP_TAKE, STEP_OPEN, STEP_CLOSE };
+
+static enum step next_step(struct session_pool *pool, struct session *session)
+{
+    if (pool->idle_count > 0) {
+        uint32_t last = --pool->idle_count;
+
+        session->handle = pool->idle[last];
+        session->epoch = pool->idle_epochs[last];
+        if (session->epoch == pool->epoch)
+            return STEP_TAKE;
+        pool->open--;
+        return STEP_CLOSE;
+    }
+    if (pool->open == 0 || (pool->open < pool->limit && clock_now() >= pool->full_until)) {
+        pool->open++;
+        session->epoch = pool->epoch;
+        return STEP_OPEN;
+    }
+    return STEP_WAIT;
+}
+
+/* Waking one would do for a session that comes back, but not for one that is gone. */
+static void forget_one(struct session_pool *pool, bool full)
+{
+    (void)pthread_mutex_lock(&pool->lock);
+    pool->open--;
+    if (full)
+        pool->full_until = clock_now() + full_pause;
+    (void)pthread_cond_broadcast(&pool->returned);
+    (void)pthread_mutex_unlock(&pool->lock);
+}
+
+/* -1: the fault is final. 0: *opened says whether the session is there; if not, the token
+ * has no more of them, but we have some, and one will come back. */
+static int open_one(struct session_pool *pool, struct session *session, bool *opened,
+                    struct fault *fault)
+{
+    bool full;
+    bool others;
+
+    *opened = open_session(pool, &session->handle, fault) == 0;
+    if (*opened)
+        return 0;
+    full = fault->ckr == CKR_SESSION_COUNT;
+    (void)pthread_mutex_lock(&pool->lock);
+    others = pool->open > 1;
+    (void)pthread_mutex_unlock(&pool->lock);
+    forget_one(pool, full);
+    return full && others ? 0 : -1;
+}
+
+static enum step wait_step(struct session_pool *pool, struct session *session)
+{
+    enum step step;
+
+    (void)pthread_mutex_lock(&pool->lock);
+    while ((step = next_step(pool, session)) == STEP_WAIT)
+        (void)pthread_cond_wait(&pool->returned, &pool->lock);
+    (void)pthread_mutex_unlock(&pool->lock);
+    return step;
+}
+
+int session_borrow(struct session_pool *pool, struct session *session, struct fault *fault)
+{
+    struct session lent = {.module = pool->module};
+    bool opened = false;
+
+    while (!opened) {
+        switch (wait_step(pool, &lent)) {
+        case STEP_CLOSE:
+            close_session(pool, lent.handle);
+            break;
+        case STEP_OPEN:
+            if (open_one(pool, &lent, &opened, fault) != 0)
+                return -1;
+            break;
+        case STEP_TAKE:
+        case STEP_WAIT:
+            opened = true;
+            break;
+        }
+    }
+    *session = lent;
+    return 0;
+}
+
+void session_return(struct session_pool *pool, const struct session *session)
+{
+    (void)pthread_mutex_lock(&pool->lock);
+    pool->idle[pool->idle_count] = session->handle;
+    pool->idle_epochs[pool->idle_count++] = session->epoch;
+    (void)pthread_cond_signal(&pool->returned);
+    (void)pthread_mutex_unlock(&pool->lock);
+}
+
+void session_discard(struct session_pool *pool, const struct session *session)
+{
+    close_session(pool, session->handle);
+    forget_one(pool, false);
+}
+
+void session_lost(struct session_pool *pool, const struct session *session)
+{
+    (void)pthread_mutex_lock(&pool->lock);
+    if (session->epoch == pool->epoch)
+        pool->epoch++;
+    (void)pthread_mutex_unlock(&pool->lock);
+    session_discard(pool, session);
+}

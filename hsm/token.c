@@ -1,0 +1,253 @@
+#include "token.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "rv.h"
+#include "scope.h"
+
+enum { MECHANISMS_MAX = 4096 };
+
+/* ---- doing and mending ---- */
+
+/* After any CK_RV but CKR_OK a search or a signature may still be going on in a session. */
+static void put_away(struct session_pool *pool, const struct session *session,
+                     const struct fault *fault)
+{
+    if (fault->ckr == CKR_OK)
+        session_return(pool, session);
+    else if (rv_class(fault->ckr) == RV_SESSION)
+        session_lost(pool, session);
+    else
+        session_discard(pool, session);
+}
+
+/* true: mended, do it over. When one session is lost all may be, and with them the login. */
+static bool mend(const struct call *call, bool tried[RV_PERMANENT + 1], struct fault *fault)
+{
+    struct hsm_token *token = call->token;
+    enum rv_class class = rv_class(fault->ckr);
+
+    if (fault->ckr == CKR_OK || fault->code == FAULT_ABORTED || tried[class])
+        return false;
+    tried[class] = true;
+    switch (class) {
+    case RV_SESSION:
+    case RV_LOGIN:
+        return session_login(&token->pool, fault) == 0;
+    case RV_HANDLE:
+        return true;
+    default:
+        return false;
+    }
+}
+
+int token_step(const struct call *call, step_fn *step, struct fault *fault)
+{
+    struct session_pool *pool = &call->token->pool;
+    bool tried[RV_PERMANENT + 1] = {false};
+    struct session session;
+
+    do {
+        if (session_borrow(pool, &session, fault) != 0)
+            return -1;
+        if (step(call, &session, fault) == 0) {
+            session_return(pool, &session);
+            return 0;
+        }
+        put_away(pool, &session, fault);
+    } while (mend(call, tried, fault));
+    return -1;
+}
+
+/* ---- operations ---- */
+
+/* C_GenerateRandom is what reaches a device that would otherwise time us out. A token
+ * without random numbers is asked about itself instead. */
+static int ping_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    uint8_t byte;
+    CK_RV rv = MODULE_CALL(session->module, C_GenerateRandom, session->handle, &byte, sizeof byte);
+
+    if (rv != CKR_OK && rv != CKR_RANDOM_NO_RNG && rv != CKR_FUNCTION_NOT_SUPPORTED)
+        return rv_fault(rv, "C_GenerateRandom", fault);
+    return session_check(&call->token->pool, session, fault);
+}
+
+static int ping(const struct call *call, struct fault *fault)
+{
+    return token_step(call, ping_step, fault);
+}
+
+static const struct operation {
+    op_fn *run;
+    bool names_a_key;
+} operations[] = {
+    [HSM_SCAN] = {scan, false},          [HSM_GENERATE] = {key_generate, true},
+    [HSM_PROVE] = {key_prove, true},     [HSM_SIGN] = {key_sign, true},
+    [HSM_DESTROY] = {key_destroy, true}, [HSM_PING] = {ping, false},
+};
+
+static int check_request(const struct hsm_request *request, struct fault *fault)
+{
+    const struct hsm_key_name *name = &request->key;
+    size_t op = (size_t)request->op;
+    size_t length = strnlen(name->label, sizeof name->label);
+
+    if (op >= sizeof operations / sizeof operations[0] || !operations[op].run)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "there is no operation %zu", op);
+    if (!operations[op].names_a_key)
+        return 0;
+    if (length == 0 || length == sizeof name->label || name->id_length > sizeof name->id)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "request does not name a key");
+    return 0;
+}
+
+void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
+                 struct hsm_reply *reply, hsm_item_fn *item, void *context)
+{
+    struct call call = {token, request, reply, item, context};
+    struct fault fault = {.code = FAULT_NONE};
+
+    memset(reply, 0, sizeof *reply);
+    if (check_request(request, &fault) != 0 || operations[request->op].run(&call, &fault) != 0)
+        reply->fault = fault;
+}
+
+/* ---- what the token can do ---- */
+
+/* Sizes are bits of the modulus; a token that has no idea says 0. */
+static const struct ability {
+    enum hsm_key_type type;
+    CK_MECHANISM_TYPE generate;
+    CK_MECHANISM_TYPE sign;
+    CK_ULONG bits;
+} abilities[] = {
+    {HSM_EC_P256, CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, 256},
+    {HSM_EC_P384, CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, 384},
+    {HSM_RSA_2048, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS, 2048},
+    {HSM_RSA_4096, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS, 4096},
+};
+
+struct mechanisms {
+    CK_MECHANISM_TYPE list[MECHANISMS_MAX];
+    CK_ULONG count;
+};
+
+static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE type)
+{
+    for (CK_ULONG i = 0; i < mechanisms->count; i++)
+        if (mechanisms->list[i] == type)
+            return true;
+    return false;
+}
+
+static bool can(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag, CK_ULONG bits)
+{
+    CK_MECHANISM_INFO info;
+
+    memset(&info, 0, sizeof info);
+    if (MODULE_CALL(&token->module, C_GetMechanismInfo, token->pool.slot, type, &info) != CKR_OK)
+        return false;
+    return (info.flags & flag) != 0 && info.ulMinKeySize <= bits &&
+           (info.ulMaxKeySize == 0 || info.ulMaxKeySize >= bits);
+}
+
+static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, struct fault *fault)
+{
+    OWNED(scope_free) struct mechanisms *mechanisms = calloc(1, sizeof *mechanisms);
+    CK_RV rv;
+
+    if (!mechanisms)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    mechanisms->count = MECHANISMS_MAX;
+    rv = MODULE_CALL(&token->module, C_GetMechanismList, token->pool.slot, mechanisms->list,
+                     &mechanisms->count);
+    if (rv != CKR_OK || mechanisms->count > MECHANISMS_MAX)
+        return rv_fault(rv, "C_GetMechanismList", fault);
+    for (size_t i = 0; i < sizeof abilities / sizeof abilities[0]; i++) {
+        const struct ability *ability = &abilities[i];
+
+        info->can_generate[ability->type] =
+            is_listed(mechanisms, ability->generate) && is_listed(mechanisms, ability->sign) &&
+            can(token, ability->generate, CKF_GENERATE_KEY_PAIR, ability->bits) &&
+            can(token, ability->sign, CKF_SIGN, ability->bits);
+    }
+    return 0;
+}
+
+/* ---- opening and closing ---- */
+
+static void describe(struct hsm_token *token, const CK_TOKEN_INFO *about,
+                     struct hsm_token_info *info)
+{
+    module_text(about->label, sizeof about->label, info->label);
+    module_text(about->manufacturerID, sizeof about->manufacturerID, info->manufacturer);
+    module_text(about->model, sizeof about->model, info->model);
+    module_text(about->serialNumber, sizeof about->serialNumber, info->serial);
+    module_library(&token->module, info->library);
+    info->slot = token->pool.slot;
+    info->write_protected = token->write_protected;
+    info->sessions = token->pool.limit;
+}
+
+static int open_pool(struct hsm_token *token, const struct hsm_settings *settings,
+                     struct hsm_token_info *info, struct fault *fault)
+{
+    struct module_token found;
+
+    if (module_find_token(&token->module, settings->token, &found, fault) != 0)
+        return -1;
+    if (session_pool_open(&token->pool, &token->module, &found, settings, fault) != 0) {
+        char label[sizeof found.info.label + 1];
+
+        module_text(found.info.label, sizeof found.info.label, label);
+        return fault_prefix(fault, "token '%s'", label);
+    }
+    token->write_protected = (found.info.flags & CKF_WRITE_PROTECTED) != 0;
+    describe(token, &found.info, info);
+    if (ask_abilities(token, info, fault) == 0)
+        return 0;
+    session_pool_close(&token->pool);
+    return -1;
+}
+
+int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
+             struct hsm_token_info *info, struct fault *fault)
+{
+    OWNED(scope_free) struct hsm_token *made = calloc(1, sizeof *made);
+    struct hsm_token_info about = {.slot = 0};
+    struct fault why = {.code = FAULT_NONE};
+
+    if (!made)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    if (module_open(settings->module, &made->module, &why) != 0 ||
+        open_pool(made, settings, &about, &why) != 0) {
+        module_close(&made->module);
+        if (fault)
+            *fault = why;
+        return -1;
+    }
+    made->lenient = settings->lenient;
+    cache_open(&made->cache);
+    *info = about;
+    *token = made;
+    made = NULL;
+    return 0;
+}
+
+void hsm_close(struct hsm_token *token)
+{
+    if (!token)
+        return;
+    session_pool_close(&token->pool);
+    module_close(&token->module);
+    cache_close(&token->cache);
+    explicit_bzero(token, sizeof *token);
+    free(token);
+}
+
+void hsm_settings_wipe(struct hsm_settings *settings)
+{
+    explicit_bzero(settings, sizeof *settings);
+}

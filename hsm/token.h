@@ -1,0 +1,45 @@
+/* The parts of an open token, and how an operation is carried out on it: as one or more
+ * steps, each of which does all its calls on one session and may be done over. Private to
+ * token.c, key.c and scan.c. */
+#ifndef HSM_TOKEN_H
+#define HSM_TOKEN_H
+
+#include "cache.h"
+
+struct hsm_token {
+    struct module module;
+    struct session_pool pool;
+    struct cache cache;
+    bool lenient;
+    bool write_protected;
+    /* The first template this token took: those before it need not be tried again. */
+    _Atomic unsigned tier;
+};
+
+/* One hsm_execute. */
+struct call {
+    struct hsm_token *token;
+    const struct hsm_request *request;
+    struct hsm_reply *reply;
+    hsm_item_fn *item;
+    void *item_context;
+};
+
+typedef int op_fn(const struct call *call, struct fault *fault);
+typedef int step_fn(const struct call *call, const struct session *session, struct fault *fault);
+
+/* Does the step on a borrowed session. Where a fault has a cheap and certain remedy (a new
+ * session, a new login, a fresh look for the key) that is applied, each once, and the step
+ * done over. A step that must not be done over says FAULT_ABORTED. */
+int token_step(const struct call *call, step_fn *step, struct fault *fault);
+
+/* key.c */
+op_fn key_generate;
+op_fn key_prove;
+op_fn key_sign;
+op_fn key_destroy;
+
+/* scan.c */
+op_fn scan;
+
+#endif

@@ -1,0 +1,268 @@
+#include "hsm.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "frame.h"
+
+/* How long a call into the module may go on after the front has gone: a key that is
+ * being written should be whole, but a module that hangs must not keep us for ever. */
+enum { LEAVE_SECONDS = 10 };
+
+struct worker {
+    int socket;
+    struct frame_page *page;
+    struct hsm_token *token;
+    struct hsm_token_info info;
+    struct server {
+        pthread_t thread;
+        struct worker *worker;
+        struct frame_slot *slot;
+    } servers[HSM_SESSIONS_MAX];
+    uint32_t server_count;
+};
+
+/* ---- the process ---- */
+
+/* systemd and Ctrl-C signal the whole group, but when to leave is the front's decision.
+ * Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be
+ * the identity lock, which is held by being open. */
+static void harden(int socket, int page)
+{
+    static const struct rlimit no_core = {0, 0};
+    unsigned last = (unsigned)(page > socket ? page : socket) + 1;
+
+#ifndef __SANITIZE_ADDRESS__ /* LeakSanitizer looks at its process with ptrace */
+    (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
+    (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    (void)setrlimit(RLIMIT_CORE, &no_core);
+    (void)signal(SIGTERM, SIG_IGN);
+    (void)signal(SIGINT, SIG_IGN);
+    (void)signal(SIGPIPE, SIG_IGN);
+    (void)close_range(last + 1, ~0U, 0);
+}
+
+static bool front_is_gone(const struct worker *worker, int patience_ms)
+{
+    struct pollfd front = {.fd = worker->socket, .events = POLLRDHUP};
+
+    return poll(&front, 1, patience_ms) > 0;
+}
+
+/* Waits for the front to go, then gives the calls in progress their time. The process
+ * usually ends before that. */
+static void *watch_front(void *context)
+{
+    const struct worker *worker = context;
+    struct timespec left = {.tv_sec = LEAVE_SECONDS};
+
+    while (!front_is_gone(worker, -1))
+        continue;
+    while (nanosleep(&left, &left) != 0 && errno == EINTR)
+        continue;
+    _exit(EXIT_FAILURE);
+}
+
+/* ---- packets ---- */
+
+static void hang_up(const struct worker *worker)
+{
+    (void)shutdown(worker->socket, SHUT_RDWR);
+}
+
+/* A packet that cannot be sent would leave the front waiting: then we had better be
+ * gone, for that it sees. */
+static int send_frame(const struct worker *worker, const struct frame *frame)
+{
+    uint8_t bytes[FRAME_MAX];
+    size_t length = frame_encode(frame, bytes);
+    ssize_t sent;
+
+    do
+        sent = send(worker->socket, bytes, length, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    if (sent == (ssize_t)length)
+        return 0;
+    hang_up(worker);
+    return -1;
+}
+
+static void send_fault(const struct worker *worker, uint32_t number, const struct fault *fault)
+{
+    struct frame reply = {.kind = FRAME_REPLY, .number = number};
+
+    reply.reply.fault = *fault;
+    (void)send_frame(worker, &reply);
+}
+
+/* 0: the front is gone. With MSG_TRUNC the length is that of the whole packet. */
+static size_t receive(const struct worker *worker, uint8_t bytes[FRAME_MAX])
+{
+    ssize_t got;
+
+    do
+        got = recv(worker->socket, bytes, FRAME_MAX, MSG_TRUNC);
+    while (got < 0 && errno == EINTR);
+    return got > 0 ? (size_t)got : 0;
+}
+
+static int decode(const uint8_t *bytes, size_t length, enum frame_kind kind, struct frame *frame,
+                  struct fault *fault)
+{
+    if (length > FRAME_MAX)
+        return fault_set(fault, FAULT_INTERNAL, "packet of %zu bytes is too long", length);
+    if (frame_decode(bytes, length, frame, fault) != 0)
+        return -1;
+    if (frame->kind != kind)
+        return fault_set(fault, FAULT_INTERNAL, "packet of kind %d came out of turn",
+                         (int)frame->kind);
+    return 0;
+}
+
+/* ---- requests ---- */
+
+struct scan {
+    const struct worker *worker;
+    uint32_t number;
+};
+
+static void send_item(void *context, const struct hsm_item *item)
+{
+    const struct scan *scan = context;
+    struct frame frame = {.kind = FRAME_ITEM, .number = scan->number};
+
+    frame.item = *item;
+    (void)send_frame(scan->worker, &frame);
+}
+
+/* What the slot says while this runs is what a death or a time limit is blamed on. */
+static int execute(const struct server *server, const struct frame *request)
+{
+    const struct worker *worker = server->worker;
+    struct scan scan = {worker, request->number};
+    struct frame reply = {.kind = FRAME_REPLY, .number = request->number};
+    int sent;
+
+    atomic_store(&server->slot->started, clock_now());
+    atomic_store(&server->slot->number, request->number);
+    hsm_execute(worker->token, &request->request, &reply.reply, send_item, &scan);
+    sent = send_frame(worker, &reply);
+    atomic_store(&server->slot->number, 0);
+    return sent;
+}
+
+/* Packets are handed out by the kernel, each to one thread. What the front had sent
+ * before it went is not begun: nobody is there to learn of a key made now. */
+static void *serve(void *context)
+{
+    const struct server *server = context;
+    const struct worker *worker = server->worker;
+    uint8_t bytes[FRAME_MAX];
+    struct frame request;
+    struct fault fault;
+    size_t length;
+
+    while ((length = receive(worker, bytes)) > 0 && !front_is_gone(worker, 0)) {
+        if (decode(bytes, length, FRAME_REQUEST, &request, &fault) != 0)
+            send_fault(worker, frame_number(bytes, length), &fault);
+        else if (execute(server, &request) != 0)
+            break;
+    }
+    return NULL;
+}
+
+/* ---- the worker's life ---- */
+
+static int begin(struct worker *worker, int page, struct fault *fault)
+{
+    pthread_t watcher;
+    int error;
+
+    worker->page = mmap(NULL, sizeof *worker->page, PROT_READ | PROT_WRITE, MAP_SHARED, page, 0);
+    if (worker->page == MAP_FAILED)
+        return fault_errno(fault, FAULT_INTERNAL, errno, "worker cannot map its shared page");
+    error = pthread_create(&watcher, NULL, watch_front, worker);
+    if (error != 0)
+        return fault_errno(fault, FAULT_UNAVAILABLE, error, "worker cannot start a thread");
+    (void)pthread_detach(watcher);
+    return 0;
+}
+
+/* No copy of the settings is left here, the token has its own. */
+static int open_token(struct worker *worker, struct fault *fault)
+{
+    uint8_t bytes[FRAME_MAX];
+    struct frame open;
+    size_t length = receive(worker, bytes);
+    int done = -1;
+
+    if (length == 0)
+        return fault_set(fault, FAULT_CANCELLED, "front is gone");
+    if (decode(bytes, length, FRAME_OPEN, &open, fault) == 0)
+        done = hsm_open(&open.settings, &worker->token, &worker->info, fault);
+    explicit_bzero(bytes, sizeof bytes);
+    explicit_bzero(&open, sizeof open);
+    return done;
+}
+
+/* A thread short of sessions would only wait for one. Fewer threads than sessions will
+ * do where the system has no more. */
+static int start_servers(struct worker *worker, struct fault *fault)
+{
+    for (uint32_t i = 0; i < worker->info.sessions && i < HSM_SESSIONS_MAX; i++) {
+        struct server *server = &worker->servers[i];
+        int error;
+
+        *server = (struct server){.worker = worker, .slot = &worker->page->slots[i]};
+        error = pthread_create(&server->thread, NULL, serve, server);
+        if (error != 0 && i == 0)
+            return fault_errno(fault, FAULT_UNAVAILABLE, error, "worker cannot start a thread");
+        if (error != 0)
+            break;
+        worker->server_count++;
+    }
+    return 0;
+}
+
+static int serve_until_gone(struct worker *worker, struct fault *fault)
+{
+    struct frame ready = {.kind = FRAME_READY, .info = worker->info};
+
+    if (start_servers(worker, fault) != 0)
+        return -1;
+    (void)send_frame(worker, &ready);
+    for (uint32_t i = 0; i < worker->server_count; i++)
+        (void)pthread_join(worker->servers[i].thread, NULL);
+    return 0;
+}
+
+int hsm_worker(int socket, int page)
+{
+    static struct worker worker; /* watch_front reads it to the very end */
+    struct fault fault;
+    int done;
+
+    worker.socket = socket;
+    harden(socket, page);
+    done = begin(&worker, page, &fault);
+    if (done == 0)
+        done = open_token(&worker, &fault);
+    if (done == 0)
+        done = serve_until_gone(&worker, &fault);
+    if (done != 0)
+        send_fault(&worker, 0, &fault);
+    hsm_close(worker.token);
+    return done == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

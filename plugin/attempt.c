@@ -1,0 +1,286 @@
+/* One new key, from a look at the token to being served.
+ *
+ *   surveying --somebody else makes keys in our name: refused, nothing is destroyed any more
+ *       v
+ *   generating --whole, proven-----------------------------> served
+ *       |  outcome unknown (worker died, ambiguous error)
+ *       v
+ *   looking ----whole, proven------------------------------> served
+ *       |  not there, or half: that label is never used again, what may show up of it
+ *       v  is cleared away, and a fresh generation begins
+ *   generating ...
+ *
+ * The served key is not touched before the new one is proven. Every step but generating
+ * may be repeated at will; generating never is, under the same label. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../hsm/clock.h"
+#include "keymanager_private.h"
+
+enum { GENERATIONS_MAX = 5 };
+
+static const int64_t pause_before_resuming = CLOCK_SECOND;
+
+static void survey(struct attempt *attempt);
+static void generate(struct attempt *attempt);
+
+static void fail(struct attempt *attempt, const struct fault *fault)
+{
+    struct fault named = *fault;
+
+    (void)fault_prefix(&named, "failed to generate key \"%s\" (%s)", attempt->label.key_id,
+                       hsm_key_type_name(attempt->type));
+    rotation_conclude(attempt, NULL, &named);
+}
+
+static void serve(struct attempt *attempt, const struct hsm_public_key *public_key)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    struct catalogue_key *key = catalogue_key_new(&attempt->label, &attempt->name, public_key);
+    struct catalogue_key *old = NULL;
+    struct fault fault;
+
+    if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
+        free(key);
+        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
+        fail(attempt, &fault);
+        return;
+    }
+    keymanager_log_event(keymanager, "key made", key);
+    (void)keymanager_hold(keymanager);
+    rotation_conclude(attempt, key, NULL);
+    if (old) {
+        keymanager_log_event(keymanager, "key superseded", old);
+        keymanager_drop(keymanager, old);
+    }
+    keymanager_drop(keymanager, key);
+    keymanager_release(keymanager);
+}
+
+/* The token could not say: the same step again in a moment, from the tick. Who waits may
+ * give up meanwhile. */
+static void stall(struct attempt *attempt, void (*step)(struct attempt *),
+                  const struct fault *fault)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    bool closing;
+
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    closing = keymanager->closing;
+    if (!closing) {
+        attempt->step = step;
+        attempt->resume_at = clock_now() + pause_before_resuming;
+    }
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+    if (closing)
+        fail(attempt, fault);
+}
+
+static void submit(struct attempt *attempt, const struct hsm_request *request,
+                   supervisor_done *done, hsm_item_fn *item)
+{
+    supervisor_submit(attempt->keymanager->supervisor,
+                      &(struct supervisor_request){.request = request,
+                                                   .deadline = CLOCK_NEVER,
+                                                   .done = done,
+                                                   .item = item,
+                                                   .context = attempt});
+}
+
+/* ---- looking ---- */
+
+static void start_over(struct attempt *attempt)
+{
+    struct fault fault;
+
+    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+    if (attempt->generations < GENERATIONS_MAX) {
+        generate(attempt);
+        return;
+    }
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %d tries", GENERATIONS_MAX);
+    fail(attempt, &fault);
+}
+
+static void look(struct attempt *attempt);
+
+static void looked(void *context, const struct hsm_reply *reply)
+{
+    struct attempt *attempt = context;
+
+    if (reply->fault.code != FAULT_NONE)
+        stall(attempt, look, &reply->fault);
+    else if (reply->state == HSM_COMPLETE)
+        serve(attempt, &reply->public_key);
+    else
+        start_over(attempt);
+}
+
+static void look(struct attempt *attempt)
+{
+    const struct hsm_request request = {
+        .op = HSM_PROVE, .key = attempt->name, .type = attempt->type};
+
+    submit(attempt, &request, looked, NULL);
+}
+
+/* ---- generating ---- */
+
+static void generated(void *context, const struct hsm_reply *reply)
+{
+    struct attempt *attempt = context;
+    struct fault fault;
+
+    if (reply->fault.code == FAULT_ABORTED) {
+        look(attempt);
+    } else if (reply->fault.code != FAULT_NONE) {
+        fail(attempt, &reply->fault);
+    } else if (reply->state == HSM_COMPLETE) {
+        serve(attempt, &reply->public_key);
+    } else {
+        disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
+                        reply->why);
+        fail(attempt, &fault);
+    }
+}
+
+/* With the mutex held. */
+static int remember(struct keymanager *keymanager, const struct attempt *attempt,
+                    struct fault *fault)
+{
+    struct made *made =
+        reallocarray(keymanager->made, keymanager->made_count + 1, sizeof keymanager->made[0]);
+
+    if (!made)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    keymanager->made = made;
+    made += keymanager->made_count++;
+    made->generation = attempt->label.generation;
+    memcpy(made->id, attempt->name.id, sizeof made->id);
+    return 0;
+}
+
+static int name_attempt(struct attempt *attempt, struct fault *fault)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    uint32_t id_length = (uint32_t)keymanager->config.cka_id_length;
+    int result;
+
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    result =
+        label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
+    if (result == 0)
+        result = label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
+    if (result == 0)
+        result = remember(keymanager, attempt, fault);
+    if (result == 0)
+        keymanager->highest = attempt->label.generation;
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+    label_format(&attempt->label, attempt->name.label);
+    return result;
+}
+
+static void generate(struct attempt *attempt)
+{
+    struct hsm_request request = {.op = HSM_GENERATE, .type = attempt->type};
+    struct fault fault;
+
+    attempt->generations++;
+    if (name_attempt(attempt, &fault) != 0) {
+        fail(attempt, &fault);
+        return;
+    }
+    request.key = attempt->name;
+    submit(attempt, &request, generated, NULL);
+}
+
+/* ---- surveying ---- */
+
+/* With the mutex held: did this process try to make it, or was it there when we came? */
+static bool is_ours(const struct keymanager *keymanager, const struct inventory_item *item)
+{
+    if (item->label.generation <= keymanager->loaded_highest)
+        return true;
+    for (size_t i = keymanager->made_count; i > 0; i--)
+        if (keymanager->made[i - 1].generation == item->label.generation &&
+            memcmp(keymanager->made[i - 1].id, item->name.id, sizeof item->name.id) == 0)
+            return true;
+    return false;
+}
+
+/* A key in our name that we did not make: there is another process with this identity, and
+ * what it serves must not be destroyed by us. For good, until a person has seen to it. */
+static const struct inventory_item *find_rival(struct keymanager *keymanager,
+                                               const struct inventory *inventory)
+{
+    const struct inventory_item *rival = NULL;
+    uint32_t highest = inventory_highest(inventory);
+
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    for (size_t i = 0; i < inventory->count && !rival; i++)
+        if (!is_ours(keymanager, &inventory->items[i]))
+            rival = &inventory->items[i];
+    if (highest > keymanager->highest)
+        keymanager->highest = highest;
+    if (rival)
+        keymanager->cleaning = false;
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+    return rival;
+}
+
+static void refuse_rivalry(struct attempt *attempt, const struct inventory_item *rival)
+{
+    struct fault fault;
+
+    (void)fault_set(&fault, FAULT_FAILED_PRECONDITION,
+                    "another process makes keys with this server's identity (label %s is not "
+                    "ours): give each server a key identifier of its own, then restart",
+                    rival->name.label);
+    log_fault(LOG_ERROR, &fault, "two servers share one identity; no key is destroyed any more",
+              NULL);
+    fail(attempt, &fault);
+}
+
+static void survey_item(void *context, const struct hsm_item *item)
+{
+    struct attempt *attempt = context;
+
+    if (item)
+        inventory_add(&attempt->inventory, &attempt->keymanager->scope, item);
+    else
+        inventory_clear(&attempt->inventory);
+}
+
+static void surveyed(void *context, const struct hsm_reply *reply)
+{
+    struct attempt *attempt = context;
+    const struct inventory_item *rival = NULL;
+
+    if (reply->fault.code != FAULT_NONE) {
+        stall(attempt, survey, &reply->fault);
+        return;
+    }
+    rival = find_rival(attempt->keymanager, &attempt->inventory);
+    if (rival)
+        refuse_rivalry(attempt, rival);
+    else
+        generate(attempt);
+}
+
+static void survey(struct attempt *attempt)
+{
+    struct hsm_request request = {.op = HSM_SCAN};
+
+    inventory_clear(&attempt->inventory);
+    label_prefix(&attempt->keymanager->scope, request.prefix);
+    submit(attempt, &request, surveyed, survey_item);
+}
+
+void attempt_begin(struct attempt *attempt)
+{
+    survey(attempt);
+}

@@ -1,0 +1,60 @@
+#!/bin/bash
+# Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
+#
+#   tests/deps.sh [GROUP...]      build run test check; all of them when none is named
+#
+# Says what is missing and what for, asks apt for that alone, and does nothing at all
+# when everything is there. As another user than root it goes through sudo.
+set -euo pipefail
+
+declare -A packages=(
+    [build]="libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
+             libp11-kit-dev libjansson-dev libssl-dev pkg-config"
+    [run]="softhsm2 opensc openssl curl jq"
+    [test]="libcmocka-dev p11-kit"
+    [check]="clang-format"
+)
+declare -A purpose=(
+    [build]="to compile spire-hsm"
+    [run]="for the demo: a software token, and tools to look at it"
+    [test]="for the tests"
+    [check]="to check the source"
+)
+
+installed() {
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+apt() {
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || {
+            echo "deps: not root and no sudo; as root: apt-get install --no-install-recommends$missing" >&2
+            exit 1
+        }
+        sudo=(sudo)
+    fi
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@"
+}
+
+[ $# -gt 0 ] || set -- build run test check
+missing=""
+for group in "$@"; do
+    [ -n "${packages[$group]-}" ] || { echo "deps: no group \"$group\"" >&2; exit 2; }
+    command -v dpkg-query >/dev/null || {
+        echo "deps: not a Debian; ${purpose[$group]} have the like of:" ${packages[$group]} >&2
+        continue
+    }
+    lacking=""
+    for package in ${packages[$group]}; do
+        installed "$package" || lacking+=" $package"
+    done
+    [ -z "$lacking" ] || echo "deps: ${purpose[$group]}, apt installs$lacking" >&2
+    missing+=$lacking
+done
+
+if [ -n "$missing" ]; then
+    apt update
+    # shellcheck disable=SC2086 # a list of names
+    apt install -y --no-install-recommends $missing >&2
+fi

@@ -1,0 +1,104 @@
+/* What the tests of the hsm room have in common: settings for a SoftHSM of the test's own,
+ * requests by name, and calls that must succeed. */
+#ifndef TESTS_HSM_ROOM_H
+#define TESTS_HSM_ROOM_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "../hsm/hsm.h"
+#include "softhsm.h"
+
+#define ROOM_LABEL "sp1-0123456789abcdef-000001-"
+
+static inline struct hsm_settings room_settings(const struct softhsm *softhsm, const char *uri)
+{
+    struct hsm_settings settings = {.pin_kind = HSM_PIN_FILE, .sessions = 4, .id_length = 16};
+
+    (void)snprintf(settings.module, sizeof settings.module, "%s", SOFTHSM_MODULE);
+    (void)snprintf(settings.token, sizeof settings.token, "%s", uri);
+    (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", softhsm->pin_file);
+    (void)snprintf(settings.latch, sizeof settings.latch, "%s/latch", softhsm->folder);
+    return settings;
+}
+
+static inline struct hsm_token *room_open(const struct hsm_settings *settings)
+{
+    struct hsm_token *token = NULL;
+    struct hsm_token_info info;
+    struct fault fault = {.code = FAULT_NONE};
+
+    if (hsm_open(settings, &token, &info, &fault) != 0)
+        fail_msg("hsm_open: %s", fault.message);
+    return token;
+}
+
+/* A request about the key `name` of ours, whose id is made of the name too. */
+static inline struct hsm_request room_request(enum hsm_op op, const char *name,
+                                              enum hsm_key_type type)
+{
+    struct hsm_request request = {.op = op, .type = type, .prefix = "sp1-"};
+
+    (void)snprintf(request.key.label, sizeof request.key.label, "%s%s", ROOM_LABEL, name);
+    request.key.id_length = HSM_ID_MAX;
+    memset(request.key.id, 0x40, HSM_ID_MAX);
+    memcpy(request.key.id, name, strnlen(name, HSM_ID_MAX));
+    return request;
+}
+
+static inline struct hsm_reply room_execute(struct hsm_token *token,
+                                            const struct hsm_request *request)
+{
+    struct hsm_reply reply;
+
+    hsm_execute(token, request, &reply, NULL, NULL);
+    return reply;
+}
+
+static inline struct hsm_reply room_must(struct hsm_token *token, const struct hsm_request *request)
+{
+    struct hsm_reply reply = room_execute(token, request);
+
+    if (reply.fault.code != FAULT_NONE)
+        fail_msg("operation %d: %s", (int)request->op, reply.fault.message);
+    return reply;
+}
+
+static inline struct hsm_public_key room_generate(struct hsm_token *token, const char *name,
+                                                  enum hsm_key_type type)
+{
+    struct hsm_request request = room_request(HSM_GENERATE, name, type);
+    struct hsm_reply reply = room_must(token, &request);
+
+    if (reply.state != HSM_COMPLETE)
+        fail_msg("%s is not whole: state %d, %s", name, (int)reply.state, reply.why);
+    return reply.public_key;
+}
+
+static inline enum hsm_state room_state(struct hsm_token *token, const char *name)
+{
+    struct hsm_request request = room_request(HSM_PROVE, name, HSM_KEY_NONE);
+
+    return room_must(token, &request).state;
+}
+
+/* A SIGN request over a digest that is different in each call's first bytes. */
+static inline struct hsm_request room_signature(const char *name, const struct hsm_public_key *key,
+                                                enum hsm_hash hash, uint32_t salt)
+{
+    struct hsm_request request = room_request(HSM_SIGN, name, key->type);
+
+    request.hash = hash;
+    request.digest_length = (uint32_t)hsm_hash_length(hash);
+    for (uint32_t i = 0; i < request.digest_length; i++)
+        request.digest[i] = (uint8_t)(i * 7 + 1);
+    memcpy(request.digest, &salt, sizeof salt);
+    memcpy(request.fingerprint, key->fingerprint, sizeof request.fingerprint);
+    return request;
+}
+
+#endif

@@ -1,0 +1,206 @@
+# shellcheck shell=bash
+# The parts a SPIRE of one machine is made of, all real, all below $scratch. Sourced
+# after lib.sh. Names that begin with an upper-case letter are for examples/server.conf.
+
+SPIRE_HSM=${SPIRE_HSM:-$here/../build/spire-hsm}
+SPIRE_HSM=$(realpath "$SPIRE_HSM")
+SPIRE_HSM_SHA256=$(sha256sum <"$SPIRE_HSM" | cut -d ' ' -f 1)
+CONFIGURATION_DIRECTORY=$scratch/etc
+STATE_DIRECTORY=$scratch/state
+RUNTIME_DIRECTORY=$scratch/run
+SOFTHSM2_CONF=$scratch/etc/softhsm2.conf
+export SPIRE_HSM SPIRE_HSM_SHA256 CONFIGURATION_DIRECTORY STATE_DIRECTORY RUNTIME_DIRECTORY
+export SOFTHSM2_CONF
+
+spire=$("$here/spire.sh") || exit 1
+server_conf=$here/../examples/server.conf
+agent_conf=$here/agent.conf
+server_socket=$RUNTIME_DIRECTORY/server.sock
+agent_socket=$RUNTIME_DIRECTORY/agent.sock
+oidc_socket=$RUNTIME_DIRECTORY/oidc.sock
+bundle=$RUNTIME_DIRECTORY/bundle.json
+port=$(free_port)
+softhsm=/usr/lib/softhsm/libsofthsm2.so
+workload=spiffe://example.org/ns/default/sa/default
+issuer=https://oidc.example.org
+umask 077
+mkdir -p "$scratch/etc" "$scratch/state" "$scratch/run" "$scratch/tokens" "$scratch/tmp"
+export TMPDIR=$scratch/tmp # where go-plugin's sockets are
+
+## The token
+
+token_make() {
+    printf 'directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n' \
+        "$scratch/tokens" >"$SOFTHSM2_CONF"
+    PIN=$(od -An -N6 -tx1 /dev/urandom | tr -d ' \n')
+    export PIN
+    printf '%s\n' "$PIN" >"$scratch/etc/hsm-pin"
+    softhsm2-util --init-token --free --label spire --pin "$PIN" --so-pin "$PIN"
+}
+
+token_tool() {
+    pkcs11-tool --module "$softhsm" --token-label spire --login --pin env:PIN "$@" 2>&1
+}
+
+# How many private keys there are, and how many of them never were and never will be outside.
+token_private_keys() {
+    token_tool --list-objects --type privkey | grep -c '^Private Key Object'
+}
+
+token_sealed_keys() {
+    token_tool --list-objects --type privkey |
+        grep -c 'Access:.*sensitive, always sensitive, never extractable, local'
+}
+
+token_labels() {
+    token_tool --list-objects --type privkey | sed -n 's/^ *label: *//p' | sort
+}
+
+# Is every private key on the token of the sealed kind, and are there COUNT of them?
+token_holds() {
+    local keys sealed
+    keys=$(token_private_keys)
+    sealed=$(token_sealed_keys)
+    echo "$keys private keys, $sealed of them sealed; labels:"
+    token_labels
+    [ "$keys" -eq "$1" ] && [ "$sealed" -eq "$1" ]
+}
+
+## spire-server
+
+server() {
+    "$spire/spire-server" "$@" -socketPath "$server_socket"
+}
+
+server_healthy() {
+    running server || return 2
+    server healthcheck >/dev/null 2>&1
+}
+
+# Ends at once if the server does.
+server_start() {
+    start server "$spire/spire-server" run -expandEnv -config "$server_conf" \
+        -serverPort "$port" -logLevel debug -logFormat json
+    await 30 server_up_or_gone
+    server_healthy || {
+        server_complaints
+        return 1
+    }
+}
+
+server_up_or_gone() {
+    server_healthy || ! running server
+}
+
+# Does a line of the server's log (of the current run) meet the jq condition?
+server_said() {
+    jq -R -n -e "[inputs | fromjson? | select($1)] | length > 0" "$logs/server.log" >/dev/null
+}
+
+# Warnings, errors, and what is no log line at all (a panic, a sanitizer's report).
+server_complaints() {
+    jq -R -r '(fromjson? // {level: "raw", msg: .}) |
+        select(.level | IN("debug", "info") | not) |
+        "\(.level): \(.msg) \(del(.level, .msg, .time) | tojson)"' "$logs/server.log"
+}
+
+server_quiet() {
+    local complaints
+    complaints=$(server_complaints)
+    echo "$complaints"
+    [ -z "$complaints" ]
+}
+
+# The id of the authority: active, prepared or old.
+jwt_authority() {
+    server localauthority jwt show -output json | jq -er ".$1.authority_id"
+}
+
+x509_authority() {
+    server localauthority x509 show -output json | jq -er ".$1.authority_id"
+}
+
+found_its_journal() {
+    server_said '.msg == "Found a CA journal record that matches with a local X509 authority ID"' &&
+        not server_said '.msg | test("slot unusable|no key manager key")'
+}
+
+jwt_prepare() {
+    server localauthority jwt prepare && await 10 oidc_has "$(jwt_authority prepared)"
+}
+
+jwt_activate() {
+    server localauthority jwt activate -authorityID "$(jwt_authority prepared)"
+}
+
+## The discovery provider
+
+oidc() {
+    curl -fsS --max-time 5 --unix-socket "$oidc_socket" "http://${issuer#https://}/$1"
+}
+
+oidc_start() {
+    start oidc "$spire/oidc-discovery-provider" -expandEnv -config "$here/oidc.conf"
+    await 15 oidc keys >/dev/null 2>&1 && oidc keys >"$scratch/keys.json"
+}
+
+oidc_has() {
+    oidc keys >"$scratch/keys.json" && jq -e --arg kid "$1" 'any(.keys[]; .kid == $kid)' \
+        "$scratch/keys.json" >/dev/null
+}
+
+## spire-agent and a workload
+
+agent_start() {
+    start agent "$spire/spire-agent" run -expandEnv -config "$agent_conf" \
+        -serverPort "$port" "$@"
+    await 20 agent_up_or_gone
+    agent_healthy
+}
+
+agent_healthy() {
+    "$spire/spire-agent" healthcheck -socketPath "$agent_socket" >/dev/null 2>&1
+}
+
+agent_up_or_gone() {
+    agent_healthy || ! running agent
+}
+
+# A token that admits one agent, and the workload (processes of our uid) behind it.
+agent_admit() {
+    join_token=$(server token generate -output json | jq -er .value) &&
+        server entry create -parentID "spiffe://example.org/spire/agent/join_token/$join_token" \
+            -spiffeID "$workload" -selector "unix:uid:$(id -u)"
+}
+
+# As the tutorial does it.
+jwt_fetch() {
+    "$spire/spire-agent" api fetch jwt -audience mys3 -socketPath "$agent_socket" |
+        sed '2!d' | sed 's/[[:space:]]//g' >"$1" && [ -s "$1" ]
+}
+
+jwt_fetched() {
+    jwt_fetch "$1" 2>/dev/null
+}
+
+## Verifying, by a program that shares nothing with SPIRE or us
+
+verifier_build() {
+    (cd "$here/peers" && go build -o "$scratch/jwtverify" ./jwtverify)
+}
+
+# Verifies the token in file $1 against what the discovery provider serves now.
+jwt_verifies() {
+    oidc keys >"$scratch/keys.json" &&
+        "$scratch/jwtverify" -keys "$scratch/keys.json" -issuer "$issuer" -audience mys3 \
+            -subject "$workload" "$1"
+}
+
+# base64url as JOSE has it: one line, without padding.
+unbase64url() {
+    tr '_-' '/+' | awk '{ print $0 substr("===", 1, (4 - length($0) % 4) % 4) }' | base64 -d
+}
+
+jwt_kid() {
+    cut -d . -f 1 "$1" | unbase64url | jq -er .kid
+}
