@@ -31,8 +31,7 @@ bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan 
 /* Puts the token's raw answer into reply->signature: EC r||s as minimal DER
  * (ECDSA-Sig-Value, RFC 3279 2.2.3), RSA as it is. FAULT_INTERNAL when it is not
  * plan->signature_length bytes long, or r or s is zero. */
-int sign_result(const struct hsm_request *request, const struct sign_plan *plan,
-                const uint8_t *raw, CK_ULONG length, struct hsm_reply *reply,
-                struct fault *fault);
+int sign_result(const struct hsm_request *request, const struct sign_plan *plan, const uint8_t *raw,
+                CK_ULONG length, struct hsm_reply *reply, struct fault *fault);
 
 #endif

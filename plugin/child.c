@@ -22,6 +22,7 @@ enum {
     WORKER_PAGE = 4,
     WORKER_LOCK = 5,
     ERR_LINES_A_SECOND = 20,
+    ERR_READS = 512,
 };
 
 static int self_executable = -1;
@@ -99,8 +100,12 @@ static int ends_open(unsigned patience_ms, struct ends *ends)
 /* posix_spawn functions return an errno value; this one adds them all up. */
 static int file_actions(const struct ends *ends, int lock, posix_spawn_file_actions_t *actions)
 {
-    int error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
+    int error = 0;
 
+    if (lock >= 0) /* first: it alone may have one of the numbers below */
+        error = posix_spawn_file_actions_adddup2(actions, lock, WORKER_LOCK);
+    if (error == 0)
+        error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
     if (error == 0)
         error = posix_spawn_file_actions_adddup2(actions, 0, 1);
     if (error == 0)
@@ -109,8 +114,6 @@ static int file_actions(const struct ends *ends, int lock, posix_spawn_file_acti
         error = posix_spawn_file_actions_adddup2(actions, ends->theirs, WORKER_SOCKET);
     if (error == 0)
         error = posix_spawn_file_actions_adddup2(actions, ends->page, WORKER_PAGE);
-    if (error == 0 && lock >= 0)
-        error = posix_spawn_file_actions_adddup2(actions, lock, WORKER_LOCK);
     return error;
 }
 
@@ -249,12 +252,15 @@ static void log_line(struct child *child, char *line)
 void child_log_stderr(struct child *child)
 {
     char text[2048];
+    char *rest;
+    char *line;
     ssize_t got;
 
-    while (child->err >= 0 && (got = read(child->err, text, sizeof text - 1)) > 0) {
-        char *rest = text;
-        char *line;
-
+    /* a library that writes without end must not keep us here */
+    for (int reads = 0; reads < ERR_READS && child->err >= 0; reads++) {
+        if ((got = read(child->err, text, sizeof text - 1)) <= 0)
+            return;
+        rest = text;
         text[got] = '\0';
         while ((line = strsep(&rest, "\n")) != NULL)
             log_line(child, line);

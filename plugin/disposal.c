@@ -25,7 +25,7 @@ static const char *const events[] = {
 
 struct disposal {
     LIST_ENTRY(disposal) link;
-    struct keymanager *keymanager; /* held while busy */
+    struct keymanager *keymanager; /* not held: it outlives its supervisor's requests */
     enum disposal_kind kind;
     bool busy;
     unsigned tries;
@@ -38,10 +38,12 @@ struct disposal {
 void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
                   const struct hsm_key_name *name)
 {
-    struct disposal *disposal = calloc(1, sizeof *disposal);
+    struct disposal *disposal;
 
-    /* out of memory: the next Configure finds it */
-    if (!disposal)
+    if (!keymanager->config.destroy_superseded)
+        return;
+    disposal = calloc(1, sizeof *disposal);
+    if (!disposal) /* the next Configure finds it */
         return;
     disposal->keymanager = keymanager;
     disposal->kind = kind;
@@ -113,7 +115,6 @@ static void disposed(void *context, const struct hsm_reply *reply)
         free(disposal);
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
-    keymanager_release(keymanager);
 }
 
 /* With the mutex held. */
@@ -133,7 +134,6 @@ static void dispose(struct disposal *disposal)
 {
     struct hsm_request request = {.op = HSM_DESTROY, .key = disposal->name};
 
-    (void)keymanager_hold(disposal->keymanager);
     supervisor_submit(disposal->keymanager->supervisor,
                       &(struct supervisor_request){.request = &request,
                                                    .deadline = clock_now() + request_limit,

@@ -104,23 +104,33 @@ static struct job *first_alive(struct job_queue *queue, int64_t now)
     return NULL;
 }
 
+/* Scans and the like take too long to keep all others waiting. */
+static bool is_suspect(const struct job *job)
+{
+    return job->deaths >= JOB_DEATHS_MAX - 1 && !operations[job->op].slow;
+}
+
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
 {
     unsigned slow_max = threads > 1 ? threads / 2 : 1;
     struct job *job = NULL;
 
-    if (jobs->sent >= 2 * threads)
+    if (jobs->sent >= 2 * threads || jobs->alone > 0)
         return NULL;
     if (jobs->slow_sent < slow_max)
         job = first_alive(&jobs->slow, now);
-    return job ? job : first_alive(&jobs->quick, now);
+    if (!job)
+        job = first_alive(&jobs->quick, now);
+    return job && is_suspect(job) && jobs->sent > jobs->slow_sent ? NULL : job;
 }
 
 void jobs_sent(struct jobs *jobs, struct job *job)
 {
     TAILQ_REMOVE(queue_of(jobs, job), job, link);
     job->state = JOB_SENT;
+    job->alone = is_suspect(job);
     jobs->sent++;
+    jobs->alone += job->alone;
     if (operations[job->op].slow)
         jobs->slow_sent++;
 }
@@ -133,6 +143,8 @@ static void take_out(struct jobs *jobs, struct job *job)
         return;
     }
     jobs->sent--;
+    jobs->alone -= job->alone;
+    job->alone = false;
     if (operations[job->op].slow)
         jobs->slow_sent--;
 }
@@ -145,10 +157,13 @@ void jobs_requeue(struct jobs *jobs, struct job *job)
 
 void jobs_abandon(struct jobs *jobs, struct job *job)
 {
-    if (job->state == JOB_SENT)
-        job->state = JOB_ABANDONED;
-    else
+    if (job->state != JOB_SENT) {
         jobs_release(jobs, job);
+        return;
+    }
+    free(job->frame); /* it will not be sent again */
+    job->frame = NULL;
+    job->state = JOB_ABANDONED;
 }
 
 void jobs_release(struct jobs *jobs, struct job *job)

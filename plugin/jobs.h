@@ -11,6 +11,10 @@
 
 #include "supervisor.h"
 
+/* A request executing at so many deaths is given up. Before the last of them it is tried
+ * alone, so that it does not take with it what happens to be executing beside it. */
+enum { JOB_DEATHS_MAX = 3 };
+
 enum job_state {
     JOB_FREE,
     JOB_QUEUED,
@@ -22,6 +26,7 @@ struct job {
     TAILQ_ENTRY(job) link;
     enum job_state state;
     enum hsm_op op;
+    bool alone;              /* at the worker, with no other quick one beside it */
     uint32_t number;         /* slot, and above it the count of the slot's uses: a late reply cannot
                                 meet a new request. Never 0 */
     uint64_t order;          /* of submission: a repeated job goes back where it stood */
@@ -42,6 +47,7 @@ struct jobs {
     uint64_t orders;
     unsigned sent;      /* at the worker, JOB_ABANDONED included */
     unsigned slow_sent; /* those of them that may take at most half of the threads */
+    unsigned alone;     /* 1: the one at the worker has it to itself */
     struct job_queue quick;
     struct job_queue slow;
     struct job_queue free;
@@ -55,7 +61,8 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
 
 /* The job to send next to a worker of so many threads, or NULL. Slow operations get at
  * most half of the threads, all together at most two jobs a thread; jobs past their
- * deadline are passed over. */
+ * deadline are passed over. A quick job suspected of killing workers is sent when there is
+ * no other quick one at the worker, and none is sent beside it. */
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
 
 /* JOB_QUEUED -> JOB_SENT, and back to where it stood. */

@@ -64,8 +64,7 @@ bool label_same_scope(const struct label_scope *a, const struct label_scope *b);
 
 /* The next generation: max(now, highest + 1), where now is in seconds since 1970.
  * FAULT_INTERNAL when 30 bits are used up (in 2059). */
-int label_next_generation(int64_t now, uint32_t highest, uint32_t *generation,
-                          struct fault *fault);
+int label_next_generation(int64_t now, uint32_t highest, uint32_t *generation, struct fault *fault);
 
 /* A fresh CKA_ID of id_length bytes for that generation. */
 int label_new_id(uint32_t generation, uint32_t id_length, struct hsm_key_name *name,

@@ -220,8 +220,9 @@ static bool is_leftover(const struct keymanager *keymanager, const struct invent
     uint32_t now;
 
     if (item->state == HSM_HALF)
-        return locked || (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
-                          now - item->label.generation > half_made_age);
+        return locked ||
+               (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
+                now > item->label.generation && now - item->label.generation > half_made_age);
     return locked && served && item->label.generation < served->label.generation;
 }
 
@@ -238,7 +239,7 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
 
         if (item != served && !leftover && (item->proven || item->state != HSM_COMPLETE))
             warn_unfit(item);
-        if (leftover && keymanager->config.destroy_superseded)
+        if (leftover)
             disposal_add(keymanager, DISPOSE_LEFTOVER, item->label.key_id, &item->name);
     }
     return 0;
@@ -291,6 +292,8 @@ int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bo
     result = scan(&tally, fault);
     if (result == 0)
         result = prove_all(&tally, fault);
+    if (result == 0 && tally.cancelled) /* all answers were there by then */
+        result = fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     if (result == 0)
         result = serve_all(keymanager, &tally.inventory, fault);
     if (result == 0)

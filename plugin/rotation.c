@@ -125,7 +125,7 @@ static bool join(struct keymanager *keymanager, struct waiter *waiter, struct at
  * asks for its like. */
 static bool claim(struct catalogue_key *key, const struct waiter *waiter)
 {
-    bool fits = key && key->unclaimed && key->public_key.type == waiter->type;
+    bool fits = key && key->unclaimed && !key->superseded && key->public_key.type == waiter->type;
 
     if (fits)
         key->unclaimed = false;

@@ -69,6 +69,18 @@ void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_r
     supervisor_lock(s);
 }
 
+void supervisor_repeat(struct supervisor *s, struct job *job)
+{
+    hsm_item_fn *item = job->item;
+    void *context = job->context;
+
+    jobs_requeue(&s->jobs, job);
+    supervisor_unlock(s);
+    if (item)
+        item(context, NULL);
+    supervisor_lock(s);
+}
+
 static void explain_late(const struct supervisor *s, const struct job *job, struct fault *fault)
 {
     if (s->abandoned)
@@ -128,8 +140,9 @@ static bool settle(struct supervisor *s, struct job *job, const struct hsm_reply
     if (job->state == JOB_ABANDONED) {
         jobs_release(&s->jobs, job);
     } else if (worth_another_try(s, job, &reply->fault)) {
-        s->reason = reply->fault;
-        jobs_requeue(&s->jobs, job);
+        (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "%s", reply->fault.message);
+        s->explained = true;
+        supervisor_repeat(s, job);
         return true;
     } else {
         supervisor_finish(s, job, reply);
@@ -154,7 +167,7 @@ static void take_reply(struct supervisor *s, const struct frame *frame)
         supervisor_pump(s);
     supervisor_unlock(s);
     if (fresh)
-        supervisor_worker_leave(s);
+        supervisor_worker_leave(s, CLOCK_NEVER);
 }
 
 static void take_item(struct supervisor *s, const struct frame *frame)
@@ -196,24 +209,28 @@ static void receive(struct supervisor *s)
     if (got < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (got <= 0) {
-        supervisor_worker_leave(s);
+        supervisor_worker_leave(s, 0);
     } else if (frame_decode(bytes, (size_t)got, &frame, &fault) == 0) {
         take_frame(s, &frame);
     } else {
         supervisor_worker_refused(s, &fault);
-        supervisor_worker_leave(s);
+        supervisor_worker_leave(s, 0);
         child_kill(&s->child);
     }
 }
 
 /* ---- the clock ---- */
 
+/* A job that is not known any more has been answered: the thread is about to say so. */
 static int64_t execution_limit(struct supervisor *s, uint32_t number)
 {
     const struct job *job = jobs_numbered(&s->jobs, number);
-    bool slow = job && (job->op == HSM_GENERATE || job->op == HSM_SCAN);
 
-    return slow ? s->options.generate_limit : s->options.operation_limit;
+    if (!job)
+        return CLOCK_NEVER;
+    if (job->op == HSM_GENERATE || job->op == HSM_SCAN)
+        return s->options.generate_limit;
+    return s->options.operation_limit;
 }
 
 static bool overdue(struct supervisor *s, int64_t now)
@@ -243,7 +260,7 @@ static void end_overdue(struct supervisor *s, int64_t now)
         return;
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "the PKCS#11 module hangs; its worker was ended");
     supervisor_worker_refused(s, &fault);
-    supervisor_worker_leave(s);
+    supervisor_worker_leave(s, s->options.operation_limit);
     child_kill(&s->child);
 }
 
@@ -298,7 +315,7 @@ static bool wanted(struct supervisor *s)
     if (!s->retired || !idle)
         return true;
     if (s->worker == WORKER_OPENING || s->worker == WORKER_READY)
-        supervisor_worker_leave(s);
+        supervisor_worker_leave(s, CLOCK_NEVER);
     return s->worker != WORKER_NONE;
 }
 
@@ -327,9 +344,9 @@ static void *supervise(void *context)
             supervisor_worker_step(s);
         tick(s);
     }
+    supervisor_lock(s);
     if (s->worker != WORKER_NONE)
         child_hang_up(&s->child);
-    supervisor_lock(s);
     s->ended = true;
     retired = s->retired;
     supervisor_unlock(s);
@@ -357,6 +374,7 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
     jobs_open(&s->jobs);
     (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 module is still being loaded");
     if (pthread_create(&s->thread, NULL, supervise, s) != 0) {
+        hsm_settings_wipe(&s->options.settings);
         free(s);
         return fault_set(fault, FAULT_UNAVAILABLE, "cannot start the supervisor's thread");
     }

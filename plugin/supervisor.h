@@ -64,7 +64,8 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
 
 /* Waits until a worker has the token open, the token refuses for good (wrong setting,
  * wrong PIN: FAULT_FAILED_PRECONDITION and the like), *cancel is set, or `deadline`
- * has passed and at least one worker has tried: FAULT_UNAVAILABLE with the last reason. Logs that reason every 10 s. */
+ * has passed and at least one worker has tried: FAULT_UNAVAILABLE with the last reason. Logs that
+ * reason every 10 s. */
 int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomic_bool *cancel,
                     struct hsm_token_info *info, struct fault *fault);
 

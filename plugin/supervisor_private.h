@@ -27,6 +27,7 @@ struct supervisor {
     struct child child;
     struct hsm_token_info info; /* sessions is 0 until the token was first opened */
     struct fault reason;        /* why there is no worker with an open token */
+    bool explained;             /* reason is about the latest worker */
     bool tried;                 /* a worker has said why, or died */
     struct jobs jobs;
     uint64_t successes;
@@ -53,17 +54,20 @@ static inline void supervisor_unlock(struct supervisor *s)
     (void)pthread_mutex_unlock(&s->mutex);
 }
 
-/* supervisor.c. With the mutex held; both give it up while they call back. pump sends what
- * the worker may have; finish answers a job and frees its slot. */
+/* supervisor.c. With the mutex held. pump sends what the worker may have; the others give
+ * the mutex up to call back: finish answers a job and frees its slot, repeat queues it
+ * again (a scan forgets what it has found). */
 void supervisor_pump(struct supervisor *s);
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
+void supervisor_repeat(struct supervisor *s, struct job *job);
 
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.
- * leave: this worker is to answer no more. refused: why the token is not open. */
+ * leave: this worker is to answer no more, for which the jobs are to blame that it has
+ * been executing for `blame` ns. refused: why the token is not open. */
 void supervisor_worker_step(struct supervisor *s);
 void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info);
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault);
-void supervisor_worker_leave(struct supervisor *s);
+void supervisor_worker_leave(struct supervisor *s, int64_t blame);
 
 #endif

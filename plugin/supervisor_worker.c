@@ -8,8 +8,6 @@
 #include "../hsm/clock.h"
 #include "log.h"
 
-enum { DEATHS_MAX = 3 }; /* a request executing at so many deaths is given up */
-
 static const int64_t leave_limit = 2 * CLOCK_SECOND;
 static const int64_t leave_limit_generating = 10 * CLOCK_SECOND;
 
@@ -22,27 +20,32 @@ static void set_worker(struct supervisor *s, enum worker_state worker)
 
 /* ---- the end of a worker ---- */
 
-static bool executing(const struct supervisor *s, const struct job *job)
+/* How long, ns; -1 = it is not being executed. */
+static int64_t executing(const struct supervisor *s, const struct job *job, int64_t now)
 {
-    for (size_t i = 0; i < HSM_SESSIONS_MAX; i++)
-        if (atomic_load(&s->child.page->slots[i].number) == job->number)
-            return true;
-    return false;
+    for (size_t i = 0; i < HSM_SESSIONS_MAX; i++) {
+        const struct frame_slot *slot = &s->child.page->slots[i];
+
+        if (atomic_load(&slot->number) == job->number && atomic_load(&slot->started) <= now)
+            return now - atomic_load(&slot->started);
+    }
+    return -1;
 }
 
-/* With the mutex held: counts a death for every job it is executing. How long the
- * worker may take to leave: a key half written is worse than a late exit. */
-static int64_t count_deaths(struct supervisor *s)
+/* With the mutex held: counts a death for every job to blame. How long the worker may
+ * take to leave: a key half written is worse than a late exit. */
+static int64_t count_deaths(struct supervisor *s, int64_t blame)
 {
     int64_t limit = leave_limit;
 
     for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
         struct job *job = &s->jobs.table[i];
+        bool at_worker = job->state == JOB_SENT || job->state == JOB_ABANDONED;
+        int64_t time = at_worker ? executing(s, job, s->since) : -1;
 
-        if ((job->state != JOB_SENT && job->state != JOB_ABANDONED) || !executing(s, job))
-            continue;
-        job->deaths++;
-        if (job->op == HSM_GENERATE)
+        if (time >= blame)
+            job->deaths++;
+        if (time >= 0 && job->op == HSM_GENERATE)
             limit = leave_limit_generating;
     }
     return limit;
@@ -50,11 +53,13 @@ static int64_t count_deaths(struct supervisor *s)
 
 /* The jobs are seen to when it has ended, so that nothing it still does can meet its
  * successor. */
-void supervisor_worker_leave(struct supervisor *s)
+void supervisor_worker_leave(struct supervisor *s, int64_t blame)
 {
     supervisor_lock(s);
+    if (!s->explained)
+        (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 worker ended");
     set_worker(s, WORKER_LEAVING);
-    s->leave_until = s->since + count_deaths(s);
+    s->leave_until = s->since + count_deaths(s, blame);
     child_hang_up(&s->child);
     supervisor_unlock(s);
 }
@@ -82,8 +87,6 @@ static int64_t pause_before_start(const struct supervisor *s)
 /* With the mutex held; gives it up while it calls back. */
 static void bury_job(struct supervisor *s, struct job *job)
 {
-    hsm_item_fn *item = job->item;
-    void *context = job->context;
     struct hsm_reply reply = {.state = HSM_ABSENT};
 
     if (job->state == JOB_ABANDONED) {
@@ -92,17 +95,13 @@ static void bury_job(struct supervisor *s, struct job *job)
         (void)fault_set(&reply.fault, FAULT_ABORTED,
                         "the PKCS#11 worker ended in the middle of it");
         supervisor_finish(s, job, &reply);
-    } else if (job->deaths >= DEATHS_MAX) {
+    } else if (job->deaths >= JOB_DEATHS_MAX) {
         (void)fault_set(&reply.fault, FAULT_UNAVAILABLE,
                         "given up: %d PKCS#11 workers in a row ended while executing it",
-                        DEATHS_MAX);
+                        JOB_DEATHS_MAX);
         supervisor_finish(s, job, &reply);
     } else {
-        jobs_requeue(&s->jobs, job);
-        supervisor_unlock(s);
-        if (item)
-            item(context, NULL);
-        supervisor_lock(s);
+        supervisor_repeat(s, job);
     }
 }
 
@@ -172,6 +171,7 @@ static void begin(struct supervisor *s)
     }
     supervisor_lock(s);
     s->child = child;
+    s->explained = false;
     set_worker(s, WORKER_OPENING);
     supervisor_unlock(s);
     if (s->info.sessions > 0)

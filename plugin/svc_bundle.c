@@ -138,7 +138,7 @@ static void wait_for_change(void)
                                    .tv_nsec = watch.limit % CLOCK_SECOND};
 
     if (watch.call)
-        (void)pthread_cond_timedwait(&watch.changed, &watch.lock, &until);
+        (void)pthread_cond_clockwait(&watch.changed, &watch.lock, CLOCK_MONOTONIC, &until);
     else
         (void)pthread_cond_wait(&watch.changed, &watch.lock);
 }
@@ -181,16 +181,11 @@ static void *watch_thread(void *unused)
 /* Before the first bundle can be published. */
 static int start_watch(struct fault *fault)
 {
-    pthread_condattr_t monotonic;
     pthread_t thread;
     int error;
 
     if (state.configured)
         return 0;
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&watch.changed, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
     error = pthread_create(&thread, NULL, watch_thread, NULL);
     if (error != 0)
         return fault_errno(fault, FAULT_RESOURCE_EXHAUSTED, error, "cannot start a thread");

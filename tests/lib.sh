@@ -18,6 +18,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 scratch=$(mktemp -d "/tmp/spire-hsm-$1.XXXXXX")
 logs=$scratch/logs
 mkdir "$logs"
+exec 3>&1 4>&2
 
 passed=0
 failed=0
@@ -50,7 +51,7 @@ start() {
     local name=$1
     shift
     [ ! -e "$logs/$name.log" ] || mv --backup=numbered "$logs/$name.log" "$logs/$name.old.log"
-    "$@" </dev/null >"$logs/$name.log" 2>&1 &
+    "$@" </dev/null >"$logs/$name.log" 2>&1 3>&- 4>&- &
     pids[$name]=$!
     order+=("$name")
 }
@@ -108,7 +109,8 @@ free_port() {
 
 finish() {
     local status=$? i
-    trap - EXIT INT TERM
+    trap - EXIT HUP INT TERM
+    exec >&3 2>&4 # a signal may have come within a check
     for ((i = ${#order[@]} - 1; i >= 0; i--)); do
         stop "${order[i]}" || failed=$((failed + 1))
     done
@@ -125,5 +127,6 @@ finish() {
     exit $((failed != 0))
 }
 trap finish EXIT
+trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
