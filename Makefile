@@ -54,6 +54,11 @@ $(BUILD)/%.o: %.c | $(PROTO:=.h)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/rooms.a $(LIBS) -lcmocka -ldl
 
+$(BUILD)/tests/faulty.so: $(wildcard tests/faulty_*.c) tests/faulty.h
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
+$(TESTS): | $(BUILD)/tests/faulty.so
+
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -ldl
 

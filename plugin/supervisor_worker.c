@@ -111,14 +111,16 @@ static void bury(struct supervisor *s, const char *how)
     struct job *job;
 
     (void)snprintf(in_flight, sizeof in_flight, "%u", s->jobs.sent);
+    supervisor_lock(s);
+    if (!s->explained)
+        (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 worker ended: %s", how);
+    s->tried = true;
+    set_worker(s, WORKER_NONE);
+    supervisor_unlock(s);
     if (!s->retired && !s->abandoned && s->info.sessions > 0)
         log_write(LOG_WARN, "PKCS#11 worker ended; starting another", "how", how, "in_flight",
                   in_flight, "reason", s->reason.message, NULL);
     supervisor_lock(s);
-    if (s->reason.code == FAULT_NONE)
-        (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 worker ended: %s", how);
-    s->tried = true;
-    set_worker(s, WORKER_NONE);
     while ((job = jobs_at_worker(&s->jobs)) != NULL)
         bury_job(s, job);
     supervisor_unlock(s);
@@ -142,6 +144,7 @@ void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
 {
     supervisor_lock(s);
     s->reason = *fault;
+    s->explained = true;
     s->tried = true;
     (void)pthread_cond_broadcast(&s->changed);
     supervisor_unlock(s);
