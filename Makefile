@@ -27,11 +27,12 @@ OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c plugin/*.c)) $(PROTO:=
 ROOMS   := $(filter-out $(BUILD)/plugin/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit_*.c tests/hsm_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
+DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/*_dump.c))
 SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
 
 .PHONY: all help deps demo test check check-asan check-tsan analyze fuzz layers format-check \
-        fuzz-now objects install clean
+        bench fuzz-now objects install clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
@@ -62,8 +63,8 @@ $(TESTS): | $(BUILD)/tests/faulty.so
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -ldl
 
-# headers made from proto/ are kept although only objects ask for them
-.SECONDARY: $(PROTO:=.c) $(PROTO:=.h)
+# what is made on the way (headers from proto/, objects of tests) is kept
+.SECONDARY:
 
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
@@ -80,10 +81,10 @@ demo: ## the whole chain with a real SPIRE, told line by line
 
 test: ## every test, from unit to the real SPIRE
 	@tests/deps.sh build run test
-	$(again) all $(TESTS) $(FUZZERS)
+	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
-check: all $(TESTS) $(FUZZERS) ## the tests that need neither SPIRE nor apt
+check: all $(TESTS) $(FUZZERS) $(DUMPS) ## the tests that need neither SPIRE nor apt
 	@BUILD=$(BUILD) tests/run unit hsm fuzz peers
 
 check-asan: ## check, with the address and undefined behaviour sanitizers
@@ -101,6 +102,12 @@ fuzz: ## FUZZ_SECONDS (60) of new inputs for every parser
 fuzz-now: $(FUZZERS)
 	@set -e; for f in $^; do n=$${f##*/fuzz_}; \
 	    echo "  FUZZ  $$n"; $$f --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$$n; done
+
+bench: ## signing beside the bare token, start, memory, slow tokens: a report of some 4 minutes
+	@tests/deps.sh build run
+	$(again) all $(BUILD)/tests/raw_sign $(BUILD)/tests/faulty.so
+	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
+	    -raw $(abspath $(BUILD)/tests/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) $(BENCH)
 
 # Who may know what; a line that may not be there is printed.
 forbid = @! grep -nE '$(1)' $(2)

@@ -196,6 +196,10 @@ void hsm_settings_wipe(struct hsm_settings *settings);
 const char *hsm_key_type_name(enum hsm_key_type type);
 const char *hsm_rv_name(uint64_t ckr);
 
+/* Does a fault with this CKR mean that the PIN was refused, so that trying it again may lock
+ * the token? */
+bool hsm_refused_pin(uint64_t ckr);
+
 /* Bytes of a digest of `hash`, 0 for a number that is no hash of ours. */
 size_t hsm_hash_length(enum hsm_hash hash);
 

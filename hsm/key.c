@@ -12,6 +12,26 @@
 
 enum { DESTROY_ROUNDS = 3 };
 
+/* ---- finding ---- */
+
+/* "Not there" is said only of a token that was there and knew us, before and after. */
+static int find_pair(const struct call *call, const struct session *session,
+                     struct object_halves *found, struct object_pair *pair, struct fault *fault)
+{
+    const struct session_pool *pool = &call->token->pool;
+
+    if (session_check(pool, session, fault) != 0 ||
+        object_find(session, &call->request->key, found, fault) != 0)
+        return -1;
+    if (found->private_keys.count == 0 && session_check(pool, session, fault) != 0)
+        return -1;
+    pair->private_key =
+        found->private_keys.count > 0 ? found->private_keys.handles[0] : CK_INVALID_HANDLE;
+    pair->public_key =
+        found->public_keys.count > 0 ? found->public_keys.handles[0] : CK_INVALID_HANDLE;
+    return 0;
+}
+
 /* ---- signing ---- */
 
 static int sign_raw(const struct session *session, CK_OBJECT_HANDLE handle, struct sign_plan *plan,
@@ -27,7 +47,15 @@ static int sign_raw(const struct session *session, CK_OBJECT_HANDLE handle, stru
     return rv == CKR_OK ? 0 : rv_fault(rv, "C_Sign", fault);
 }
 
-/* FIPS modes take no salt longer than the hash. */
+/* Refusals of a mechanism or its parameters; SoftHSM calls a hash it does not know in PSS
+ * "bad arguments". */
+static bool is_about_mechanism(uint64_t ckr)
+{
+    return ckr == CKR_MECHANISM_PARAM_INVALID || ckr == CKR_MECHANISM_INVALID ||
+           ckr == CKR_ARGUMENTS_BAD;
+}
+
+/* FIPS modes take no salt longer than the hash; what PSS a token cannot do, we pad. */
 static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
                      const struct hsm_request *request, struct hsm_reply *reply,
                      struct fault *fault)
@@ -43,58 +71,34 @@ static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
     if (done != 0 && fault->ckr == CKR_MECHANISM_PARAM_INVALID &&
         sign_plan_shorter_salt(request, &plan))
         done = sign_raw(session, handle, &plan, raw, &length, fault);
+    if (done != 0 && request->scheme == HSM_PSS && is_about_mechanism(fault->ckr) &&
+        sign_plan_padded(request, &plan, fault) == 0)
+        done = sign_raw(session, handle, &plan, raw, &length, fault);
     return done == 0 ? sign_result(request, &plan, raw, length, reply, fault) : -1;
 }
 
-static int look_for_private(const struct call *call, const struct session *session,
-                            struct object_pair *pair, struct fault *fault)
-{
-    const struct hsm_key_name *name = &call->request->key;
-    struct object_list list;
-
-    if (session_check(&call->token->pool, session, fault) != 0 ||
-        object_find(session, CKO_PRIVATE_KEY, name, &list, fault) != 0)
-        return -1;
-    if (list.count == 0 && session_check(&call->token->pool, session, fault) != 0)
-        return -1;
-    if (list.count == 0)
-        return fault_set(fault, FAULT_NOT_FOUND, "the token has no private key %s", name->label);
-    if (list.count > 1)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the token has more than one private key %s", name->label);
-    pair->private_key = list.handles[0];
-    return 0;
-}
-
-static int look_for_public(const struct call *call, const struct session *session,
-                           struct object_pair *pair, struct fault *fault)
-{
-    struct object_list list;
-
-    if (object_find(session, CKO_PUBLIC_KEY, &call->request->key, &list, fault) != 0)
-        return -1;
-    pair->public_key = list.count > 0 ? list.handles[0] : CK_INVALID_HANDLE;
-    return 0;
-}
-
-/* The private object is asked first: an RSA key knows all of itself, which saves a search. */
 static int look_up(const struct call *call, const struct session *session, CK_OBJECT_HANDLE *handle,
                    struct fault *fault)
 {
     const struct hsm_request *request = call->request;
-    struct object_pair pair = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+    const char *label = request->key.label;
+    struct object_halves found;
+    struct object_pair pair;
     struct hsm_public_key key;
 
-    if (look_for_private(call, session, &pair, fault) != 0)
+    if (find_pair(call, session, &found, &pair, fault) != 0)
         return -1;
-    if (object_public_key(session, &pair, &key, fault) != 0 &&
-        (fault->ckr != CKR_OK || look_for_public(call, session, &pair, fault) != 0 ||
-         object_public_key(session, &pair, &key, fault) != 0))
+    if (found.private_keys.count == 0)
+        return fault_set(fault, FAULT_NOT_FOUND, "the token has no private key %s", label);
+    if (found.private_keys.count > 1)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token has more than one private key %s", label);
+    if (object_public_key(session, &pair, &key, fault) != 0)
         return -1;
     if (key.type != request->type ||
         memcmp(key.fingerprint, request->fingerprint, sizeof key.fingerprint) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the token has another key in the place of %s", request->key.label);
+                         "the token has another key in the place of %s", label);
     *handle = pair.private_key;
     return 0;
 }
@@ -183,27 +187,34 @@ static int prove_whole(const struct call *call, const struct session *session,
     return verdict(call, HSM_COMPLETE, "");
 }
 
+/* Is the pair where the last SCAN saw it? */
+static bool find_by_hint(const struct call *call, const struct session *session,
+                         struct object_pair *pair)
+{
+    struct hsm_token *token = call->token;
+    const struct hsm_key_name *name = &call->request->key;
+    bool named[2] = {false, false};
+
+    return hints_take(&token->hints, name, token->pool.logins, pair) &&
+           object_is_named(session, pair->private_key, name, &named[0], NULL) == 0 &&
+           object_is_named(session, pair->public_key, name, &named[1], NULL) == 0 && named[0] &&
+           named[1];
+}
+
 static int prove_step(const struct call *call, const struct session *session, struct fault *fault)
 {
-    const struct hsm_key_name *name = &call->request->key;
-    struct object_list private_keys;
-    struct object_list public_keys;
-    struct object_pair pair = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+    struct object_halves found;
+    struct object_pair pair;
 
-    if (session_check(&call->token->pool, session, fault) != 0 ||
-        object_find(session, CKO_PRIVATE_KEY, name, &private_keys, fault) != 0 ||
-        object_find(session, CKO_PUBLIC_KEY, name, &public_keys, fault) != 0)
+    if (find_by_hint(call, session, &pair))
+        return prove_whole(call, session, &pair, fault);
+    if (find_pair(call, session, &found, &pair, fault) != 0)
         return -1;
-    if (private_keys.count == 0 && session_check(&call->token->pool, session, fault) != 0)
-        return -1;
-    if (private_keys.count > 1)
+    if (found.private_keys.count > 1)
         return verdict(call, HSM_DUPLICATE, "more than one private key has this label");
-    if (private_keys.count == 0)
-        return public_keys.count == 0 ? verdict(call, HSM_ABSENT, "")
-                                      : verdict(call, HSM_HALF, "there is no private key");
-    pair.private_key = private_keys.handles[0];
-    if (public_keys.count > 0)
-        pair.public_key = public_keys.handles[0];
+    if (found.private_keys.count == 0)
+        return found.public_keys.count == 0 ? verdict(call, HSM_ABSENT, "")
+                                            : verdict(call, HSM_HALF, "there is no private key");
     return prove_whole(call, session, &pair, fault);
 }
 
@@ -241,14 +252,13 @@ static int doubt(struct fault *fault)
  * "full" all there is to say. */
 static int after_full(const struct call *call, const struct session *session, struct fault *fault)
 {
-    const struct hsm_key_name *name = &call->request->key;
-    struct object_list left[2];
+    struct object_halves left;
+    struct object_pair pair;
 
-    if (object_destroy(session, CKO_PRIVATE_KEY, name, NULL) != 0 ||
-        object_destroy(session, CKO_PUBLIC_KEY, name, NULL) != 0 ||
-        object_find(session, CKO_PRIVATE_KEY, name, &left[0], NULL) != 0 ||
-        object_find(session, CKO_PUBLIC_KEY, name, &left[1], NULL) != 0 ||
-        session_check(&call->token->pool, session, NULL) != 0 || left[0].count + left[1].count > 0)
+    if (find_pair(call, session, &left, &pair, NULL) != 0 ||
+        object_destroy_halves(session, &left, NULL) != 0 ||
+        find_pair(call, session, &left, &pair, NULL) != 0 ||
+        left.private_keys.count + left.public_keys.count > 0)
         return doubt(fault);
     return -1;
 }
@@ -269,9 +279,9 @@ static int check_names(const struct call *call, const struct session *session,
         return doubt(fault);
     if (private_named && public_named)
         return 0;
-    if (object_destroy_one(session, pair->private_key, fault) != 0 ||
+    if (object_destroy(session, pair->private_key, fault) != 0 ||
         (pair->public_key != CK_INVALID_HANDLE &&
-         object_destroy_one(session, pair->public_key, fault) != 0))
+         object_destroy(session, pair->public_key, fault) != 0))
         return doubt(fault);
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
                      "the token changes labels or ids (of %zu and %u bytes); the key it made "
@@ -323,28 +333,21 @@ int key_generate(const struct call *call, struct fault *fault)
 
 /* ---- destroying ---- */
 
-/* The private half first: what a crash leaves is then a public key, which is harmless. */
 static int destroy_step(const struct call *call, const struct session *session, struct fault *fault)
 {
-    const struct hsm_key_name *name = &call->request->key;
-    struct object_list left[2];
+    struct object_halves left;
+    struct object_pair pair;
 
-    for (int round = 0; round <= DESTROY_ROUNDS; round++) {
-        if (session_check(&call->token->pool, session, fault) != 0 ||
-            object_find(session, CKO_PRIVATE_KEY, name, &left[0], fault) != 0 ||
-            object_find(session, CKO_PUBLIC_KEY, name, &left[1], fault) != 0)
+    for (int round = 0; round < DESTROY_ROUNDS; round++) {
+        if (find_pair(call, session, &left, &pair, fault) != 0)
             return -1;
-        if (left[0].count + left[1].count == 0)
-            return session_check(&call->token->pool, session, fault) == 0
-                       ? verdict(call, HSM_ABSENT, "")
-                       : -1;
-        for (uint32_t half = 0; half < 2; half++)
-            for (uint32_t i = 0; i < left[half].count && round < DESTROY_ROUNDS; i++)
-                if (object_destroy_one(session, left[half].handles[i], fault) != 0)
-                    return -1;
+        if (left.private_keys.count + left.public_keys.count == 0)
+            return verdict(call, HSM_ABSENT, "");
+        if (object_destroy_halves(session, &left, fault) != 0)
+            return -1;
     }
-    return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is still there",
-                     name->label, DESTROY_ROUNDS);
+    return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is not seen gone",
+                     call->request->key.label, DESTROY_ROUNDS);
 }
 
 int key_destroy(const struct call *call, struct fault *fault)

@@ -76,32 +76,49 @@ static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULON
     return ended == CKR_OK ? 0 : rv_fault(ended, "C_FindObjectsFinal", fault);
 }
 
-/* Empty values are never searched for: CloudHSM refuses them. */
-int object_find(const struct session *session, CK_OBJECT_CLASS class,
-                const struct hsm_key_name *name, struct object_list *list, struct fault *fault)
+static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
+                   const struct hsm_key_name *name, struct object_halves *found,
+                   struct fault *fault)
+{
+    struct object_value value;
+    CK_OBJECT_CLASS class = CKO_DATA;
+    struct object_list *list;
+    bool named = false;
+
+    if (object_is_named(session, handle, name, &named, fault) != 0 ||
+        object_read(session, handle, CKA_CLASS, &value, fault) != 0)
+        return -1;
+    if (value.readable && value.length == sizeof class)
+        memcpy(&class, value.bytes, sizeof class);
+    if (!named || (class != CKO_PRIVATE_KEY && class != CKO_PUBLIC_KEY))
+        return 0;
+    list = class == CKO_PRIVATE_KEY ? &found->private_keys : &found->public_keys;
+    list->handles[list->count++] = handle;
+    return 0;
+}
+
+/* Empty values are never searched for: CloudHSM refuses them. A list that is full may have
+ * left out what we look for, and "not there" must be true. */
+int object_find(const struct session *session, const struct hsm_key_name *name,
+                struct object_halves *found, struct fault *fault)
 {
     struct hsm_key_name copy = *name; /* PKCS#11 wants values it could write to */
-    CK_ATTRIBUTE template[] = {{CKA_CLASS, &class, sizeof class},
-                               {CKA_LABEL, copy.label, strlen(copy.label)},
+    CK_ATTRIBUTE template[] = {{CKA_LABEL, copy.label, strlen(copy.label)},
                                {CKA_ID, copy.id, copy.id_length}};
-    struct object_list found;
-    uint32_t kept = 0;
+    struct object_list list;
+    struct object_halves halves;
 
-    if (search(session, template, copy.id_length > 0 ? 3 : 2, &found, fault) != 0)
+    if (search(session, template, copy.id_length > 0 ? 2 : 1, &list, fault) != 0)
         return -1;
-    for (uint32_t i = 0; i < found.count; i++) {
-        bool named = false;
-
-        if (object_is_named(session, found.handles[i], name, &named, fault) != 0)
+    if (list.count == OBJECT_FOUND_MAX)
+        return fault_set(fault, FAULT_INTERNAL, "token finds %d objects named %s or more",
+                         OBJECT_FOUND_MAX, name->label);
+    halves.private_keys.count = 0;
+    halves.public_keys.count = 0;
+    for (uint32_t i = 0; i < list.count; i++)
+        if (sort_in(session, list.handles[i], name, &halves, fault) != 0)
             return -1;
-        if (named)
-            found.handles[kept++] = found.handles[i];
-    }
-    if (kept < found.count && found.count == OBJECT_FOUND_MAX)
-        return fault_set(fault, FAULT_INTERNAL,
-                         "token answers a search by label with objects of other labels");
-    found.count = kept;
-    *list = found;
+    *found = halves;
     return 0;
 }
 
@@ -379,7 +396,7 @@ int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bo
 
 /* SoftHSM forgets the handle before it removes the file, so an invalid handle says little:
  * looking again is the caller's part. */
-int object_destroy_one(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault)
+int object_destroy(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault)
 {
     CK_RV rv = MODULE_CALL(session->module, C_DestroyObject, session->handle, handle);
 
@@ -388,15 +405,14 @@ int object_destroy_one(const struct session *session, CK_OBJECT_HANDLE handle, s
     return rv_fault(rv, "C_DestroyObject", fault);
 }
 
-int object_destroy(const struct session *session, CK_OBJECT_CLASS class,
-                   const struct hsm_key_name *name, struct fault *fault)
+int object_destroy_halves(const struct session *session, const struct object_halves *halves,
+                          struct fault *fault)
 {
-    struct object_list list;
-
-    if (object_find(session, class, name, &list, fault) != 0)
-        return -1;
-    for (uint32_t i = 0; i < list.count; i++)
-        if (object_destroy_one(session, list.handles[i], fault) != 0)
+    for (uint32_t i = 0; i < halves->private_keys.count; i++)
+        if (object_destroy(session, halves->private_keys.handles[i], fault) != 0)
+            return -1;
+    for (uint32_t i = 0; i < halves->public_keys.count; i++)
+        if (object_destroy(session, halves->public_keys.handles[i], fault) != 0)
             return -1;
     return 0;
 }

@@ -8,7 +8,7 @@
 
 enum {
     OBJECT_VALUE_MAX = 1024,  /* bytes; the longest we have a use for is a label's 800 */
-    OBJECT_FOUND_MAX = 16,    /* objects of one class, label and id; more than one is wrong */
+    OBJECT_FOUND_MAX = 32,    /* objects of one label and id; more than two are wrong */
     OBJECT_TEMPLATE_TIERS = 3 /* of what is asked for when a key is made, from all to least */
 };
 
@@ -25,6 +25,11 @@ struct object_list {
     uint32_t count;
 };
 
+struct object_halves {
+    struct object_list private_keys;
+    struct object_list public_keys;
+};
+
 struct object_pair {
     CK_OBJECT_HANDLE private_key;
     CK_OBJECT_HANDLE public_key; /* CK_INVALID_HANDLE: none, the private one must do */
@@ -34,11 +39,11 @@ struct object_pair {
 int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
                 struct object_value *value, struct fault *fault);
 
-/* All objects of this class with exactly this label, and this id unless id_length is 0.
- * Each is read back, for there are tokens that shorten labels or look at half a template.
- * At most OBJECT_FOUND_MAX are listed. */
-int object_find(const struct session *session, CK_OBJECT_CLASS class,
-                const struct hsm_key_name *name, struct object_list *list, struct fault *fault);
+/* All keys with exactly this label, and this id unless id_length is 0, from one search: a
+ * search can be a walk over the whole token. Each object is read back, for there are tokens
+ * that shorten labels or look at half a template. */
+int object_find(const struct session *session, const struct hsm_key_name *name,
+                struct object_halves *found, struct fault *fault);
 
 /* Does the object bear exactly this label (and id)? */
 int object_is_named(const struct session *session, CK_OBJECT_HANDLE handle,
@@ -60,11 +65,12 @@ int object_public_key(const struct session *session, const struct object_pair *p
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
                  char why[160], struct fault *fault);
 
-/* Destroys every object of this class and name. They may still be there afterwards: look. */
-int object_destroy(const struct session *session, CK_OBJECT_CLASS class,
-                   const struct hsm_key_name *name, struct fault *fault);
-
 /* 0 also if it is gone already. */
-int object_destroy_one(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault);
+int object_destroy(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault);
+
+/* All of them, the private halves first: what a crash leaves is then a public key, which is
+ * harmless. They may still be there afterwards: look. */
+int object_destroy_halves(const struct session *session, const struct object_halves *halves,
+                          struct fault *fault);
 
 #endif

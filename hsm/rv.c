@@ -170,3 +170,8 @@ int rv_fault(CK_RV rv, const char *call, struct fault *fault)
         fault->ckr = rv;
     return -1;
 }
+
+bool hsm_refused_pin(uint64_t ckr)
+{
+    return ckr != CKR_OK && rv_class(ckr) == RV_PIN;
+}

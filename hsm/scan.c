@@ -19,6 +19,7 @@ enum {
 struct record {
     struct hsm_key_name name;
     bool private_key;
+    CK_OBJECT_HANDLE handle;
 };
 
 struct survey {
@@ -43,7 +44,7 @@ static void release_survey(struct survey *survey)
 static int add_handles(struct survey *survey, const CK_OBJECT_HANDLE *batch, size_t count,
                        struct fault *fault)
 {
-    if (survey->handle_count + count > survey->handle_room) {
+    if (!survey->handles || survey->handle_count + count > survey->handle_room) {
         size_t room = 2 * survey->handle_room + BATCH;
         CK_OBJECT_HANDLE *grown =
             room <= HANDLES_MAX ? realloc(survey->handles, room * sizeof *grown) : NULL;
@@ -107,7 +108,7 @@ static int enumerate(const struct session *session, struct survey *survey, struc
 
 /* ---- reading ---- */
 
-/* One object as the token shows it. A length that does not fit counts as no value. */
+/* A key object as the token shows it. A length that does not fit counts as no value. */
 struct glimpse {
     CK_OBJECT_CLASS class;
     uint8_t label[HSM_LABEL_MAX + 1];
@@ -152,7 +153,8 @@ static bool is_ours(const struct glimpse *glimpse, const char *prefix)
            glimpse->id_length <= HSM_ID_MAX;
 }
 
-static int add_record(struct survey *survey, const struct glimpse *glimpse, struct fault *fault)
+static int add_record(struct survey *survey, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
+                      struct fault *fault)
 {
     struct record *record;
 
@@ -172,16 +174,17 @@ static int add_record(struct survey *survey, const struct glimpse *glimpse, stru
     memcpy(record->name.id, glimpse->id, glimpse->id_length);
     record->name.id_length = (uint32_t)glimpse->id_length;
     record->private_key = glimpse->class == CKO_PRIVATE_KEY;
+    record->handle = handle;
     return 0;
 }
 
-static int note(struct survey *survey, const struct glimpse *glimpse, const char *prefix,
-                struct fault *fault)
+static int note(struct survey *survey, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
+                const char *prefix, struct fault *fault)
 {
     if (glimpse->class != CKO_PRIVATE_KEY && glimpse->class != CKO_PUBLIC_KEY)
         return 0;
     if (is_ours(glimpse, prefix))
-        return add_record(survey, glimpse, fault);
+        return add_record(survey, glimpse, handle, fault);
     if (glimpse->label_length == 0 && glimpse->id_length == 0)
         survey->nameless++;
     else
@@ -198,7 +201,7 @@ static int look_at(const struct call *call, const struct session *session, CK_OB
     struct glimpse glimpse;
 
     if (look(session, handle, &glimpse, fault) == 0)
-        return note(survey, &glimpse, call->request->prefix, fault);
+        return note(survey, &glimpse, handle, call->request->prefix, fault);
     if (rv_class(fault->ckr) == RV_HANDLE)
         return 0;
     if (fault->ckr != CKR_GENERAL_ERROR && fault->ckr != CKR_FUNCTION_FAILED)
@@ -232,33 +235,59 @@ static enum hsm_state state_of(uint32_t private_keys, uint32_t public_keys)
     return private_keys == 1 && public_keys > 0 ? HSM_COMPLETE : HSM_HALF;
 }
 
-/* Nothing is told before all is known, so that a walk that is done over tells nothing
- * twice. */
-static void tell(const struct call *call, const struct survey *survey)
+/* A group: the records of one name, which stand side by side. Returns where it ends. */
+static size_t take_group(const struct survey *survey, size_t start, uint32_t halves[2],
+                         struct hint *hint)
 {
-    const struct record *records = survey->records;
+    const struct record *first = &survey->records[start];
+    size_t next = start;
+
+    halves[false] = 0;
+    halves[true] = 0;
+    hint->name = first->name;
+    for (; next < survey->record_count; next++) {
+        const struct record *record = &survey->records[next];
+
+        if (compare_names(&record->name, &first->name) != 0)
+            break;
+        halves[record->private_key]++;
+        if (record->private_key)
+            hint->pair.private_key = record->handle;
+        else
+            hint->pair.public_key = record->handle;
+    }
+    return next;
+}
+
+/* Nothing is told before all is known, so that a walk that is done over tells nothing
+ * twice. Without memory for hints there are none. */
+static void tell(const struct call *call, const struct survey *survey, uint32_t logins)
+{
+    struct hint *hints = calloc(survey->record_count / 2 + 1, sizeof *hints);
+    size_t hint_count = 0;
     size_t next;
 
     for (size_t i = 0; i < survey->record_count; i = next) {
-        struct hsm_item item = {.key = records[i].name};
-        uint32_t halves[2] = {0, 0};
+        struct hsm_item item = {.key = survey->records[i].name};
+        struct hint hint;
+        uint32_t halves[2];
 
-        for (next = i; next < survey->record_count; next++) {
-            if (compare_names(&records[next].name, &records[i].name) != 0)
-                break;
-            halves[records[next].private_key]++;
-        }
+        next = take_group(survey, i, halves, &hint);
         item.state = state_of(halves[true], halves[false]);
+        if (hints && halves[true] == 1 && halves[false] == 1)
+            hints[hint_count++] = hint;
         call->item(call->item_context, &item);
         call->reply->items++;
     }
     call->reply->nameless = survey->nameless;
     call->reply->foreign = survey->foreign;
+    hints_replace(&call->token->hints, hints, hint_count, logins);
 }
 
 static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
 {
     OWNED(release_survey) struct survey survey = {.handles = NULL};
+    uint32_t logins = call->token->pool.logins;
 
     if (session_check(&call->token->pool, session, fault) != 0 ||
         enumerate(session, &survey, fault) != 0)
@@ -270,7 +299,7 @@ static int scan_step(const struct call *call, const struct session *session, str
         return -1;
     if (survey.record_count > 0)
         qsort(survey.records, survey.record_count, sizeof *survey.records, compare_records);
-    tell(call, &survey);
+    tell(call, &survey, logins);
     return 0;
 }
 

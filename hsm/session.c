@@ -114,6 +114,21 @@ static int login_with(const struct session_pool *pool, struct pin *pin, struct f
     return rv == CKR_OK ? 0 : rv_fault(rv, "C_Login", fault);
 }
 
+/* fault->ckr stays: it decides what is mended how. */
+static void explain_refusal(const struct session_pool *pool, struct fault *fault)
+{
+    static const char *const sources[] = {
+        [HSM_PIN_NONE] = "no PIN, which",
+        [HSM_PIN_FILE] = "the PIN in file ",
+        [HSM_PIN_ENV] = "the PIN in environment variable ",
+        [HSM_PIN_INLINE] = "the PIN in option pin",
+    };
+    bool named = pool->pin_kind == HSM_PIN_FILE || pool->pin_kind == HSM_PIN_ENV;
+
+    (void)fault_prefix(fault, "%s%s was refused, and is not tried again until that changes",
+                       sources[pool->pin_kind], named ? pool->pin_text : "");
+}
+
 static int log_in(struct session_pool *pool, struct fault *fault)
 {
     OWNED(pin_wipe) struct pin pin = {.length = 0};
@@ -129,8 +144,10 @@ static int log_in(struct session_pool *pool, struct fault *fault)
         pool->logins++;
         return 0;
     }
-    if (fault->ckr == CKR_PIN_INCORRECT || fault->ckr == CKR_PIN_LOCKED)
+    if (fault->ckr == CKR_PIN_INCORRECT || fault->ckr == CKR_PIN_LOCKED) {
+        explain_refusal(pool, fault);
         pin_latch_set(&pool->latch, pool->serial, &pin, fault);
+    }
     return -1;
 }
 

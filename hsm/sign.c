@@ -5,6 +5,7 @@
 #include <openssl/bn.h>
 #include <openssl/ecdsa.h>
 
+#include "pss.h"
 #include "scope.h"
 
 /* p11-kit 0.24 stops at PKCS#11 2.40. These are from PKCS#11 3.0, pkcs11t.h. */
@@ -136,9 +137,6 @@ static int pss_salt(const struct hsm_request *request, const struct hash *hash,
     int32_t longest = kind->bytes - hash->length - 2;
     int32_t asked = request->salt_length;
 
-    if (hash->mgf == NO_MGF)
-        return fault_set(fault, FAULT_INVALID_ARGUMENT, "PKCS#11 has no RSA-PSS with %s",
-                         hash->name);
     if (asked < HSM_SALT_HASH)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "PSS salt length %d does not exist", asked);
     if (asked > longest)
@@ -164,6 +162,16 @@ static void plan_pss(const struct hsm_request *request, const struct hash *hash,
     plan->pss.sLen = salt;
     memcpy(plan->input, request->digest, hash->length);
     plan->input_length = hash->length;
+}
+
+/* The salt length of the plan before counts. */
+int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan, struct fault *fault)
+{
+    if (pss_encode(request, plan->pss.sLen, plan->input, plan->signature_length, fault) != 0)
+        return -1;
+    plan->mechanism = (CK_MECHANISM){.mechanism = CKM_RSA_X_509};
+    plan->input_length = plan->signature_length;
+    return 0;
 }
 
 static int check(const struct hsm_request *request, const struct hash *hash,
@@ -204,7 +212,9 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
         plan_pkcs1(request, hash, plan);
     else
         plan_pss(request, hash, salt, plan);
-    return 0;
+    return request->scheme == HSM_PSS && hash->mgf == NO_MGF
+               ? sign_plan_padded(request, plan, fault)
+               : 0;
 }
 
 bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan *plan)

@@ -12,7 +12,7 @@
 struct sign_plan {
     CK_MECHANISM mechanism;
     CK_RSA_PKCS_PSS_PARAMS pss;
-    uint8_t input[128];
+    uint8_t input[HSM_SIGNATURE_MAX];
     CK_ULONG input_length;
     CK_ULONG signature_length; /* of a well-formed raw answer */
 };
@@ -27,6 +27,11 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
 /* The same with the salt as long as the hash, for tokens that refuse the longest one.
  * false: the request did not ask for HSM_SALT_MAX, there is nothing else to try. */
 bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan *plan);
+
+/* Turns an RSA-PSS plan into one whose padding is done here, for tokens (and PKCS#11
+ * itself) that do not know PSS with this hash: the token only exponentiates. */
+int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan,
+                     struct fault *fault);
 
 /* Puts the token's raw answer into reply->signature: EC r||s as minimal DER
  * (ECDSA-Sig-Value, RFC 3279 2.2.3), RSA as it is. FAULT_INTERNAL when it is not

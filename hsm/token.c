@@ -230,6 +230,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     }
     made->lenient = settings->lenient;
     cache_open(&made->cache);
+    hints_open(&made->hints);
     *info = about;
     *token = made;
     made = NULL;
@@ -243,6 +244,7 @@ void hsm_close(struct hsm_token *token)
     session_pool_close(&token->pool);
     module_close(&token->module);
     cache_close(&token->cache);
+    hints_close(&token->hints);
     explicit_bzero(token, sizeof *token);
     free(token);
 }

@@ -5,11 +5,13 @@
 #define HSM_TOKEN_H
 
 #include "cache.h"
+#include "hints.h"
 
 struct hsm_token {
     struct module module;
     struct session_pool pool;
     struct cache cache;
+    struct hints hints;
     bool lenient;
     bool write_protected;
     /* The first template this token took: those before it need not be tried again. */

@@ -37,7 +37,7 @@ struct config_keymanager {
     bool destroy_superseded;
     bool lenient; /* attribute_check = "lenient" */
     int64_t cka_id_length;
-    int64_t label_max;
+    int64_t label_max; /* 0 = no limit */
 };
 
 struct config_bundle {
@@ -58,7 +58,8 @@ struct config {
 };
 
 /* What is wrong (or only odd) with a configuration, a sentence each, in the order of
- * the text. At most CONFIG_NOTES_MAX are kept; the last one then says how many more. */
+ * the text, then what is missing. None of them repeats a value: it may be a misplaced PIN.
+ * At most CONFIG_NOTES_MAX are kept; the last one then says how many more. */
 enum { CONFIG_NOTES_MAX = 32, CONFIG_NOTE_MAX = 320 };
 
 struct config_notes {
@@ -66,7 +67,8 @@ struct config_notes {
     size_t warnings; /* notes that do not */
     struct {
         bool error;
-        char text[CONFIG_NOTE_MAX]; /* "line 3: unknown option \"pin_fil\" (did you mean pin_file?)" */
+        char text[CONFIG_NOTE_MAX]; /* "line 3: unknown option \"pin_fil\" (did you mean pin_file?)"
+                                     */
     } notes[CONFIG_NOTES_MAX];
 };
 
@@ -77,11 +79,16 @@ int config_read(enum config_kind kind, const char *trust_domain, const char *tex
                 struct config *config, struct config_notes *notes);
 
 /* All errors in one sentence list, for a Configure that fails: "3 mistakes in
- * plugin_data: line 2: ...; line 5: ...; ...", cut to fit. FAULT_INVALID_ARGUMENT. */
+ * plugin_data: line 2: ...; line 5: ...", which ends with "and 7 more, see the log" if they
+ * do not all fit. FAULT_INVALID_ARGUMENT. */
 int config_fault(const struct config_notes *notes, struct fault *fault);
 
-/* The option table of `kind` as text, one line an option. */
+/* The option table of `kind` as text, one line an option, and as README.md has it. */
 void config_help(enum config_kind kind, FILE *out);
+void config_markdown(enum config_kind kind, FILE *out);
+
+/* The name of the table's row `index`, or NULL behind the last one. */
+const char *config_option_name(enum config_kind kind, size_t index);
 
 /* Clears the PIN. */
 void config_wipe(struct config *config);

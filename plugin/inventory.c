@@ -85,13 +85,20 @@ static bool is_twin(struct inventory *inventory, const struct inventory_item *fi
            (item > first && item[-1].label.generation == item->label.generation);
 }
 
+/* A half, as scanned, may be all there is on tokens that keep no public objects: only a
+ * proof tells. */
+static bool may_serve(const struct inventory_item *item)
+{
+    return item->state == HSM_COMPLETE || (item->state == HSM_HALF && !item->proven);
+}
+
 struct inventory_item *inventory_candidate(struct inventory *inventory,
                                            struct inventory_item *first)
 {
     struct inventory_item *item;
 
     for (item = first; item; item = inventory_next_generation(inventory, item))
-        if (item->state == HSM_COMPLETE && !is_twin(inventory, first, item))
+        if (may_serve(item) && !is_twin(inventory, first, item))
             return item;
     return NULL;
 }

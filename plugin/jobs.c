@@ -107,7 +107,7 @@ static struct job *first_alive(struct job_queue *queue, int64_t now)
 /* Scans and the like take too long to keep all others waiting. */
 static bool is_suspect(const struct job *job)
 {
-    return job->deaths >= JOB_DEATHS_MAX - 1 && !operations[job->op].slow;
+    return (job->deaths >= JOB_DEATHS_MAX - 1 || job->failures > 0) && !operations[job->op].slow;
 }
 
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
@@ -152,6 +152,8 @@ static void take_out(struct jobs *jobs, struct job *job)
 void jobs_requeue(struct jobs *jobs, struct job *job)
 {
     take_out(jobs, job);
+    if (job->failures > 0)
+        job->order = jobs->orders++;
     enqueue(jobs, job);
 }
 

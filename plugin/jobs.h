@@ -61,11 +61,13 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
 
 /* The job to send next to a worker of so many threads, or NULL. Slow operations get at
  * most half of the threads, all together at most two jobs a thread; jobs past their
- * deadline are passed over. A quick job suspected of killing workers is sent when there is
- * no other quick one at the worker, and none is sent beside it. */
+ * deadline are passed over. A quick job that may be what ends workers (executing at all
+ * but the last of so many deaths, or answered with a failure that a fresh one might mend)
+ * is sent when there is no other quick one at the worker, and none is sent beside it. */
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
 
-/* JOB_QUEUED -> JOB_SENT, and back to where it stood. */
+/* JOB_QUEUED -> JOB_SENT, and back to where it stood. One that has had a failure for an
+ * answer goes behind all others: they show whether it is the only one to fail. */
 void jobs_sent(struct jobs *jobs, struct job *job);
 void jobs_requeue(struct jobs *jobs, struct job *job);
 

@@ -219,7 +219,7 @@ static bool is_leftover(const struct keymanager *keymanager, const struct invent
     bool locked = keymanager->identity.lock >= 0;
     uint32_t now;
 
-    if (item->state == HSM_HALF)
+    if (item->state == HSM_HALF && item->proven)
         return locked ||
                (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
                 now > item->label.generation && now - item->label.generation > half_made_age);

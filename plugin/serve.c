@@ -80,13 +80,18 @@ static void refuse_dumps(void)
 #endif
 }
 
-/* Where there is no pidfd of the parent (old kernel, other pid namespace), the tick
+/* SPIRE asks the kernel to kill us when it dies. That leaves our socket behind, gives the
+ * worker no word, and follows the thread that started us, not the process: a thread that
+ * ends early takes the plugin along. We see the parent's end ourselves.
+ *
+ * Where there is no pidfd of the parent (old kernel, other pid namespace), the tick
  * notices it later. */
 static int open_watch(struct fault *fault)
 {
     sigset_t signals;
 
     arrange_signals(&signals);
+    (void)prctl(PR_SET_PDEATHSIG, 0);
     server.term_end = CLOCK_NEVER;
     server.parent = getppid();
     server.fds[WATCH_SIGNALS].fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);

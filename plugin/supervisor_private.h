@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <sys/stat.h>
 
 #include "../hsm/frame.h"
 #include "child.h"
@@ -41,6 +42,8 @@ struct supervisor {
     int64_t next_start; /* of a worker: not before this time */
     int64_t leave_until;
     int64_t last_tick;
+    bool pin_refused; /* to the latest worker, and what its source looked like then */
+    struct stat pin_look;
     unsigned failures; /* workers in a row that came to nothing */
 };
 

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 
 #include "../hsm/clock.h"
 #include "log.h"
@@ -140,8 +141,40 @@ static void await_end(struct supervisor *s)
 
 /* ---- the beginning of a worker ---- */
 
+/* What the PIN's source looks like; all zero for one without looks. */
+static void look_at_pin(const struct supervisor *s, struct stat *look)
+{
+    memset(look, 0, sizeof *look);
+    if (s->options.settings.pin_kind == HSM_PIN_FILE)
+        (void)stat(s->options.settings.pin_text, look);
+}
+
+static bool same_look(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
+           a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+}
+
+/* A refused PIN is not tried again, by any worker, until its source has changed: HSMs count
+ * the tries and lock. */
+static bool pin_is_still_wrong(const struct supervisor *s)
+{
+    struct stat look;
+
+    /* a pin-source inside the URI is the worker's to look at; its latch is as good */
+    if (!s->pin_refused ||
+        (s->options.settings.pin_kind == HSM_PIN_NONE && s->options.settings.latch[0] != '\0'))
+        return false;
+    look_at_pin(s, &look);
+    return same_look(&look, &s->pin_look);
+}
+
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
 {
+    s->pin_refused = hsm_refused_pin(fault->ckr);
+    if (s->pin_refused)
+        look_at_pin(s, &s->pin_look);
     supervisor_lock(s);
     s->reason = *fault;
     s->explained = true;
@@ -188,7 +221,9 @@ static void await_start(struct supervisor *s)
     int64_t left = s->next_start - clock_now();
     struct timespec nap = {.tv_nsec = left < tick ? left : tick};
 
-    if (left <= 0)
+    if (left <= 0 && pin_is_still_wrong(s))
+        s->next_start = clock_now() + CLOCK_SECOND;
+    else if (left <= 0)
         begin(s);
     else
         (void)nanosleep(&nap, NULL);

@@ -10,13 +10,13 @@
 
 #include "../hsm/clock.h"
 #include "../hsm/scope.h"
-#include "bundle_message.h"
 #include "lane.h"
 #include "log.h"
 #include "message.h"
 #include "order.h"
 #include "proto/bundle.pb-c.h"
 #include "publish.h"
+#include "svc_bundle_view.h"
 
 /* SPIRE sets these calls no deadline and holds up all publishers, or its CA's rotation,
  * until they return. So they do: after this long in the queue, and after this long at work. */

@@ -50,9 +50,10 @@ refused_saying() {
 
 ## Validate
 
+# SPIRE's side of a plugin socket, plugin*, stays behind whatever the plugin is.
 left_behind() {
-    find "$scratch/state" "$scratch/run" "$scratch/tmp" "$scratch/tokens" ! -type d ! -name '*.lock' |
-        sort
+    find "$scratch/state" "$scratch/run" "$scratch/tmp" "$scratch/tokens" ! -type d \
+        ! -name '*.lock' ! -name 'plugin*' | sort
 }
 
 validate() {
@@ -159,6 +160,12 @@ all_minted_verify() {
     [ $# -ge 24 ] && jwt_verifies "$@"
 }
 
+## The bundle file
+
+bundle_is_whole() {
+    jq -e '(.keys | map(.use) | unique) == ["jwt-svid", "x509-svid"]' "$bundle"
+}
+
 ## Reconfiguring
 
 # SIGUSR1, and then a line in the log that meets the jq condition.
@@ -166,7 +173,7 @@ reconfigured() {
     kill -USR1 "${pids[server]}" && await 15 server_said "$1"
 }
 
-## After the end
+## Ending
 
 # The plugins are killed with their server; a worker may finish the call it is in.
 server_killed() {
@@ -238,11 +245,6 @@ check "a bad one is refused, by name" \
 check "and what was keeps working" mints_jwt
 sed -i '$d' "$data_file"
 
-section "The worker killed"
-check "kill -9 of the worker, 12 times under load, costs no mint" worker_killed_under_load
-check "every token minted meanwhile verifies" all_minted_verify
-check "the token holds four keys" token_holds 4
-
 section "An agent whose key is in the token too"
 must "a join token, an entry" agent_admit
 agent_with_token
@@ -253,6 +255,14 @@ check "which verifies" jwt_verifies "$scratch/token"
 check "the agent stops" stop agent
 check "it comes back with its key, without a join token" agent_start
 check "it stops" stop agent
+
+section "The worker killed, the bundle file damaged"
+echo damaged >"$bundle"
+check "kill -9 of the worker, 12 times under load, costs no mint" worker_killed_under_load
+check "every token minted meanwhile verifies" all_minted_verify
+check "the token still holds five keys" token_holds 5
+check "the bundle file is whole again within SPIRE's 30 seconds" await 35 bundle_is_whole
+check "a minted JWT-SVID verifies" mints_jwt
 
 section "The server killed"
 check "kill -9 of spire-server takes plugins and worker with it" server_killed

@@ -1,6 +1,8 @@
 /* Keys that may or may not have been made, are not what they should be, or will not go. */
 #include "hsm_bent.h"
 
+#include "../hsm/pubkey.h"
+
 /* ---- generating ---- */
 
 static CK_RV generates_and_denies(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
@@ -199,7 +201,16 @@ static void role_that_may_not_destroy_is_told_so(void **state)
     assert_int_equal(room_must(token, &request).state, HSM_ABSENT);
 }
 
-static void longest_pss_salt_falls_back_where_it_is_refused(void **state)
+static void must_verify(const struct hsm_public_key *key, const struct hsm_request *request)
+{
+    struct hsm_reply reply = room_must(token, request);
+    struct fault fault;
+
+    if (pubkey_verify(key, request, reply.signature, reply.signature_length, &fault) != 0)
+        fail_msg("%s", fault.message);
+}
+
+static void pss_that_a_token_refuses_is_done_in_another_way(void **state)
 {
     struct hsm_public_key a = room_generate(token, "a", HSM_RSA_2048);
     struct hsm_request request = room_signature("a", &a, HSM_SHA256, 0);
@@ -207,13 +218,16 @@ static void longest_pss_salt_falls_back_where_it_is_refused(void **state)
     (void)state;
     bent.C_SignInit = bad_sign_init;
     request.scheme = HSM_PSS;
-    request.salt_length = HSM_SALT_MAX;
+    request.salt_length = HSM_SALT_MAX; /* with a shorter salt */
     fail_next(1, CKR_MECHANISM_PARAM_INVALID);
-    (void)room_must(token, &request);
+    must_verify(&a, &request);
     assert_int_equal(plan.calls, 2);
-    request.salt_length = 100;
+    request.salt_length = 100; /* padded here */
     fail_next(1, CKR_MECHANISM_PARAM_INVALID);
+    must_verify(&a, &request);
+    fail_next(2, CKR_MECHANISM_INVALID); /* not at all */
     assert_int_equal(room_execute(token, &request).fault.code, FAULT_INVALID_ARGUMENT);
+    assert_int_equal(plan.calls, 2);
 }
 
 int main(void)
@@ -226,7 +240,7 @@ int main(void)
         TEST(label_that_was_cut_short_is_noticed_and_the_key_destroyed),
         TEST(only_a_history_that_cannot_be_read_is_a_matter_of_leniency),
         TEST(role_that_may_not_destroy_is_told_so),
-        TEST(longest_pss_salt_falls_back_where_it_is_refused),
+        TEST(pss_that_a_token_refuses_is_done_in_another_way),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -148,6 +148,19 @@ static void module_that_others_may_write_is_not_loaded(void **state)
     opens_and_closes(&settings);
 }
 
+/* Its daemon is not there, but the module is found and loaded. */
+static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
+{
+    struct hsm_settings settings = good();
+
+    (void)state;
+    (void)snprintf(settings.module, sizeof settings.module, "p11-kit-client.so");
+    if (access("/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so", R_OK) != 0)
+        skip();
+    assert_int_equal(setenv("P11_KIT_SERVER_ADDRESS", "unix:path=/nonexistent/socket", 1), 0);
+    (void)refused(&settings, FAULT_UNAVAILABLE, "tokens seen: none");
+}
+
 /* A daemon or a directory that is not there yet is waited for: this must say so. */
 static void module_that_cannot_start_may_do_so_later(void **state)
 {
@@ -437,6 +450,7 @@ int main(void)
         TEST(module_that_is_none_is_refused_by_name),
         TEST(library_that_is_no_pkcs11_module_is_refused),
         TEST(module_that_others_may_write_is_not_loaded),
+        TEST(bare_file_name_is_looked_for_in_p11_kits_folder),
         TEST(module_that_cannot_start_may_do_so_later),
         TEST(token_that_is_not_there_is_named_with_those_that_are),
         TEST(several_tokens_that_match_are_ambiguous),

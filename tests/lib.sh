@@ -80,13 +80,13 @@ await() {
     done
 }
 
-# The process ids of all processes below PID.
+# The process ids of all processes below PID. Others come and go meanwhile.
 descendants() {
     local child
-    for child in $(awk -v p="$1" '/^PPid:/ && $2 == p { split(FILENAME, a, "/"); print a[3] }' \
-        /proc/[0-9]*/status 2>/dev/null); do
-        echo "$child"
-        descendants "$child"
+    for child in $(grep -slx "PPid:[[:space:]]*$1" /proc/[0-9]*/status); do
+        child=${child#/proc/}
+        echo "${child%/status}"
+        descendants "${child%/status}"
     done
 }
 

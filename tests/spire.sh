@@ -24,8 +24,8 @@ complete() {
 
 check_go() {
     local needed=$1 found
-    command -v go >/dev/null || die "Go $needed or newer is needed to build SPIRE $version" \
-        "(or set SPIRE_BIN to a folder with its programs)"
+    command -v go >/dev/null || die "Go is needed to build SPIRE $version;" \
+        "or set SPIRE_BIN to a folder with its programs"
     found=$(go env GOVERSION)
     found=${found#go}
     [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] ||

@@ -1,91 +1,14 @@
-/* Whoever reads the file sees the old bytes or the new ones, whatever happens while it is
- * being replaced. */
+/* When the file is written and when it is not, and that a failure leaves the old one. */
 #include "../plugin/publish.h"
 
-#include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/file.h>
-#include <sys/mount.h>
-#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "../hsm/clock.h"
-
-enum { SIZE = 20000, KILLS = 60, STEPS_MAX = 400 };
-
-struct scene {
-    char directory[64];
-    char path[96];
-};
-
-static int open_scene(void **state)
-{
-    struct scene *scene = calloc(1, sizeof *scene);
-
-    (void)snprintf(scene->directory, sizeof scene->directory, "/tmp/publish-XXXXXX");
-    if (!mkdtemp(scene->directory))
-        return -1;
-    (void)snprintf(scene->path, sizeof scene->path, "%s/bundle.json", scene->directory);
-    *state = scene;
-    return 0;
-}
-
-static void empty(const char *directory)
-{
-    DIR *entries = opendir(directory);
-    const struct dirent *entry;
-
-    while (entries && (entry = readdir(entries)))
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)(unlinkat(dirfd(entries), entry->d_name, 0) != 0 &&
-                   unlinkat(dirfd(entries), entry->d_name, AT_REMOVEDIR) != 0);
-    if (entries)
-        (void)closedir(entries);
-}
-
-static int close_scene(void **state)
-{
-    struct scene *scene = *state;
-
-    (void)umount2(scene->directory, MNT_DETACH); /* what a failed test left */
-    empty(scene->directory);
-    (void)rmdir(scene->directory);
-    free(scene);
-    return 0;
-}
-
-/* ---- helpers ---- */
-
-static int publish(const struct scene *scene, const char *text, enum publish_outcome *outcome,
-                   struct fault *fault)
-{
-    const struct publish job = {
-        .path = scene->path, .bytes = text, .length = strlen(text), .mode = 0644};
-
-    return publish_file(&job, outcome, fault);
-}
-
-static void assert_published(const struct scene *scene, const char *text,
-                             enum publish_outcome expected)
-{
-    enum publish_outcome outcome = PUBLISH_KEPT;
-    struct fault fault = {0};
-
-    if (publish(scene, text, &outcome, &fault) != 0)
-        fail_msg("not published: %s", fault.message);
-    assert_int_equal(outcome, expected);
-}
+#include "publish_scene.h"
 
 static void assert_failed(const struct scene *scene, enum fault_code code, const char *why)
 {
@@ -99,15 +22,6 @@ static void assert_failed(const struct scene *scene, enum fault_code code, const
         fail_msg("\"%s\" does not say \"%s\" and where", fault.message, why);
 }
 
-static void write_text(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
-    (void)close(fd);
-}
-
 static void assert_holds(const struct scene *scene, const char *text)
 {
     char bytes[256] = "";
@@ -117,20 +31,6 @@ static void assert_holds(const struct scene *scene, const char *text)
     assert_true(read(fd, bytes, sizeof bytes - 1) >= 0);
     (void)close(fd);
     assert_string_equal(bytes, text);
-}
-
-/* Entries of the directory whose name has `part` in it. */
-static int count(const struct scene *scene, const char *part)
-{
-    DIR *entries = opendir(scene->directory);
-    const struct dirent *entry;
-    int found = 0;
-
-    while ((entry = readdir(entries)))
-        if (strstr(entry->d_name, part))
-            found++;
-    (void)closedir(entries);
-    return found;
 }
 
 static ino_t inode(const struct scene *scene)
@@ -488,171 +388,6 @@ static void no_descriptor_is_left_open(void **state)
     assert_int_equal(open_files(), before);
 }
 
-/* ---- crashes ---- */
-
-static void leftovers_of_crashes_go_and_nothing_else(void **state)
-{
-    static const char *const ours[] = {".bundle.json.tmp-1-0123456789abcdef",
-                                       ".bundle.json.tmp-99999999-ffffffffffffffff"};
-    static const char *const others[] = {
-        ".bundle.json.tmp-1-0123456789abcde",  ".bundle.json.tmp-1-0123456789abcdeff",
-        ".bundle.json.tmp-x-0123456789abcdef", ".bundle.json.tmp--0123456789abcdef",
-        ".bundle.json.tmp-1-0123456789ABCDEF", ".other.json.tmp-1-0123456789abcdef",
-        "bundle.json.tmp-1-0123456789abcdef",  ".bundle.json.tmp-1",
-    };
-    const struct scene *scene = *state;
-    char path[160];
-
-    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", scene->directory, ours[i]);
-        write_text(path, "half");
-    }
-    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", scene->directory, others[i]);
-        write_text(path, "not ours");
-    }
-    assert_published(scene, "one", PUBLISH_WRITTEN);
-    for (size_t i = 0; i < sizeof ours / sizeof ours[0]; i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", scene->directory, ours[i]);
-        assert_int_equal(access(path, F_OK), -1);
-    }
-    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
-        (void)snprintf(path, sizeof path, "%s/%s", scene->directory, others[i]);
-        assert_int_equal(access(path, F_OK), 0);
-    }
-}
-
-/* Contents that show at once whether they are whole: SIZE times one letter. */
-static int publish_letter(const struct scene *scene, char letter)
-{
-    static char bytes[SIZE];
-    const struct publish job = {
-        .path = scene->path, .bytes = bytes, .length = sizeof bytes, .mode = 0644};
-    enum publish_outcome outcome;
-
-    memset(bytes, letter, sizeof bytes);
-    return publish_file(&job, &outcome, NULL);
-}
-
-static char read_letter(const struct scene *scene)
-{
-    static char bytes[SIZE + 1];
-    int fd = open(scene->path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, bytes, sizeof bytes) : -1;
-
-    if (fd >= 0)
-        (void)close(fd);
-    if (length != SIZE)
-        fail_msg("a reader saw %zd bytes", length);
-    for (size_t i = 1; i < SIZE; i++)
-        if (bytes[i] != bytes[0])
-            fail_msg("a reader saw a mixture at byte %zu", i);
-    return bytes[0];
-}
-
-/* Runs one publication up to its nth step in or out of the kernel and kills it there.
- * 1 = killed, 0 = it had ended before, -1 = this machine does not let us. */
-static int kill_at_step(const struct scene *scene, int step)
-{
-    pid_t child = fork();
-    int status = 0;
-
-    if (child == 0) {
-        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
-            _exit(2);
-        (void)raise(SIGSTOP);
-        _exit(publish_letter(scene, 'n') == 0 ? 0 : 1);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    for (int i = 0; WIFSTOPPED(status) && i < step; i++) {
-        assert_int_equal(ptrace(PTRACE_SYSCALL, child, NULL, NULL), 0);
-        assert_int_equal(waitpid(child, &status, 0), child);
-    }
-    if (!WIFSTOPPED(status))
-        return WIFEXITED(status) && WEXITSTATUS(status) == 2 ? -1 : 0;
-    assert_int_equal(kill(child, SIGKILL), 0);
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return 1;
-}
-
-static void killed_between_any_two_steps_the_file_is_old_or_new(void **state)
-{
-    const struct scene *scene = *state;
-    int result = 1;
-    int old = 0;
-    int new = 0;
-
-    for (int step = 1; step < STEPS_MAX && result > 0; step++) {
-        assert_int_equal(publish_letter(scene, 'o'), 0);
-        assert_int_equal(count(scene, ".tmp-"), 0);
-        result = kill_at_step(scene, step);
-        if (result < 0) {
-            print_message("skipped: tracing is not allowed here\n");
-            skip();
-        }
-        if (read_letter(scene) == 'o')
-            old++;
-        else
-            new ++;
-    }
-    assert_int_equal(result, 0);
-    assert_int_equal(publish_letter(scene, 'x'), 0);
-    assert_int_equal(count(scene, ".tmp-"), 0);
-    assert_true(old > 20);
-    assert_true(new > 1);
-}
-
-/* Two processes publish as fast as they can and are killed at random, while we read. */
-static pid_t start_publisher(const struct scene *scene, char first)
-{
-    pid_t child = fork();
-
-    if (child != 0)
-        return child;
-    for (int i = 0;; i++)
-        if (publish_letter(scene, (char)(first + i % 10)) != 0)
-            _exit(1);
-}
-
-static void a_reader_never_sees_half_a_file_while_publishers_are_killed(void **state)
-{
-    const struct scene *scene = *state;
-    unsigned seed = 1;
-    pid_t publishers[2];
-    int changes = 0;
-    char last = 'z';
-
-    assert_int_equal(publish_letter(scene, last), 0);
-    publishers[0] = start_publisher(scene, 'a');
-    publishers[1] = start_publisher(scene, 'A');
-    for (int kills = 0; kills < KILLS; kills++) {
-        size_t who = (size_t)kills % 2;
-        int reads = 20 + rand_r(&seed) % 200;
-        int status;
-
-        for (int i = 0; i < reads; i++) {
-            char now = read_letter(scene);
-
-            changes += now != last;
-            last = now;
-        }
-        assert_int_equal(kill(publishers[who], SIGKILL), 0);
-        assert_int_equal(waitpid(publishers[who], &status, 0), publishers[who]);
-        assert_true(WIFSIGNALED(status));
-        publishers[who] = start_publisher(scene, who == 0 ? 'a' : 'A');
-    }
-    for (size_t who = 0; who < 2; who++) {
-        (void)kill(publishers[who], SIGKILL);
-        (void)waitpid(publishers[who], NULL, 0);
-    }
-    assert_true(changes > KILLS);
-    assert_int_equal(publish_letter(scene, '!'), 0);
-    assert_int_equal(read_letter(scene), '!');
-    assert_int_equal(count(scene, ".tmp-"), 0);
-}
-
-#define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -672,9 +407,6 @@ int main(void)
         SCENE(a_read_only_disk_leaves_the_old_file),
         SCENE(a_directory_that_may_not_be_written_is_refused),
         SCENE(no_descriptor_is_left_open),
-        SCENE(leftovers_of_crashes_go_and_nothing_else),
-        SCENE(killed_between_any_two_steps_the_file_is_old_or_new),
-        SCENE(a_reader_never_sees_half_a_file_while_publishers_are_killed),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -186,7 +186,12 @@ type tally struct {
 // compare runs one batch and returns which of it we accepted.
 func compare(t *testing.T, o *ours, texts []string, sum *tally) []string {
 	var accepted []string
-	go o.send(texts)
+	sent := make(chan struct{})
+	go func() {
+		o.send(texts)
+		close(sent)
+	}()
+	defer func() { <-sent }()
 	for _, text := range texts {
 		reply := o.receive(t)
 		sum.texts++

@@ -1,6 +1,8 @@
-#include "bundle_message.h"
+#include "svc_bundle_view.h"
 
 #include <stdlib.h>
+
+#include "proto/bundle.pb-c.h"
 
 static struct bundle_bytes bytes_of(const ProtobufCBinaryData *data)
 {
@@ -21,7 +23,7 @@ void bundle_free_view(struct bundle *view)
 
 /* Tainted authorities go into the file as all others, as with SPIRE's own publishers: what
  * they have signed is still in use. They leave it when SPIRE revokes them. */
-int bundle_view(const Bundle__Bundle *message, struct bundle *view, struct fault *fault)
+int bundle_view(const struct Bundle__Bundle *message, struct bundle *view, struct fault *fault)
 {
     struct bundle_bytes *x509 = calloc(message->n_x509_authorities + 1, sizeof *x509);
     struct bundle_jwt_key *jwt = calloc(message->n_jwt_authorities + 1, sizeof *jwt);

@@ -1,0 +1,165 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/host"
+)
+
+type operation struct {
+	name    string
+	keyType keymanagerv1.KeyType
+	hash    keymanagerv1.HashAlgorithm
+	digest  int
+	share   float64 // of the bare rate at 32 callers, to reach
+}
+
+var operations = []operation{
+	{"ES256", keymanagerv1.KeyType_EC_P256, keymanagerv1.HashAlgorithm_SHA256, 32, 0.53},
+	{"ES384", keymanagerv1.KeyType_EC_P384, keymanagerv1.HashAlgorithm_SHA384, 48, 0.85},
+	{"RS256", keymanagerv1.KeyType_RSA_2048, keymanagerv1.HashAlgorithm_SHA256, 32, 0.85},
+}
+
+var callerCounts = []int{1, 8, 32}
+
+// result of one round, or of several.
+type result struct {
+	rate     float64
+	p50, p99 float64 // microseconds
+	cpu      float64 // microseconds a signature
+}
+
+// signFor lets `callers` sign as fast as they can, after a short start that does not count.
+func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) (result, error) {
+	request := &keymanagerv1.SignDataRequest{
+		KeyId: op.name + "-0", Data: make([]byte, op.digest),
+		SignerOpts: &keymanagerv1.SignDataRequest_HashAlgorithm{HashAlgorithm: op.hash},
+	}
+	samples := make([][]time.Duration, callers)
+	var counting, stopped atomic.Bool
+	var failure atomic.Pointer[error]
+	var group sync.WaitGroup
+	client := p.KeyManager()
+	for i := range callers {
+		group.Go(func() {
+			for !stopped.Load() {
+				begun := time.Now()
+				counts := counting.Load()
+				if _, err := client.SignData(ctx, request); err != nil {
+					failure.CompareAndSwap(nil, &err)
+					return
+				}
+				if counts {
+					samples[i] = append(samples[i], time.Since(begun))
+				}
+			}
+		})
+	}
+	pids := processes(p)
+	time.Sleep(duration / 10)
+	counting.Store(true)
+	begun, cpu := time.Now(), cpuMicroseconds(pids)
+	time.Sleep(duration)
+	stopped.Store(true)
+	took, cpu := time.Since(begun), cpuMicroseconds(pids)-cpu
+	group.Wait()
+	if err := failure.Load(); err != nil {
+		return result{}, fmt.Errorf("SignData: %w", *err)
+	}
+	all := slices.Concat(samples...)
+	slices.Sort(all)
+	if len(all) == 0 {
+		return result{}, fmt.Errorf("nothing was signed in %v", duration)
+	}
+	n := float64(len(all))
+	return result{n / took.Seconds(), microseconds(all[len(all)/2]), microseconds(all[len(all)*99/100]), cpu / n}, nil
+}
+
+// cell is one operation with so many callers, plugin and bare token in turns.
+type cell struct {
+	ours, bare []result
+}
+
+func (c *cell) of(side []result, value func(result) float64) float64 {
+	var values []float64
+	for _, r := range side {
+		values = append(values, value(r))
+	}
+	return median(values)
+}
+
+// ratio of neighbours in time: what disturbs one disturbs the other.
+func (c *cell) ratio(value func(result) float64) float64 {
+	var ratios []float64
+	for i := range c.ours {
+		ratios = append(ratios, value(c.ours[i])/value(c.bare[i]))
+	}
+	return median(ratios)
+}
+
+func rate(r result) float64 { return r.rate }
+func p50(r result) float64  { return r.p50 }
+func p99(r result) float64  { return r.p99 }
+func cpu(r result) float64  { return r.cpu }
+
+func measureRates(r *report) error {
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	p, err := open(token, "", "")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.Close() }()
+	if err := nineKeys(p); err != nil {
+		return err
+	}
+	fmt.Printf("%-16s %9s %9s %7s  %9s %9s %7s  %9s %9s  %9s %9s\n", "signing, callers", "ours/s", "bare/s", "share",
+		"p50 us", "bare", "ratio", "p99 us", "bare", "CPU us", "bare")
+	for _, op := range operations {
+		for _, callers := range callerCounts {
+			var c cell
+			for range *rounds {
+				ours, err := signFor(p, op, callers, *length)
+				if err != nil {
+					return err
+				}
+				bare, err := raw(token, "sign", op.name, strconv.Itoa(callers), fmt.Sprint(length.Seconds()))
+				if err != nil {
+					return err
+				}
+				c.ours = append(c.ours, ours)
+				c.bare = append(c.bare, result{bare.PerSecond, bare.P50, bare.P99, bare.CPU})
+			}
+			c.print(op, callers)
+			c.judge(r, op, callers)
+		}
+	}
+	fmt.Println()
+	return nil
+}
+
+func (c *cell) print(op operation, callers int) {
+	fmt.Printf("%-11s %4d %9.0f %9.0f %6.1f%%  %9.0f %9.0f %7.2f  %9.0f %9.0f  %9.1f %9.1f\n", op.name, callers,
+		c.of(c.ours, rate), c.of(c.bare, rate), 100*c.ratio(rate),
+		c.of(c.ours, p50), c.of(c.bare, p50), c.ratio(p50),
+		c.of(c.ours, p99), c.of(c.bare, p99), c.of(c.ours, cpu), c.of(c.bare, cpu))
+}
+
+func (c *cell) judge(r *report, op operation, callers int) {
+	if callers == 32 {
+		r.atLeast(fmt.Sprintf("%s at 32 callers, share of the bare token's rate", op.name), c.ratio(rate), op.share)
+	}
+	if callers == 1 && op.name == "ES256" {
+		r.atMost("ES256 at one caller, p50 over the bare token's", c.ratio(p50), 7)
+	}
+}

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+)
+
+func measureGeneration(*report) error {
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	p, err := open(token, "", "")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.Close() }()
+	fmt.Printf("%-16s %9s %9s %9s\n", "GenerateKey, ms", "median", "longest", "made")
+	for _, kind := range []struct {
+		keyType keymanagerv1.KeyType
+		times   int
+	}{
+		{keymanagerv1.KeyType_EC_P256, 20}, {keymanagerv1.KeyType_EC_P384, 20},
+		{keymanagerv1.KeyType_RSA_2048, 10}, {keymanagerv1.KeyType_RSA_4096, 3},
+	} {
+		var times []time.Duration
+		var longest time.Duration
+		for range kind.times {
+			begun := time.Now()
+			if err := generate(p, "x509-CA-A", kind.keyType); err != nil {
+				return err
+			}
+			times = append(times, time.Since(begun))
+			longest = max(longest, time.Since(begun))
+		}
+		fmt.Printf("%-16s %9.1f %9.1f %9d\n", kind.keyType, milliseconds(median(times)), milliseconds(longest), len(times))
+	}
+	fmt.Println()
+	return nil
+}
+
+func measureStart(r *report) error {
+	fmt.Printf("%-16s %9s %11s %9s %9s  %9s %9s %9s\n", "foreign objects", "start ms", "bare C ms", "ratio", "find+read",
+		"PSS MiB", "front", "worker")
+	for _, foreign := range []int{0, 100, 1000} {
+		if err := measureStartAmong(r, foreign); err != nil {
+			return err
+		}
+	}
+	fmt.Println("start: spawn to Configure's answer, nine keys proven; bare C: a program that loads the module, logs in and reads")
+	fmt.Println("class, label and id of every object; find+read: its last part alone")
+	fmt.Println()
+	return nil
+}
+
+func measureStartAmong(r *report, foreign int) error {
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	p, err := open(token, "", "")
+	if err != nil {
+		return err
+	}
+	err = nineKeys(p)
+	_ = p.Close()
+	if err != nil {
+		return err
+	}
+	if _, err := raw(token, "fill", strconv.Itoa(foreign/2)); err != nil {
+		return err
+	}
+	var starts []time.Duration
+	var whole, read, ratios, front, worker []float64
+	for range max(5, *rounds) {
+		begun := time.Now()
+		p, err := open(token, "", "")
+		if err != nil {
+			return err
+		}
+		start := time.Since(begun)
+		time.Sleep(300 * time.Millisecond) // what Configure left for later is done
+		pids := processes(p)
+		front = append(front, pssMiB(pids[0]))
+		below := 0.0
+		for _, pid := range pids[1:] {
+			below += pssMiB(pid)
+		}
+		worker = append(worker, below)
+		if err := p.Close(); err != nil {
+			return err
+		}
+		bare, err := raw(token, "enumerate")
+		if err != nil {
+			return err
+		}
+		starts = append(starts, start)
+		whole = append(whole, bare.WholeMS)
+		read = append(read, bare.EnumerateMS)
+		ratios = append(ratios, milliseconds(start)/bare.WholeMS)
+	}
+	pss := median(front) + median(worker)
+	fmt.Printf("%-16d %9.1f %11.1f %9.2f %9.1f  %9.1f %9.1f %9.1f\n", foreign, milliseconds(median(starts)),
+		median(whole), median(ratios), median(read), pss, median(front), median(worker))
+	switch foreign {
+	case 0:
+		r.atMost("idle PSS in MiB, nine keys", pss, 14)
+	case 1000:
+		r.atMost("start among 1,000 foreign objects over one enumeration in C", median(ratios), 2)
+	}
+	return nil
+}
+
+func measureLatency(r *report) error {
+	const latency = 20 * time.Millisecond
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	fmt.Printf("%-16s %9s %9s %9s %9s\n", "20 ms a C_Sign", "rate/s", "possible", "share", "p99 ms")
+	for _, sessions := range []int{8, 32} {
+		p, err := open(token, fmt.Sprintf("max_sessions = %d", sessions), fmt.Sprintf("profile latency %d\n", latency.Milliseconds()))
+		if err != nil {
+			return err
+		}
+		err = generate(p, operations[0].name+"-0", operations[0].keyType)
+		var got result
+		if err == nil {
+			got, err = signFor(p, operations[0], 2*sessions, 3**length)
+		}
+		_ = p.Close()
+		if err != nil {
+			return err
+		}
+		possible := float64(sessions) / latency.Seconds()
+		fmt.Printf("%3d sessions     %9.0f %9.0f %8.1f%% %9.1f\n", sessions, got.rate, possible, 100*got.rate/possible, got.p99/1000)
+		r.atLeast(fmt.Sprintf("token of 20 ms, %d sessions, share of sessions/latency", sessions), got.rate/possible, 0.97)
+	}
+	fmt.Println()
+	return nil
+}
+
+func measureStall(r *report) error {
+	const generators = 4
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	slow := *length + *length/2
+	p, err := open(token, "max_sessions = 8", fmt.Sprintf("C_GenerateKeyPair 2-100000 before sleep %d\n", slow.Milliseconds()))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = p.Close() }()
+	if err := generate(p, operations[0].name+"-0", operations[0].keyType); err != nil {
+		return err
+	}
+	var c cell // "bare" is without generations
+	for range *rounds {
+		without, err := signFor(p, operations[0], 8, *length)
+		if err != nil {
+			return err
+		}
+		var group sync.WaitGroup
+		failures := make([]error, generators)
+		for i := range generators {
+			group.Go(func() { failures[i] = generate(p, fmt.Sprintf("slow-%d", i), operations[0].keyType) })
+		}
+		with, err := signFor(p, operations[0], 8, *length)
+		group.Wait()
+		for _, failure := range append(failures, err) {
+			if failure != nil {
+				return failure
+			}
+		}
+		c.ours, c.bare = append(c.ours, with), append(c.bare, without)
+	}
+	fmt.Printf("%-27s %9s %9s\n", "ES256 at 8 callers", "p99 us", "rate/s")
+	fmt.Printf("%-27s %9.0f %9.0f\n", "alone", c.of(c.bare, p99), c.of(c.bare, rate))
+	fmt.Printf("%-27s %9.0f %9.0f\n\n", "beside 4 slow generations", c.of(c.ours, p99), c.of(c.ours, rate))
+	r.atMost("p99 of signing beside 4 slow generations over alone", c.ratio(p99), 1.25)
+	return nil
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/softhsm"
+)
+
+const pin = "1234"
+
+// newToken is a SoftHSM token of its own, gone after remove.
+func newToken() (token *softhsm.Token, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	token = &softhsm.Token{
+		Dir: dir, Tokens: filepath.Join(dir, "tokens"), Conf: filepath.Join(dir, "softhsm2.conf"),
+		Label: "spire", PIN: pin, PINFile: filepath.Join(dir, "pin"),
+	}
+	conf := "directories.tokendir = " + token.Tokens + "\nobjectstore.backend = file\nlog.level = ERROR\n"
+	for path, text := range map[string]string{token.Conf: conf, token.PINFile: pin + "\n"} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return nil, remove, err
+		}
+	}
+	if err := os.Mkdir(token.Tokens, 0o700); err != nil {
+		return nil, remove, err
+	}
+	cmd := exec.Command("softhsm2-util", "--init-token", "--free", "--label", token.Label, "--pin", pin, "--so-pin", "5678")
+	cmd.Env = append(os.Environ(), token.Env()...)
+	if output, err := cmd.CombinedOutput(); err != nil {
+		return nil, remove, fmt.Errorf("softhsm2-util: %w: %s", err, output)
+	}
+	return token, remove, nil
+}
+
+// open loads and configures the plugin. With a script, its token is as slow as that says.
+func open(token *softhsm.Token, options, script string) (*host.Plugin, error) {
+	env, data := token.Env(), token.PluginData(options)
+	if script != "" {
+		path := filepath.Join(token.Dir, "script")
+		if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
+			return nil, err
+		}
+		env = append(env, "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+path)
+		data = strings.Replace(data, softhsm.Module(), *faulty, 1)
+	}
+	p, err := host.Load(ctx, host.Options{Type: "KeyManager", Path: *binary, Env: env})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.Configure("example.org", data); err != nil {
+		_ = p.Close()
+		return nil, fmt.Errorf("Configure: %w", err)
+	}
+	return p, nil
+}
+
+func generate(p *host.Plugin, id string, keyType keymanagerv1.KeyType) error {
+	_, err := p.KeyManager().GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: keyType})
+	if err != nil {
+		return fmt.Errorf("GenerateKey %s: %w", id, err)
+	}
+	return nil
+}
+
+// nineKeys of ours: SPIRE has six or so.
+func nineKeys(p *host.Plugin) error {
+	for _, op := range operations {
+		for i := range 3 {
+			if err := generate(p, fmt.Sprintf("%s-%d", op.name, i), op.keyType); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// rawResult is what raw_sign prints.
+type rawResult struct {
+	PerSecond   float64 `json:"per_second"`
+	P50         float64 `json:"p50_us"`
+	P99         float64 `json:"p99_us"`
+	CPU         float64 `json:"cpu_us_per_op"`
+	Objects     int     `json:"objects"`
+	EnumerateMS float64 `json:"enumerate_ms"`
+	WholeMS     float64 `json:"whole_ms"`
+}
+
+func raw(token *softhsm.Token, args ...string) (result rawResult, err error) {
+	cmd := exec.Command(*rawSign, append([]string{softhsm.Module(), pin}, args...)...)
+	cmd.Env = append(os.Environ(), token.Env()...)
+	cmd.Stderr = os.Stderr
+	output, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(output, &result)
+	}
+	if err != nil {
+		err = fmt.Errorf("raw_sign %v: %w", args, err)
+	}
+	return result, err
+}
+
+// processes: the front and everything below it.
+func processes(p *host.Plugin) []int {
+	parents := map[int]int{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(stat)))
+		if fields := statFields(pid); len(fields) > 1 {
+			parents[pid], _ = strconv.Atoi(fields[1])
+		}
+	}
+	family := []int{p.PID()}
+	for i := 0; i < len(family); i++ {
+		for pid, parent := range parents {
+			if parent == family[i] {
+				family = append(family, pid)
+			}
+		}
+	}
+	return family
+}
+
+// statFields of /proc/PID/stat behind the command's name: state, ppid, ...
+func statFields(pid int) []string {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+}
+
+// cpuMicroseconds used by these processes so far, in steps of the kernel's tick.
+func cpuMicroseconds(pids []int) (used float64) {
+	const tick = 1e6 / 100 // USER_HZ
+	for _, pid := range pids {
+		if fields := statFields(pid); len(fields) > 12 {
+			for _, field := range fields[11:13] {
+				ticks, _ := strconv.ParseFloat(field, 64)
+				used += ticks * tick
+			}
+		}
+	}
+	return used
+}
+
+// pssMiB of a process; 0 where only root may know.
+func pssMiB(pid int) float64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	for _, line := range strings.Split(string(text), "\n") {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Pss:" {
+			kib, _ := strconv.ParseFloat(fields[1], 64)
+			return kib / 1024
+		}
+	}
+	return 0
+}
+
+func cpuModel() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for _, line := range strings.Split(string(text), "\n") {
+		if name, value, _ := strings.Cut(line, ":"); strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "some CPU"
+}

@@ -1,0 +1,219 @@
+/* The beginning and the end of a supervisor, its limits, and what its worker inherits. */
+#include "supervisor_stage.h"
+
+/* ---- opening ---- */
+
+static void a_refusal_for_good_is_not_waited_out(void **state)
+{
+    const struct supervisor_options options = usual();
+    const atomic_bool cancel = false;
+    struct hsm_token_info info;
+    struct fault fault;
+
+    (void)state;
+    script->opening = REFUSES;
+    start_with(&options);
+    assert_int_equal(supervisor_wait(front.supervisor, CLOCK_NEVER, &cancel, &info, &fault), -1);
+    assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
+    assert_string_equal(fault.message, "PIN refused");
+    end();
+}
+
+static void an_absent_token_is_waited_for(void **state)
+{
+    const struct supervisor_options options = usual();
+    struct call call;
+
+    (void)state;
+    script->opening = ABSENT;
+    start_with(&options);
+    ask(&call, HSM_SIGN, "echo");
+    while (script->starts < 3)
+        nap();
+    script->opening = OPENS;
+    await_token();
+    assert_done(&call);
+    assert_int_equal(supervisor_restarts(front.supervisor), 0);
+    end();
+}
+
+static atomic_bool called_off;
+
+static void call_off(void *context)
+{
+    (void)context;
+    called_off = script->starts > 0;
+}
+
+static void waiting_for_a_token_that_never_opens_can_be_called_off(void **state)
+{
+    struct supervisor_options options = usual();
+    struct hsm_token_info info;
+    struct fault fault;
+
+    (void)state;
+    called_off = false;
+    options.tick = call_off;
+    script->opening = NEVER_OPENS;
+    start_with(&options);
+    assert_int_equal(supervisor_wait(front.supervisor, CLOCK_NEVER, &called_off, &info, &fault),
+                     -1);
+    assert_int_equal(fault.code, FAULT_UNAVAILABLE);
+    end();
+}
+
+/* ---- deadlines and limits ---- */
+
+static void a_late_answer_reaches_nobody(void **state)
+{
+    struct call late = {.request = {.op = HSM_SIGN, .key.label = "wait", .digest_length = 64}};
+    struct call next[2 * SESSIONS];
+
+    (void)state;
+    start();
+    late.deadline = clock_now() + CLOCK_SECOND / 2;
+    submit(&late);
+    await_waiting(1);
+    assert_fails(&late, FAULT_DEADLINE_EXCEEDED, "in time");
+    for (size_t i = 0; i < 2 * SESSIONS; i++)
+        ask(&next[i], HSM_SIGN, "slow");
+    script->gate = true;
+    for (size_t i = 0; i < 2 * SESSIONS; i++)
+        assert_done(&next[i]);
+    assert_int_equal(late.answers, 1);
+    end();
+}
+
+static void more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end(void **state)
+{
+    static struct call calls[SUPERVISOR_REQUESTS_MAX];
+    const struct supervisor_options options = usual();
+    struct call refused;
+
+    (void)state;
+    script->opening = NEVER_OPENS;
+    start_with(&options);
+    while (script->starts == 0)
+        nap();
+    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++)
+        ask(&calls[i], HSM_SIGN, "echo");
+    ask(&refused, HSM_SIGN, "echo");
+    assert_int_equal(refused.answers, 1);
+    assert_fails(&refused, FAULT_UNAVAILABLE, "too many");
+    supervisor_abandon(front.supervisor);
+    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++)
+        assert_fails(&calls[i], FAULT_UNAVAILABLE, "shutting down");
+    supervisor_retire(front.supervisor);
+    await_end();
+    reap_worker();
+}
+
+/* ---- the end ---- */
+
+static void abandoning_answers_everything_once(void **state)
+{
+    struct call calls[4 * SESSIONS];
+    struct call after;
+
+    (void)state;
+    start();
+    for (size_t i = 0; i < 4 * SESSIONS; i++)
+        ask(&calls[i], i % 4 ? HSM_SIGN : HSM_GENERATE, "wait");
+    await_waiting(SESSIONS);
+    supervisor_abandon(front.supervisor);
+    for (size_t i = 0; i < 4 * SESSIONS; i++) {
+        assert_int_equal(calls[i].answers, 1);
+        assert_fails(&calls[i], FAULT_UNAVAILABLE, "shutting down");
+    }
+    ask(&after, HSM_SIGN, "echo");
+    assert_int_equal(after.answers, 1);
+    assert_fails(&after, FAULT_UNAVAILABLE, "shutting down");
+    assert_int_equal(front.ended, 0);
+    supervisor_retire(front.supervisor);
+    assert_int_equal(front.ended, 1);
+    reap_worker();
+}
+
+static void retiring_lets_what_was_asked_be_answered(void **state)
+{
+    struct call calls[4 * SESSIONS];
+
+    (void)state;
+    start();
+    for (size_t i = 0; i < 4 * SESSIONS; i++)
+        ask(&calls[i], HSM_SIGN, "slow");
+    supervisor_retire(front.supervisor);
+    for (size_t i = 0; i < 4 * SESSIONS; i++)
+        assert_done(&calls[i]);
+    await_end();
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+    assert_int_equal(count_fds(), front.fds);
+}
+
+static void retiring_works_while_the_token_is_away(void **state)
+{
+    static const enum opening openings[] = {DIES, NEVER_OPENS, REFUSES, ABSENT};
+    const struct supervisor_options options = usual();
+
+    (void)state;
+    for (size_t i = 0; i < sizeof openings / sizeof openings[0]; i++) {
+        assert_int_equal(begin_test(NULL), 0);
+        script->opening = openings[i];
+        start_with(&options);
+        while (script->starts < 1)
+            nap();
+        end();
+    }
+}
+
+/* ---- descriptors ---- */
+
+static void the_lock_reaches_the_worker_whatever_its_number(void **state)
+{
+    struct supervisor_options options = usual();
+
+    (void)state;
+    for (options.lock = 3; options.lock <= 6; options.lock++) {
+        int lock = fcntl(options.lock, F_GETFD) >= 0 ? dup(options.lock) : -1;
+        int low = memfd_create("lock", MFD_CLOEXEC);
+        int file = fcntl(low, F_DUPFD_CLOEXEC, 20);
+        struct stat st;
+        struct call call;
+
+        (void)close(low);
+        assert_int_equal(begin_test(NULL), 0);
+        assert_int_equal(fstat(file, &st), 0);
+        assert_int_equal(dup3(file, options.lock, O_CLOEXEC), options.lock);
+        start_with(&options);
+        await_token();
+        ask(&call, HSM_SIGN, "tell lock");
+        assert_done(&call);
+        assert_int_equal(call.reply.items, (uint32_t)st.st_ino);
+        supervisor_retire(front.supervisor);
+        await_end();
+        (void)close(options.lock);
+        if (lock >= 0)
+            (void)dup3(lock, options.lock, O_CLOEXEC);
+        (void)close(lock);
+        (void)close(file);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        PLAY(a_refusal_for_good_is_not_waited_out),
+        PLAY(an_absent_token_is_waited_for),
+        PLAY(waiting_for_a_token_that_never_opens_can_be_called_off),
+        PLAY(a_late_answer_reaches_nobody),
+        PLAY(more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end),
+        PLAY(abandoning_answers_everything_once),
+        PLAY(retiring_lets_what_was_asked_be_answered),
+        PLAY(retiring_works_while_the_token_is_away),
+        PLAY(the_lock_reaches_the_worker_whatever_its_number),
+    };
+
+    if (argc == 2 && strcmp(argv[1], "worker") == 0)
+        return become_worker();
+    return cmocka_run_group_tests(tests, make_script, remove_script);
+}
