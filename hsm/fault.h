@@ -16,7 +16,7 @@
 enum fault_code {
     FAULT_NONE = 0,
     FAULT_CANCELLED = 1,
-    FAULT_INVALID_ARGUMENT = 3,    /* the caller asked for something that cannot be */
+    FAULT_INVALID_ARGUMENT = 3, /* the caller asked for something that cannot be */
     FAULT_DEADLINE_EXCEEDED = 4,
     FAULT_NOT_FOUND = 5,           /* only after a complete look at a reachable token */
     FAULT_PERMISSION_DENIED = 7,   /* the token's role may not do this; final */
@@ -25,7 +25,7 @@ enum fault_code {
     FAULT_ABORTED = 10,            /* outcome unknown: look before trying again */
     FAULT_UNIMPLEMENTED = 12,
     FAULT_INTERNAL = 13,
-    FAULT_UNAVAILABLE = 14,        /* may work later without anyone's help */
+    FAULT_UNAVAILABLE = 14, /* may work later without anyone's help */
 };
 
 enum { FAULT_MESSAGE_MAX = 512 };

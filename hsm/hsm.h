@@ -34,7 +34,7 @@ enum {
     HSM_PKIX_MAX = 640,      /* DER SubjectPublicKeyInfo; RSA-4096 needs 550 */
     HSM_SIGNATURE_MAX = 512, /* RSA-4096 */
     HSM_DIGEST_MAX = 64,
-    HSM_FINGERPRINT = 32,    /* SHA-256 of the SubjectPublicKeyInfo */
+    HSM_FINGERPRINT = 32, /* SHA-256 of the SubjectPublicKeyInfo */
     HSM_PATH_MAX = 1024,
     HSM_URI_MAX = 1024,
     HSM_PIN_MAX = 256,
@@ -90,10 +90,10 @@ struct hsm_settings {
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
     char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */
     uint32_t sessions;           /* 1 .. HSM_SESSIONS_MAX, the anchor session not counted */
-    uint32_t id_length;          /* bytes of CKA_ID for new keys: 16, or 2 on tokens with short ids */
-    bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
-                                    cannot be read; never one where they are readable and wrong,
-                                    but for LOCAL where the other two are right (NSS) */
+    uint32_t id_length; /* bytes of CKA_ID for new keys: 16, or 2 on tokens with short ids */
+    bool lenient;       /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
+                           cannot be read; never one where they are readable and wrong,
+                           but for LOCAL where the other two are right (NSS) */
 };
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */
@@ -111,11 +111,12 @@ struct hsm_token_info {
 
 enum hsm_op {
     HSM_SCAN = 1, /* every pair whose label begins with `prefix`, one item each */
-    HSM_GENERATE, /* make `key` of `type`, read back, prove. FAULT_ABORTED: it may exist; PROVE tells */
+    HSM_GENERATE, /* make `key` of `type`, read back, prove. FAULT_ABORTED: it may exist; PROVE
+                     tells */
     HSM_PROVE,    /* is `key` here, whole, with the right attributes, and does it sign? */
     HSM_SIGN,
-    HSM_DESTROY,  /* both halves of `key`; done only when seen gone */
-    HSM_PING,     /* a round trip to the device (C_GenerateRandom) */
+    HSM_DESTROY, /* both halves of `key`; done only when seen gone */
+    HSM_PING,    /* a round trip to the device (C_GenerateRandom) */
 };
 
 /* Objects are named by label and id; identity is label, class and public key. */
@@ -142,8 +143,8 @@ enum hsm_state {
     HSM_ABSENT = 0, /* and the token was reachable and logged in before and after the look */
     HSM_HALF,       /* only one half, or no usable public key */
     HSM_COMPLETE,
-    HSM_UNFIT,      /* whole, but attributes or trial signature are wrong: see why */
-    HSM_DUPLICATE,  /* more than one private key of this label and id */
+    HSM_UNFIT,     /* whole, but attributes or trial signature are wrong: see why */
+    HSM_DUPLICATE, /* more than one private key of this label and id */
 };
 
 struct hsm_public_key {

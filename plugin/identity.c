@@ -160,25 +160,48 @@ static int take_lock(const char *path, int fd, struct fault *fault)
     return 0;
 }
 
+/* Whoever made the file may have taken it back while we waited for the lock. */
+static bool is_at(const char *path, int fd)
+{
+    struct stat now;
+    struct stat locked;
+
+    return stat(path, &now) == 0 && fstat(fd, &locked) == 0 && now.st_dev == locked.st_dev &&
+           now.st_ino == locked.st_ino;
+}
+
+/* *lock is -1 when the file has to be opened anew. */
+static int lock_file(const char *path, const struct identity *held, int *fd, int *lock,
+                     struct fault *fault)
+{
+    *lock = -1;
+    if (held && held->lock >= 0 && same_file(held->lock, *fd)) {
+        /* flock belongs to the open file, which a duplicate shares */
+        *lock = fcntl(held->lock, F_DUPFD_CLOEXEC, 0);
+        return *lock >= 0 ? 0
+                          : fault_errno(fault, FAULT_UNAVAILABLE, errno,
+                                        "cannot duplicate the identity lock");
+    }
+    if (take_lock(path, *fd, fault) != 0)
+        return -1;
+    if (is_at(path, *fd)) {
+        *lock = *fd;
+        *fd = -1;
+    }
+    return 0;
+}
+
 static int from_file(const char *path, const struct identity *held, struct identity *identity,
                      struct fault *fault)
 {
-    OWNED(scope_close) int fd = -1;
+    while (identity->lock < 0) {
+        OWNED(scope_close) int fd = -1;
 
-    if (open_file(path, &identity->existed, &fd, fault) != 0 || check_file(path, fd, fault) != 0 ||
-        read_file(path, fd, identity, fault) != 0)
-        return -1;
-    if (held && held->lock >= 0 && same_file(held->lock, fd)) {
-        /* flock belongs to the open file, which a duplicate shares */
-        identity->lock = fcntl(held->lock, F_DUPFD_CLOEXEC, 0);
-        return identity->lock >= 0 ? 0
-                                   : fault_errno(fault, FAULT_UNAVAILABLE, errno,
-                                                 "cannot duplicate the identity lock");
+        if (open_file(path, &identity->existed, &fd, fault) != 0 ||
+            check_file(path, fd, fault) != 0 || read_file(path, fd, identity, fault) != 0 ||
+            lock_file(path, held, &fd, &identity->lock, fault) != 0)
+            return -1;
     }
-    if (take_lock(path, fd, fault) != 0)
-        return -1;
-    identity->lock = fd;
-    fd = -1;
     return 0;
 }
 
@@ -196,6 +219,12 @@ int identity_open(const struct config_keymanager *config, const struct identity 
     }
     *identity = made;
     return 0;
+}
+
+void identity_undo(const struct config_keymanager *config, struct identity *identity)
+{
+    if (identity->lock >= 0 && !identity->existed)
+        (void)unlink(config->key_identifier_file);
 }
 
 void identity_close(struct identity *identity)

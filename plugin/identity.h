@@ -25,6 +25,10 @@ struct identity {
 int identity_open(const struct config_keymanager *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 
+/* Takes back a file that identity_open has just made, as if it had not been called: an
+ * identity that was never used should not look like an old one. Before identity_close. */
+void identity_undo(const struct config_keymanager *config, struct identity *identity);
+
 void identity_close(struct identity *identity);
 
 #endif

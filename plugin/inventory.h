@@ -39,8 +39,8 @@ struct inventory_item *inventory_next_generation(struct inventory *inventory,
                                                  struct inventory_item *item);
 
 /* The generation to serve, or to prove next: the newest of first's key id that is, as far
- * as known, complete. (A half counts until it was proven to be one.) Two pairs of one generation are nobody's to choose between: both
- * are passed over. */
+ * as known, complete. (A half counts until it was proven to be one.) Two pairs of one generation
+ * are nobody's to choose between: both are passed over. */
 struct inventory_item *inventory_candidate(struct inventory *inventory,
                                            struct inventory_item *first);
 

@@ -158,6 +158,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
     if (identity_open(&config->keymanager, before ? &before->identity : NULL, &made->identity,
                       fault) != 0 ||
         start(made, config, fault) != 0) {
+        identity_undo(&config->keymanager, &made->identity);
         free_keymanager(made);
         return -1;
     }
@@ -165,6 +166,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
     if (load(made, before, cancel, fault) != 0) {
         if (before)
             rotation_open_gate(before, before);
+        identity_undo(&config->keymanager, &made->identity);
         keymanager_release(made);
         return -1;
     }

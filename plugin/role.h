@@ -12,11 +12,11 @@
 #include "rpc.h"
 
 struct role {
-    const char *type;            /* "KeyManager", "BundlePublisher", "Notifier" */
-    enum config_kind kind;       /* of its plugin_data */
-    const char *service;         /* announced by Init to a spire-server */
-    const char *agent_service;   /* to a spire-agent; NULL where agents have no such plugin */
-    const struct rpc_method *methods;       /* of service */
+    const char *type;                 /* "KeyManager", "BundlePublisher", "Notifier" */
+    enum config_kind kind;            /* of its plugin_data */
+    const char *service;              /* announced by Init to a spire-server */
+    const char *agent_service;        /* to a spire-agent; NULL where agents have no such plugin */
+    const struct rpc_method *methods; /* of service */
     const struct rpc_method *agent_methods; /* of agent_service, or NULL */
 
     /* Makes `config` the one in force, or leaves the old one serving and says why.

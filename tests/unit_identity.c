@@ -341,6 +341,23 @@ static void the_lock_lasts_as_long_as_a_worker_that_inherited_it(void **state)
     end_server(&next);
 }
 
+static void a_start_that_came_to_nothing_leaves_no_identity(void **state)
+{
+    struct place *place = *state;
+    struct identity identity;
+
+    assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
+    assert_false(identity.existed);
+    identity_undo(&place->config, &identity);
+    identity_close(&identity);
+    assert_int_equal(access(place->config.key_identifier_file, F_OK), -1);
+    put_text(place, "old");
+    assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
+    identity_undo(&place->config, &identity);
+    identity_close(&identity);
+    assert_int_equal(access(place->config.key_identifier_file, F_OK), 0);
+}
+
 static void a_reconfiguration_does_not_lock_itself_out(void **state)
 {
     struct place *place = *state;
@@ -400,6 +417,7 @@ int main(void)
         AT(what_is_not_a_regular_file_is_refused_at_once),
         AT(a_second_server_waits_until_the_first_has_ended),
         AT(the_lock_lasts_as_long_as_a_worker_that_inherited_it),
+        AT(a_start_that_came_to_nothing_leaves_no_identity),
         AT(a_reconfiguration_does_not_lock_itself_out),
         AT(servers_that_start_at_once_agree_on_one_identity),
     };

@@ -22,6 +22,7 @@ var (
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
 	only    = flag.String("only", "", "sections, comma-separated: rates, generate, start, latency, stall")
+	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
 var ctx = context.Background()
@@ -54,7 +55,7 @@ func main() {
 		runtime.NumCPU(), cpuModel(), *rounds, *length)
 	failed := false
 	for _, s := range sections {
-		if *only != "" && !slices.Contains(strings.Split(*only, ","), s.name) {
+		if !wanted(*only, s.name) {
 			continue
 		}
 		if err := s.run(r); err != nil {
@@ -66,6 +67,11 @@ func main() {
 	if failed {
 		os.Exit(1)
 	}
+}
+
+// wanted: is it in the list? Everything is in an empty one.
+func wanted(list, name string) bool {
+	return list == "" || slices.Contains(strings.Split(list, ","), name)
 }
 
 // report collects what was aimed at.

@@ -127,6 +127,9 @@ func measureRates(r *report) error {
 		"p50 us", "bare", "ratio", "p99 us", "bare", "CPU us", "bare")
 	for _, op := range operations {
 		for _, callers := range callerCounts {
+			if !wanted(*cells, fmt.Sprintf("%s/%d", op.name, callers)) {
+				continue
+			}
 			var c cell
 			for range *rounds {
 				ours, err := signFor(p, op, callers, *length)
