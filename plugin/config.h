@@ -83,7 +83,7 @@ int config_read(enum config_kind kind, const char *trust_domain, const char *tex
  * do not all fit. FAULT_INVALID_ARGUMENT. */
 int config_fault(const struct config_notes *notes, struct fault *fault);
 
-/* The option table of `kind` as text, one line an option, and as README.md has it. */
+/* The option table of `kind` as text, two lines an option, and as README.md has it. */
 void config_help(enum config_kind kind, FILE *out);
 void config_markdown(enum config_kind kind, FILE *out);
 

@@ -365,9 +365,10 @@ void config_help(enum config_kind kind, FILE *out)
         char type[OPTION_TYPE_MAX];
 
         option_type(option, type);
-        (void)fprintf(out, "  %-20s  %s%s%s%s\n%24s%s\n", option->name, type,
+        (void)fprintf(out, "  %-20s  %s%s%s%s\n", option->name, type,
                       option->initial ? ", default " : "", option->initial ? option->initial : "",
-                      option->required ? ", required" : "", "", option->help);
+                      option->required ? ", required" : "");
+        (void)fprintf(out, "  %-20s  %s\n", "", option->help);
     }
 }
 

@@ -53,9 +53,18 @@ static int write_whole(const char *path, const char *text)
     return 0;
 }
 
+/* Of two processes starting at once one wins. The other found a file, like any later one. */
+static int put_in_place(const char *temp, const char *path, bool *existed)
+{
+    if (link(temp, path) == 0)
+        return 0;
+    *existed = errno == EEXIST;
+    return *existed ? 0 : -1;
+}
+
 /* Beside the target and linked into place, so that the name never shows a half-written
- * identity, and of two processes starting at once one wins and both use its file. */
-static int create(const char *path, struct fault *fault)
+ * identity. */
+static int create(const char *path, bool *existed, struct fault *fault)
 {
     char temp[HSM_PATH_MAX + 64];
     char uuid[40];
@@ -64,7 +73,7 @@ static int create(const char *path, struct fault *fault)
     if (make_uuid(uuid) != 0)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for %s", path);
     (void)snprintf(temp, sizeof temp, "%s.tmp-%s", path, uuid);
-    if (write_whole(temp, uuid) != 0 || (link(temp, path) != 0 && errno != EEXIST) ||
+    if (write_whole(temp, uuid) != 0 || put_in_place(temp, path, existed) != 0 ||
         sync_directory(path) != 0)
         error = errno;
     (void)unlink(temp);
@@ -80,7 +89,7 @@ static int open_file(const char *path, bool *existed, int *fd, struct fault *fau
     *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0 && errno == ENOENT) {
         *existed = false;
-        if (create(path, fault) != 0)
+        if (create(path, existed, fault) != 0)
             return -1;
         *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
     }
