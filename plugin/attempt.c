@@ -148,20 +148,16 @@ static void generated(void *context, const struct hsm_reply *reply)
     }
 }
 
-/* With the mutex held. */
-static int remember(struct keymanager *keymanager, const struct attempt *attempt,
-                    struct fault *fault)
+/* With the mutex held. The oldest one on record makes room and sets the line up to which
+ * everything passes for ours. */
+static void remember(struct keymanager *keymanager, const struct attempt *attempt)
 {
-    struct made *made =
-        reallocarray(keymanager->made, keymanager->made_count + 1, sizeof keymanager->made[0]);
+    struct made *made = &keymanager->made[keymanager->made_count++ % MADE_MAX];
 
-    if (!made)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    keymanager->made = made;
-    made += keymanager->made_count++;
+    if (made->generation > keymanager->ours_up_to)
+        keymanager->ours_up_to = made->generation;
     made->generation = attempt->label.generation;
     memcpy(made->id, attempt->name.id, sizeof made->id);
-    return 0;
 }
 
 static int name_attempt(struct attempt *attempt, struct fault *fault)
@@ -175,10 +171,10 @@ static int name_attempt(struct attempt *attempt, struct fault *fault)
         label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
     if (result == 0)
         result = label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
-    if (result == 0)
-        result = remember(keymanager, attempt, fault);
-    if (result == 0)
+    if (result == 0) {
         keymanager->highest = attempt->label.generation;
+        remember(keymanager, attempt);
+    }
     (void)pthread_mutex_unlock(&keymanager->mutex);
     label_format(&attempt->label, attempt->name.label);
     return result;
@@ -203,11 +199,11 @@ static void generate(struct attempt *attempt)
 /* With the mutex held: did this process try to make it, or was it there when we came? */
 static bool is_ours(const struct keymanager *keymanager, const struct inventory_item *item)
 {
-    if (item->label.generation <= keymanager->loaded_highest)
+    if (item->label.generation <= keymanager->ours_up_to)
         return true;
-    for (size_t i = keymanager->made_count; i > 0; i--)
-        if (keymanager->made[i - 1].generation == item->label.generation &&
-            memcmp(keymanager->made[i - 1].id, item->name.id, sizeof item->name.id) == 0)
+    for (size_t i = 0; i < MADE_MAX; i++)
+        if (keymanager->made[i].generation == item->label.generation &&
+            memcmp(keymanager->made[i].id, item->name.id, sizeof item->name.id) == 0)
             return true;
     return false;
 }

@@ -73,7 +73,6 @@ static void free_keymanager(void *context)
     if (keymanager->successor)
         keymanager_release(keymanager->successor);
     catalogue_close(&keymanager->catalogue);
-    free(keymanager->made);
     identity_close(&keymanager->identity);
     (void)pthread_cond_destroy(&keymanager->drained);
     (void)pthread_mutex_destroy(&keymanager->mutex);

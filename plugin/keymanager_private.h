@@ -18,6 +18,8 @@ enum disposal_kind {
                            clusters lag): looked for several times */
 };
 
+enum { MADE_MAX = 256 };
+
 /* A generation this process tried to make. */
 struct made {
     uint32_t generation;
@@ -40,11 +42,11 @@ struct keymanager {
     struct catalogue catalogue;
     atomic_uint holders;
 
-    pthread_mutex_t mutex;   /* guards all below */
-    pthread_cond_t drained;  /* attempts is empty */
-    uint32_t highest;        /* generation ever seen in our scope */
-    uint32_t loaded_highest; /* that of the first scan */
-    struct made *made;
+    pthread_mutex_t mutex;      /* guards all below */
+    pthread_cond_t drained;     /* attempts is empty */
+    uint32_t highest;           /* generation ever seen in our scope */
+    uint32_t ours_up_to;        /* generations that were there when we came, or are so old */
+    struct made made[MADE_MAX]; /* newer ones that we tried to make, the latest */
     size_t made_count;
     bool gate; /* new generations wait in `gated` for a reconfiguration */
     struct waiters gated;

@@ -250,7 +250,7 @@ static int serve_all(struct keymanager *keymanager, struct inventory *inventory,
 {
     struct inventory_item *item;
 
-    keymanager->highest = keymanager->loaded_highest = inventory_highest(inventory);
+    keymanager->highest = keymanager->ours_up_to = inventory_highest(inventory);
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
         if (settle_id(keymanager, inventory, item, fault) != 0)
             return -1;
