@@ -18,8 +18,9 @@
 
 #include "../hsm/clock.h"
 #include "keymanager_private.h"
+#include "metrics.h"
 
-enum { GENERATIONS_MAX = 5 };
+enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 
@@ -50,6 +51,7 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
         return;
     }
     keymanager_log_event(keymanager, "key made", key);
+    metrics_count(METRIC_KEY_MADE);
     (void)keymanager_hold(keymanager);
     rotation_conclude(attempt, key, NULL);
     if (old) {
@@ -92,16 +94,23 @@ static void submit(struct attempt *attempt, const struct hsm_request *request,
 
 /* ---- looking ---- */
 
-static void start_over(struct attempt *attempt)
+/* What the label names is no key to serve: never again that label. A token that goes on
+ * making unfit keys is not asked five times. */
+static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 {
+    unsigned most = reply->state == HSM_UNFIT ? UNFIT_MAX : GENERATIONS_MAX;
     struct fault fault;
 
     disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
-    if (attempt->generations < GENERATIONS_MAX) {
+    if (attempt->generations < most) {
         generate(attempt);
         return;
     }
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %d tries", GENERATIONS_MAX);
+    if (reply->state == HSM_UNFIT)
+        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
+                        reply->why);
+    else
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %u tries", most);
     fail(attempt, &fault);
 }
 
@@ -116,7 +125,7 @@ static void looked(void *context, const struct hsm_reply *reply)
     else if (reply->state == HSM_COMPLETE)
         serve(attempt, &reply->public_key);
     else
-        start_over(attempt);
+        start_over(attempt, reply);
 }
 
 static void look(struct attempt *attempt)
@@ -129,23 +138,18 @@ static void look(struct attempt *attempt)
 
 /* ---- generating ---- */
 
+/* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another
+ * process has just touched with all its attributes unset. */
 static void generated(void *context, const struct hsm_reply *reply)
 {
     struct attempt *attempt = context;
-    struct fault fault;
 
-    if (reply->fault.code == FAULT_ABORTED) {
-        look(attempt);
-    } else if (reply->fault.code != FAULT_NONE) {
-        fail(attempt, &reply->fault);
-    } else if (reply->state == HSM_COMPLETE) {
+    if (reply->fault.code == FAULT_NONE && reply->state == HSM_COMPLETE)
         serve(attempt, &reply->public_key);
-    } else {
-        disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
-        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
-                        reply->why);
-        fail(attempt, &fault);
-    }
+    else if (reply->fault.code == FAULT_NONE || reply->fault.code == FAULT_ABORTED)
+        look(attempt);
+    else
+        fail(attempt, &reply->fault);
 }
 
 /* With the mutex held. The oldest one on record makes room and sets the line up to which

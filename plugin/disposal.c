@@ -6,6 +6,7 @@
 
 #include "../hsm/clock.h"
 #include "keymanager_private.h"
+#include "metrics.h"
 
 enum {
     AT_ONCE_MAX = 2, /* requests out: clean-up must not fill the queue */
@@ -109,7 +110,10 @@ static void disposed(void *context, const struct hsm_reply *reply)
     is_settled = settled(disposal, &reply->fault);
     disposal->busy = false;
     keymanager->disposing--;
-    log_outcome(disposal, &reply->fault, is_settled);
+    if (!keymanager->closing)
+        log_outcome(disposal, &reply->fault, is_settled);
+    if (is_settled && reply->fault.code == FAULT_NONE && disposal->kind != DISPOSE_STRAY)
+        metrics_count(METRIC_KEY_DESTROYED);
     if (is_settled) {
         LIST_REMOVE(disposal, link);
         free(disposal);

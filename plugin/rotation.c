@@ -325,6 +325,7 @@ void rotation_abandon(struct keymanager *keymanager)
 
     lock(keymanager);
     keymanager->closing = true;
+    keymanager->cleaning = false;
     TAILQ_CONCAT(&waiting, &keymanager->gated, link);
     LIST_FOREACH(attempt, &keymanager->attempts, link)
     TAILQ_CONCAT(&waiting, &attempt->waiters, link);

@@ -35,7 +35,6 @@ SAME_CODE(UNAVAILABLE);
 _Static_assert(FAULT_MESSAGE_MAX <= 2048, "a status message fits into gRPC's headers");
 
 enum {
-    TAG_MAGIC = 0x5250c7a6,
     RECEIVE_MAX = 4 << 20,
     STREAMS_MAX = 1024,
     HANDSHAKE_MS = 10000,
@@ -113,8 +112,8 @@ static void arm(struct rpc *rpc, const struct rpc_method *method, void *register
     call->method = method;
     call->registered = registered;
     call->request = grpc_empty_slice();
-    call->arrived = (struct rpc_tag){TAG_MAGIC, step_arrived, call};
-    call->answered = call->message = call->closed = (struct rpc_tag){TAG_MAGIC, NULL, call};
+    call->arrived = (struct rpc_tag){RPC_TAG_MAGIC, step_arrived, call};
+    call->answered = call->message = call->closed = (struct rpc_tag){RPC_TAG_MAGIC, NULL, call};
     grpc_metadata_array_init(&call->metadata);
     grpc_call_details_init(&call->details);
     rpc->live++;
@@ -329,7 +328,7 @@ int rpc_open(const char *path, const struct rpc_method *const tables[], struct r
     gpr_set_log_function(log_core);
     grpc_init();
     (void)pthread_mutex_init(&rpc->gate, NULL);
-    rpc->shut = (struct rpc_tag){TAG_MAGIC, step_shut, NULL};
+    rpc->shut = (struct rpc_tag){RPC_TAG_MAGIC, step_shut, NULL};
     rpc->live = 1;
     rpc->queue = grpc_completion_queue_create_for_next(NULL);
     rpc->server = create_server();
@@ -358,6 +357,8 @@ static gpr_timespec advance_stop(struct rpc *rpc)
     } else if (rpc->stopping && !rpc->cancelled) {
         rpc->cancelled = true;
         grpc_server_cancel_all_calls(rpc->server);
+        if (rpc->telling)
+            (void)grpc_call_cancel(rpc->telling, NULL);
     }
     if (rpc->stopping && rpc->live == 0 && !rpc->drained) {
         rpc->drained = true;
@@ -379,7 +380,7 @@ void rpc_run(struct rpc *rpc)
         if (event.type == GRPC_QUEUE_TIMEOUT)
             continue;
         TAG_RETURNS(tag);
-        assert(tag->magic == TAG_MAGIC);
+        assert(tag->magic == RPC_TAG_MAGIC);
         tag->step(rpc, tag->call, event.success != 0);
     }
 }
@@ -404,6 +405,8 @@ void rpc_stop(struct rpc *rpc, unsigned grace_ms)
 
 void rpc_close(struct rpc *rpc)
 {
+    if (rpc->host)
+        grpc_channel_destroy(rpc->host);
     grpc_server_destroy(rpc->server);
     grpc_completion_queue_destroy(rpc->queue);
     grpc_shutdown_blocking();

@@ -55,6 +55,13 @@ void rpc_close(struct rpc *rpc);
 void rpc_reply(struct rpc_call *call, const uint8_t *bytes, size_t length);
 void rpc_fail(struct rpc_call *call, const struct fault *fault);
 
+/* Calls `method` (a string constant) of the host, which listens on unix socket `socket`, and
+ * forgets it: for news the host may like to have. Never blocks. false: not sent, as the one
+ * before is still on its way or the server is stopping. The first socket named is the one
+ * for good. */
+bool rpc_tell(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
+              size_t length);
+
 /* When the client stops waiting, on clock_now()'s clock; CLOCK_NEVER if it never does. */
 int64_t rpc_deadline(const struct rpc_call *call);
 

@@ -1,7 +1,8 @@
-/* Shared by rpc.c (the server, unary calls) and rpc_stream.c; nobody else sees gRPC.
+/* Shared by rpc.c (the server, unary calls), rpc_stream.c and rpc_tell.c; nobody else sees
+ * gRPC.
  *
- * Everything but answering belongs to the one thread in rpc_run, so nothing here is
- * counted atomically. What keeps the server alive is `live`: a completion queue that is
+ * Everything but answering and telling belongs to the one thread in rpc_run, so little
+ * here is counted atomically. What keeps the server alive is `live`: a completion queue that is
  * shut while a call can still start an operation aborts the process. */
 #ifndef PLUGIN_RPC_INTERNAL_H
 #define PLUGIN_RPC_INTERNAL_H
@@ -14,6 +15,8 @@
 
 #include "rpc.h"
 
+enum { RPC_TAG_MAGIC = 0x5250c7a6 };
+
 /* C-core hands back a void *: this is what it points to. */
 struct rpc_tag {
     uint32_t magic;
@@ -24,8 +27,8 @@ struct rpc_tag {
 struct rpc {
     grpc_server *server;
     grpc_completion_queue *queue;
-    size_t live;  /* armed slots and calls not yet freed, and 1 for the server */
-    size_t unary; /* calls not yet answered to the end */
+    _Atomic size_t live; /* armed slots and calls not yet freed, and 1 for the server */
+    size_t unary;        /* calls not yet answered to the end */
     bool cancelled;
     bool drained;
     struct rpc_tag shut;
@@ -33,6 +36,8 @@ struct rpc {
     pthread_mutex_t gate; /* the rest: rpc_stop comes from any thread */
     bool stopping;
     int64_t grace_end;
+    grpc_channel *host;           /* once rpc_tell has needed it */
+    _Atomic(grpc_call *) telling; /* the call of rpc_tell under way */
 };
 
 /* First an armed slot waiting for a call of its method, then that call. */

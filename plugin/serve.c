@@ -19,6 +19,7 @@
 #include "handshake.h"
 #include "lane.h"
 #include "log.h"
+#include "metrics.h"
 #include "rpc.h"
 #include "svc.h"
 
@@ -172,6 +173,7 @@ static const char *watch(void)
         if (poll(server.fds, WATCHED, TICK_MS) > 0 && server.fds[WATCH_SIGNALS].revents != 0)
             take_signal();
         lane_tick();
+        metrics_tick(server.rpc);
         reason = reason_to_stop();
     } while (!reason);
     return reason;

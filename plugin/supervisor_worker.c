@@ -8,6 +8,7 @@
 
 #include "../hsm/clock.h"
 #include "log.h"
+#include "metrics.h"
 
 static const int64_t leave_limit = 2 * CLOCK_SECOND;
 static const int64_t leave_limit_generating = 10 * CLOCK_SECOND;
@@ -118,9 +119,11 @@ static void bury(struct supervisor *s, const char *how)
     s->tried = true;
     set_worker(s, WORKER_NONE);
     supervisor_unlock(s);
-    if (!s->retired && !s->abandoned && s->info.sessions > 0)
+    if (!s->retired && !s->abandoned && s->info.sessions > 0) {
         log_write(LOG_WARN, "PKCS#11 worker ended; starting another", "how", how, "in_flight",
                   in_flight, "reason", s->reason.message, NULL);
+        metrics_count(METRIC_WORKER_ENDED);
+    }
     supervisor_lock(s);
     while ((job = jobs_at_worker(&s->jobs)) != NULL)
         bury_job(s, job);

@@ -13,6 +13,7 @@
 #include "lane.h"
 #include "log.h"
 #include "message.h"
+#include "metrics.h"
 #include "order.h"
 #include "proto/bundle.pb-c.h"
 #include "publish.h"
@@ -265,8 +266,10 @@ static void settle(const struct attempt *attempt, enum publish_outcome outcome, 
     }
     state.order = (struct order){0};
     state.last = attempt->sequence;
-    if (outcome == PUBLISH_WRITTEN)
+    if (outcome == PUBLISH_WRITTEN) {
         log_written(attempt, length);
+        metrics_count(METRIC_BUNDLE_WRITTEN);
+    }
 }
 
 static int publish(const Bundle__Bundle *message, struct fault *fault)

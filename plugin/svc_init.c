@@ -6,7 +6,10 @@
 
 #include "../hsm/scope.h"
 #include "message.h"
+#include "metrics.h"
 #include "proto/spire.pb-c.h"
+
+static const char metrics_service[] = "spire.hostservice.common.metrics.v1.Metrics";
 
 static const struct role *role;
 
@@ -28,7 +31,7 @@ static bool offers(const Spire__InitRequest *request, const char *service)
  * warning into its log. */
 static bool host_is_agent(const Spire__InitRequest *request)
 {
-    return offers(request, "spire.hostservice.common.metrics.v1.Metrics") &&
+    return offers(request, metrics_service) &&
            !offers(request, "spire.hostservice.server.identityprovider.v1.IdentityProvider");
 }
 
@@ -48,6 +51,7 @@ static void init(struct rpc_call *call, const uint8_t *bytes, size_t length)
         rpc_fail(call, &fault);
         return;
     }
+    metrics_offered(offers(request, metrics_service));
     agent = role->agent_service && host_is_agent(request);
     (void)snprintf(service, sizeof service, "%s", agent ? role->agent_service : role->service);
     response.plugin_service_names = names;

@@ -163,6 +163,24 @@ static void any_bytes_will_do_up_to_256(void **state)
     identity_close(&identity);
 }
 
+static void an_identity_that_was_never_used_is_taken_back(void **state)
+{
+    struct place *place = *state;
+    struct identity identity = take(place);
+
+    identity_undo(&place->config, &identity);
+    identity_close(&identity);
+    assert_int_equal(access(place->config.key_identifier_file, F_OK), -1);
+    identity = take(place);
+    assert_false(identity.existed);
+    identity_close(&identity);
+    identity = take(place);
+    assert_true(identity.existed);
+    identity_undo(&place->config, &identity);
+    identity_close(&identity);
+    assert_int_equal(access(place->config.key_identifier_file, F_OK), 0);
+}
+
 static void a_value_needs_no_file_and_locks_nothing(void **state)
 {
     struct place *place = *state;
@@ -253,7 +271,7 @@ static void serve(const struct place *place, int says, int hold)
 
     keep_only(says, hold);
     if (identity_open(&place->config, NULL, &identity, NULL) != 0 ||
-        write(says, identity.bytes, identity.length) != (ssize_t)identity.length)
+        write(says, &identity, sizeof identity) != (ssize_t)sizeof identity)
         _exit(1);
     _exit(read(hold, &end, 1) == 0 ? 0 : 1);
 }
@@ -285,11 +303,19 @@ static bool says_something(const struct process *process, int patience_ms)
     return poll(&says, 1, patience_ms) == 1;
 }
 
-static void hear(const struct process *process, char identity[UUID_LENGTH + 1])
+static struct identity hear(const struct process *process)
 {
+    struct identity identity;
+
     assert_true(says_something(process, PATIENCE_MS));
-    assert_int_equal(read(process->says, identity, UUID_LENGTH), UUID_LENGTH);
-    identity[UUID_LENGTH] = '\0';
+    assert_int_equal(read(process->says, &identity, sizeof identity), sizeof identity);
+    return identity;
+}
+
+static void assert_same(const struct identity *a, const struct identity *b)
+{
+    assert_int_equal(a->length, b->length);
+    assert_memory_equal(a->bytes, b->bytes, a->length);
 }
 
 static void end_server(struct process *process)
@@ -304,16 +330,17 @@ static void end_server(struct process *process)
 
 static void a_second_server_waits_until_the_first_has_ended(void **state)
 {
-    char identity[2][UUID_LENGTH + 1];
     struct process first = start_server(*state);
-    struct process second;
+    struct identity one = hear(&first);
+    struct process second = start_server(*state);
+    struct identity same;
 
-    hear(&first, identity[0]);
-    second = start_server(*state);
     assert_false(says_something(&second, A_WHILE_MS));
     end_server(&first);
-    hear(&second, identity[1]);
-    assert_string_equal(identity[0], identity[1]);
+    same = hear(&second);
+    assert_same(&one, &same);
+    assert_false(one.existed);
+    assert_true(same.existed);
     end_server(&second);
 }
 
@@ -382,20 +409,24 @@ static void servers_that_start_at_once_agree_on_one_identity(void **state)
 
     for (unsigned round = 0; round < ROUNDS; round++) {
         struct process servers[AT_ONCE];
-        char first[UUID_LENGTH + 1];
-        char identity[UUID_LENGTH + 1];
+        struct identity first;
+        unsigned makers = 0;
 
         for (unsigned i = 0; i < AT_ONCE; i++)
             servers[i] = start_server(place);
         for (unsigned i = 0; i < AT_ONCE; i++)
             (void)close(servers[i].hold); /* each may end as soon as it has said it */
         for (unsigned i = 0; i < AT_ONCE; i++) {
-            hear(&servers[i], i == 0 ? first : identity);
-            if (i > 0)
-                assert_string_equal(identity, first);
+            struct identity identity = hear(&servers[i]);
+
+            if (i == 0)
+                first = identity;
+            assert_same(&identity, &first);
+            makers += !identity.existed;
             servers[i].hold = -1;
             end_server(&servers[i]);
         }
+        assert_int_equal(makers, 1);
         assert_int_equal(unlink(place->config.key_identifier_file), 0);
     }
 }
@@ -409,6 +440,7 @@ int main(void)
         AT(a_restart_finds_the_same_identity),
         AT(one_newline_at_the_end_does_not_count),
         AT(any_bytes_will_do_up_to_256),
+        AT(an_identity_that_was_never_used_is_taken_back),
         AT(a_value_needs_no_file_and_locks_nothing),
         AT(an_empty_file_is_not_an_identity),
         AT(more_than_256_bytes_are_refused_not_cut),

@@ -206,7 +206,7 @@ static void a_walk_meets_every_key_once_by_id_and_newest_first(void **state)
 
 /* ---- a model: what servers that crash leave on a token ---- */
 
-enum { HISTORIES = 3000, STEPS = 30, IDS = 3, OBJECTS_MAX = 2 * STEPS };
+enum { HISTORIES = 1000, STEPS = 30, IDS = 3, OBJECTS_MAX = 2 * STEPS };
 
 struct object {
     unsigned id;

@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -34,6 +35,7 @@ import (
 	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Options say what to load and as whom.
@@ -57,6 +59,8 @@ type Plugin struct {
 	Conn     *grpc.ClientConn
 	Services []string // as announced by Init
 	Logs     *Logs    // everything it and go-plugin said, with levels and fields
+
+	metrics *metrics
 
 	client *goplugin.Client
 	cmd    *exec.Cmd
@@ -100,14 +104,14 @@ func Load(ctx context.Context, options Options) (*Plugin, error) {
 	if options.Name == "" {
 		options.Name = "hsm"
 	}
-	p := &Plugin{Logs: newLogs()}
+	p := &Plugin{Logs: newLogs(), metrics: &metrics{counters: map[string]float32{}, changed: make(chan struct{})}}
 	p.cmd = exec.Command(options.Path, options.Args...)
 	p.cmd.Env = options.Env
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if options.Change != nil {
 		options.Change(p.cmd)
 	}
-	services := hostServices(options.Agent)
+	services := hostServices(options.Agent, p.metrics)
 	config := &goplugin.ClientConfig{
 		HandshakeConfig: goplugin.HandshakeConfig{
 			ProtocolVersion:  1,
@@ -294,10 +298,42 @@ type agentStore struct {
 
 type metrics struct {
 	metricsv1.UnimplementedMetricsServer
+	mutex    sync.Mutex
+	counters map[string]float32
+	changed  chan struct{} // closed, and made anew, with every count
 }
 
-func hostServices(agent bool) []pluginsdk.ServiceServer {
-	all := []pluginsdk.ServiceServer{metricsv1.MetricsServiceServer(metrics{})}
+// IncrCounter keeps the sum of each counter by its dotted name.
+func (m *metrics) IncrCounter(_ context.Context, request *metricsv1.IncrCounterRequest) (*emptypb.Empty, error) {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	m.counters[strings.Join(request.Key, ".")] += request.Val
+	close(m.changed)
+	m.changed = make(chan struct{})
+	return &emptypb.Empty{}, nil
+}
+
+// AwaitCounter waits until the plugin has told the host's telemetry of that many.
+func (p *Plugin) AwaitCounter(t testing.TB, name string, value float32) {
+	t.Helper()
+	patience := time.After(time.Minute)
+	for {
+		p.metrics.mutex.Lock()
+		got, changed := p.metrics.counters[name], p.metrics.changed
+		p.metrics.mutex.Unlock()
+		if got == value {
+			return
+		}
+		select {
+		case <-changed:
+		case <-patience:
+			t.Fatalf("counter %s is %v, not %v", name, got, value)
+		}
+	}
+}
+
+func hostServices(agent bool, m *metrics) []pluginsdk.ServiceServer {
+	all := []pluginsdk.ServiceServer{metricsv1.MetricsServiceServer(m)}
 	if !agent {
 		all = append(all, identityproviderv1.IdentityProviderServiceServer(identityProvider{}),
 			agentstorev1.AgentStoreServiceServer(agentStore{}))

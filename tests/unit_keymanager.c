@@ -1,0 +1,525 @@
+/* The life of keys, with worker processes that die: this program started again, on a token
+ * that is a page shared with the test. */
+#include "../plugin/keymanager.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "../hsm/clock.h"
+#include "../plugin/child.h"
+
+enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60 };
+
+static const char token_variable[] = "UNIT_KEYMANAGER_TOKEN";
+
+enum mischief { NONE, DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER, SLOW, SCAN_FAILS };
+
+static struct token {
+    struct object {
+        atomic_int there; /* 0 no, 1 half, 2 whole */
+        char label[HSM_LABEL_MAX + 1];
+        uint8_t id[HSM_ID_MAX];
+    } objects[OBJECTS];
+    _Atomic enum mischief mischief; /* done once, but for SLOW */
+    atomic_bool gate;               /* ends SLOW */
+    atomic_uint generated;
+} * token;
+
+static int map_token(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    token = mmap(NULL, sizeof *token, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    (void)close(fd);
+    return token == MAP_FAILED ? -1 : 0;
+}
+
+static void nap(void)
+{
+    (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* ---- the worker's token ---- */
+
+int hsm_open(const struct hsm_settings *settings, struct hsm_token **opened,
+             struct hsm_token_info *info, struct fault *fault)
+{
+    (void)fault;
+    *opened = (struct hsm_token *)token;
+    *info = (struct hsm_token_info){.label = "made up",
+                                    .sessions = settings->sessions,
+                                    .can_generate = {false, true, true, true, true}};
+    return 0;
+}
+
+void hsm_close(struct hsm_token *opened)
+{
+    (void)opened;
+}
+
+void hsm_settings_wipe(struct hsm_settings *settings)
+{
+    explicit_bzero(settings, sizeof *settings);
+}
+
+static bool once(enum mischief mischief)
+{
+    return atomic_compare_exchange_strong(&token->mischief, &mischief, NONE);
+}
+
+static struct object *lookup(const char *label)
+{
+    for (size_t i = 0; i < OBJECTS; i++)
+        if (token->objects[i].there && strcmp(token->objects[i].label, label) == 0)
+            return &token->objects[i];
+    return NULL;
+}
+
+static void put(const struct hsm_key_name *name, int there)
+{
+    struct object *object = token->objects;
+
+    while (object->there)
+        object++;
+    memcpy(object->label, name->label, sizeof object->label);
+    memcpy(object->id, name->id, sizeof object->id);
+    object->there = there;
+}
+
+/* Every key is told apart by its CKA_ID here. */
+static void tell(const struct object *object, struct hsm_reply *reply)
+{
+    reply->state = object->there == 2 ? HSM_COMPLETE : HSM_HALF;
+    reply->public_key.type = HSM_EC_P256;
+    memcpy(reply->public_key.fingerprint, object->id, HSM_ID_MAX);
+}
+
+static void generate(const struct hsm_request *request, struct hsm_reply *reply)
+{
+    if (once(DIES_BEFORE))
+        (void)raise(SIGKILL);
+    while (token->mischief == SLOW && !token->gate)
+        nap();
+    if (once(DIES_HALF_WAY)) {
+        put(&request->key, 1);
+        (void)raise(SIGKILL);
+    }
+    put(&request->key, 2);
+    atomic_fetch_add(&token->generated, 1);
+    if (once(DIES_AFTER))
+        (void)raise(SIGKILL);
+    tell(lookup(request->key.label), reply);
+}
+
+static void sign(const struct hsm_request *request, struct hsm_reply *reply)
+{
+    const struct object *object = lookup(request->key.label);
+
+    if (!object || memcmp(object->id, request->fingerprint, HSM_ID_MAX) != 0) {
+        (void)fault_set(&reply->fault, FAULT_NOT_FOUND, "no such key");
+        return;
+    }
+    memcpy(reply->signature, object->id, HSM_ID_MAX);
+    reply->signature_length = HSM_ID_MAX;
+}
+
+static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
+{
+    for (size_t i = 0; i < OBJECTS; i++) {
+        const struct object *object = &token->objects[i];
+        struct hsm_item found = {.key.id_length = HSM_ID_MAX};
+
+        if (!object->there)
+            continue;
+        memcpy(found.key.label, object->label, sizeof found.key.label);
+        memcpy(found.key.id, object->id, sizeof found.key.id);
+        found.state = object->there == 2 ? HSM_COMPLETE : HSM_HALF;
+        item(context, &found);
+    }
+    if (once(SCAN_FAILS))
+        (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
+}
+
+void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
+                 struct hsm_reply *reply, hsm_item_fn *item, void *context)
+{
+    struct object *object = lookup(request->key.label);
+
+    (void)opened;
+    if (request->op == HSM_SCAN)
+        scan(reply, item, context);
+    else if (request->op == HSM_GENERATE)
+        generate(request, reply);
+    else if (request->op == HSM_SIGN)
+        sign(request, reply);
+    else if (request->op == HSM_PROVE && object)
+        tell(object, reply);
+    else if (request->op == HSM_DESTROY && object)
+        object->there = 0;
+}
+
+/* ---- SPIRE ---- */
+
+static struct config config;
+static struct keymanager *keymanager;
+
+struct answer {
+    atomic_uint count;
+    struct fault fault;
+    char label[HSM_LABEL_MAX + 1];
+};
+
+static void generated(void *context, const struct catalogue_key *key, const struct fault *fault)
+{
+    struct answer *answer = context;
+
+    if (key)
+        memcpy(answer->label, key->name.label, sizeof answer->label);
+    else
+        answer->fault = *fault;
+    atomic_fetch_add(&answer->count, 1);
+}
+
+static void was_signed(void *context, const struct catalogue_key *key,
+                       const struct hsm_reply *reply)
+{
+    struct answer *answer = context;
+
+    if (reply->fault.code == FAULT_NONE)
+        memcpy(answer->label, key->name.label, sizeof answer->label);
+    answer->fault = reply->fault;
+    atomic_fetch_add(&answer->count, 1);
+}
+
+static void hear(struct answer *answer, enum fault_code code)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+
+    while (answer->count == 0 && clock_now() < until)
+        nap();
+    assert_int_equal(answer->count, 1);
+    if (answer->fault.code != code)
+        print_error("%s\n", answer->fault.message);
+    assert_int_equal(answer->fault.code, code);
+}
+
+static void ask(struct answer *answer, int64_t patience)
+{
+    *answer = (struct answer){.count = 0};
+    keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, clock_now() + patience, generated,
+                        answer);
+}
+
+static struct answer make_key(void)
+{
+    struct answer answer;
+
+    ask(&answer, PATIENCE_S * CLOCK_SECOND);
+    hear(&answer, FAULT_NONE);
+    return answer;
+}
+
+/* The label of the key that signs. */
+static struct answer sign_once(void)
+{
+    const struct hsm_request request = {.scheme = HSM_PLAIN, .hash = HSM_SHA256};
+    struct answer answer = {.count = 0};
+
+    keymanager_sign(keymanager, "x509-CA-A", &request, clock_now() + PATIENCE_S * CLOCK_SECOND,
+                    was_signed, &answer);
+    hear(&answer, FAULT_NONE);
+    return answer;
+}
+
+static unsigned objects(void)
+{
+    unsigned count = 0;
+
+    for (size_t i = 0; i < OBJECTS; i++)
+        count += token->objects[i].there != 0;
+    return count;
+}
+
+static void assert_left(const char *label)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+    struct object *object;
+
+    while (objects() > 1 && clock_now() < until)
+        nap();
+    assert_int_equal(objects(), 1);
+    object = lookup(label);
+    assert_non_null(object);
+    assert_int_equal(object->there, 2);
+}
+
+static void open_keymanager(void)
+{
+    const atomic_bool cancel = false;
+    struct keymanager *before = keymanager;
+    struct fault fault;
+
+    if (keymanager_open(&config, before, &cancel, &keymanager, &fault) != 0)
+        fail_msg("%s", fault.message);
+    keymanager_succeed(keymanager, before);
+    if (before)
+        keymanager_release(before);
+}
+
+static void crash_and_restart(void)
+{
+    keymanager_abandon(keymanager);
+    keymanager_release(keymanager);
+    keymanager = NULL;
+    open_keymanager();
+}
+
+static int start(void **state)
+{
+    (void)state;
+    memset(token, 0, sizeof *token);
+    config.keymanager.destroy_superseded = true;
+    keymanager = NULL;
+    open_keymanager();
+    return 0;
+}
+
+static int end(void **state)
+{
+    (void)state;
+    token->gate = true;
+    keymanager_abandon(keymanager);
+    keymanager_release(keymanager);
+    while (waitpid(-1, NULL, 0) > 0)
+        continue;
+    return unlink(config.keymanager.key_identifier_file);
+}
+
+/* ---- rotation ---- */
+
+static void a_new_key_takes_over_and_the_old_one_leaves_the_token(void **state)
+{
+    struct answer first = make_key();
+    struct answer second;
+
+    (void)state;
+    assert_string_equal(sign_once().label, first.label);
+    second = make_key();
+    assert_true(strcmp(first.label, second.label) < 0);
+    assert_string_equal(sign_once().label, second.label);
+    assert_left(second.label);
+}
+
+static void superseded_keys_stay_where_the_role_may_not_destroy(void **state)
+{
+    struct answer impatient;
+    struct answer first;
+
+    (void)state;
+    config.keymanager.destroy_superseded = false;
+    open_keymanager();
+    first = make_key();
+    (void)make_key();
+    crash_and_restart();
+    (void)make_key();
+    token->mischief = SLOW; /* what is to be destroyed would be by the time this gives up */
+    ask(&impatient, CLOCK_SECOND);
+    hear(&impatient, FAULT_DEADLINE_EXCEEDED);
+    assert_int_equal(objects(), 3);
+    assert_non_null(lookup(first.label));
+}
+
+static void a_worker_that_dies_while_generating_costs_nothing(void **state)
+{
+    static const enum mischief ways[] = {DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        struct answer answer;
+
+        token->mischief = ways[i];
+        answer = make_key();
+        assert_int_equal(token->mischief, NONE);
+        assert_string_equal(sign_once().label, answer.label);
+        assert_left(answer.label);
+    }
+    assert_int_equal(token->generated, 3);
+}
+
+static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **state)
+{
+    struct answer impatient;
+    struct answer next;
+
+    (void)state;
+    token->mischief = SLOW;
+    ask(&impatient, CLOCK_SECOND / 2);
+    hear(&impatient, FAULT_DEADLINE_EXCEEDED);
+    token->gate = true;
+    while (token->generated == 0)
+        nap();
+    next = make_key();
+    assert_int_equal(token->generated, 1);
+    assert_left(next.label);
+    (void)make_key(); /* and only to one */
+    assert_int_equal(token->generated, 2);
+}
+
+static void callers_who_ask_at_once_get_one_key(void **state)
+{
+    struct answer answers[8];
+
+    (void)state;
+    token->mischief = SLOW;
+    for (size_t i = 0; i < 8; i++)
+        ask(&answers[i], PATIENCE_S * CLOCK_SECOND);
+    token->gate = true;
+    for (size_t i = 0; i < 8; i++) {
+        hear(&answers[i], FAULT_NONE);
+        assert_string_equal(answers[i].label, answers[0].label);
+    }
+    assert_int_equal(token->generated, 1);
+}
+
+/* ---- loading ---- */
+
+static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **state)
+{
+    struct hsm_key_name name = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct label label;
+
+    (void)state;
+    assert_true(label_parse(served.label, &label));
+    label.generation -= 2;
+    label_format(&label, name.label);
+    put(&name, 2);
+    label.generation += 3; /* a crash half-way, later than the served key */
+    label_format(&label, name.label);
+    put(&name, 1);
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    assert_left(served.label);
+}
+
+static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
+{
+    struct answer served = make_key();
+
+    (void)state;
+    token->mischief = SCAN_FAILS;
+    open_keymanager();
+    assert_int_equal(token->mischief, NONE);
+    assert_string_equal(sign_once().label, served.label);
+}
+
+static void keys_of_a_second_server_with_our_identity_are_not_touched(void **state)
+{
+    struct hsm_key_name name = {.id = {9}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct answer refused;
+    struct label label;
+
+    (void)state;
+    assert_true(label_parse(served.label, &label));
+    label.generation += 5;
+    label_format(&label, name.label);
+    put(&name, 2);
+    ask(&refused, PATIENCE_S * CLOCK_SECOND);
+    hear(&refused, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(refused.fault.message, "another process"));
+    assert_string_equal(sign_once().label, served.label);
+    assert_int_equal(objects(), 2);
+}
+
+/* ---- reconfiguring, ending ---- */
+
+static void a_reconfiguration_keeps_the_keys_and_hands_over_who_waits(void **state)
+{
+    struct answer first = make_key();
+    struct answer second;
+
+    (void)state;
+    open_keymanager();
+    assert_string_equal(sign_once().label, first.label);
+    second = make_key();
+    assert_left(second.label);
+}
+
+static void ending_answers_who_waits_for_a_key(void **state)
+{
+    struct answer answer;
+
+    (void)state;
+    token->mischief = SLOW;
+    ask(&answer, PATIENCE_S * CLOCK_SECOND);
+    keymanager_abandon(keymanager);
+    hear(&answer, FAULT_UNAVAILABLE);
+    token->gate = true;
+    keymanager_release(keymanager);
+    keymanager = NULL;
+    open_keymanager();
+}
+
+/* ---- */
+
+static int prepare(void **state)
+{
+    static char path[] = "/tmp/unit-keymanager-XXXXXX";
+    int fd = mkostemp(path, O_CLOEXEC);
+    struct fault fault;
+    int sized = ftruncate(fd, sizeof *token);
+
+    (void)state;
+    (void)close(fd);
+    config = (struct config){.kind = CONFIG_KEYMANAGER, .trust_domain = "example.org"};
+    config.keymanager = (struct config_keymanager){.max_sessions = 4,
+                                                   .startup_wait = PATIENCE_S * CLOCK_SECOND,
+                                                   .operation_timeout = PATIENCE_S * CLOCK_SECOND,
+                                                   .generate_timeout = PATIENCE_S * CLOCK_SECOND,
+                                                   .cka_id_length = HSM_ID_MAX};
+    (void)snprintf(config.keymanager.key_identifier_file,
+                   sizeof config.keymanager.key_identifier_file, "%s.id", path);
+    if (sized != 0 || map_token(path) != 0 || setenv(token_variable, path, 1) != 0)
+        return -1;
+    return child_prepare(&fault);
+}
+
+static int clear_up(void **state)
+{
+    (void)state;
+    return unlink(getenv(token_variable));
+}
+
+#define PLAY(test) cmocka_unit_test_setup_teardown(test, start, end)
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        PLAY(a_new_key_takes_over_and_the_old_one_leaves_the_token),
+        PLAY(superseded_keys_stay_where_the_role_may_not_destroy),
+        PLAY(a_worker_that_dies_while_generating_costs_nothing),
+        PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
+        PLAY(callers_who_ask_at_once_get_one_key),
+        PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
+        PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
+        PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
+        PLAY(a_reconfiguration_keeps_the_keys_and_hands_over_who_waits),
+        PLAY(ending_answers_who_waits_for_a_key),
+    };
+
+    if (argc == 2 && strcmp(argv[1], "worker") == 0)
+        return map_token(getenv(token_variable)) != 0 ? EXIT_FAILURE
+                                                      : hsm_worker(WORKER_SOCKET, WORKER_PAGE);
+    return cmocka_run_group_tests(tests, prepare, clear_up);
+}
