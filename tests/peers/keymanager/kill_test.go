@@ -126,6 +126,7 @@ func TestKillingTheWorkerUnderLoadCostsNoSignature(t *testing.T) {
 	}
 	l := startLoad(t, p, 8, public...)
 	l.await(200)
+	p.AwaitCounter(t, "pkcs11.key_made", 4) // the connection to the host stays
 	before := descriptors(t, p.PID())
 	kills := 0
 	for ; hits(p) < wanted && kills < most; kills++ {
