@@ -13,13 +13,19 @@ static const int64_t full_pause = 30 * CLOCK_SECOND;
 
 /* ---- logging in ---- */
 
+/* A token that has no session left counts those of others, or of our dead: they may go. */
 static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *handle,
                         struct fault *fault)
 {
     CK_RV rv =
         MODULE_CALL(pool->module, C_OpenSession, pool->slot, pool->flags, NULL, NULL, handle);
 
-    return rv == CKR_OK ? 0 : rv_fault(rv, "C_OpenSession", fault);
+    if (rv == CKR_OK)
+        return 0;
+    (void)rv_fault(rv, "C_OpenSession", fault);
+    if (rv == CKR_SESSION_COUNT && fault)
+        fault->code = FAULT_UNAVAILABLE;
+    return -1;
 }
 
 static void close_session(const struct session_pool *pool, CK_SESSION_HANDLE handle)
@@ -151,8 +157,6 @@ static int log_in(struct session_pool *pool, struct fault *fault)
     return -1;
 }
 
-/* A token that has no session left for the very first has others' in its count. They may
- * go. */
 static int open_anchor(struct session_pool *pool, struct fault *fault)
 {
     if (open_session(pool, &pool->anchor, fault) == 0) {
@@ -160,8 +164,6 @@ static int open_anchor(struct session_pool *pool, struct fault *fault)
         return 0;
     }
     pool->anchor = CK_INVALID_HANDLE;
-    if (fault->ckr == CKR_SESSION_COUNT)
-        fault->code = FAULT_UNAVAILABLE;
     return -1;
 }
 

@@ -1,66 +1,20 @@
 #include "metrics.h"
 
 #include <stdatomic.h>
-#include <string.h>
 
-#include "goplugin.h"
-#include "proto/spire.pb-c.h"
-
-enum {
-    HOST_SERVICES = 1, /* SPIRE's broker id of all of them */
-    REQUEST_MAX = 128,
-};
-
-static const char *const names[METRICS] = {
-    [METRIC_WORKER_ENDED] = "worker_ended",
-    [METRIC_KEY_MADE] = "key_made",
-    [METRIC_KEY_DESTROYED] = "key_destroyed",
-    [METRIC_BUNDLE_WRITTEN] = "bundle_written",
-};
-
-static atomic_uint pending[METRICS];
-static atomic_bool offered;
+static atomic_uint counts[METRICS];
 
 void metrics_count(enum metric metric)
 {
-    atomic_fetch_add(&pending[metric], 1);
+    atomic_fetch_add(&counts[metric], 1);
 }
 
-void metrics_offered(bool is_offered)
+unsigned metrics_pending(enum metric metric)
 {
-    offered = is_offered;
+    return atomic_load(&counts[metric]);
 }
 
-static bool tell(struct rpc *rpc, const char *socket, const char *name, unsigned count)
+void metrics_take(enum metric metric, unsigned count)
 {
-    Spire__IncrCounterRequest request = SPIRE__INCR_COUNTER_REQUEST__INIT;
-    char prefix[] = "pkcs11";
-    char copy[32] = "";
-    char *key[] = {prefix, copy};
-    uint8_t bytes[REQUEST_MAX];
-
-    strncat(copy, name, sizeof copy - 1);
-    request.key = key;
-    request.n_key = sizeof key / sizeof key[0];
-    request.val = (float)count;
-    return rpc_tell(rpc, socket, "/spire.hostservice.common.metrics.v1.Metrics/IncrCounter", bytes,
-                    spire__incr_counter_request__pack(&request, bytes));
-}
-
-void metrics_tick(struct rpc *rpc)
-{
-    char socket[108];
-
-    if (!offered)
-        return;
-    for (size_t i = 0; i < METRICS; i++) {
-        unsigned count = atomic_load(&pending[i]);
-
-        if (count == 0)
-            continue;
-        if (goplugin_host_address(HOST_SERVICES, socket, sizeof socket) &&
-            tell(rpc, socket, names[i], count))
-            atomic_fetch_sub(&pending[i], count);
-        return;
-    }
+    atomic_fetch_sub(&counts[metric], count);
 }

@@ -17,9 +17,9 @@
 #include "child.h"
 #include "goplugin.h"
 #include "handshake.h"
+#include "host.h"
 #include "lane.h"
 #include "log.h"
-#include "metrics.h"
 #include "rpc.h"
 #include "svc.h"
 
@@ -173,7 +173,7 @@ static const char *watch(void)
         if (poll(server.fds, WATCHED, TICK_MS) > 0 && server.fds[WATCH_SIGNALS].revents != 0)
             take_signal();
         lane_tick();
-        metrics_tick(server.rpc);
+        host_tick(server.rpc);
         reason = reason_to_stop();
     } while (!reason);
     return reason;

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "../hsm/scope.h"
+#include "host.h"
 #include "message.h"
-#include "metrics.h"
 #include "proto/spire.pb-c.h"
 
 static const char metrics_service[] = "spire.hostservice.common.metrics.v1.Metrics";
@@ -51,7 +51,7 @@ static void init(struct rpc_call *call, const uint8_t *bytes, size_t length)
         rpc_fail(call, &fault);
         return;
     }
-    metrics_offered(offers(request, metrics_service));
+    host_offers_metrics(offers(request, metrics_service));
     agent = role->agent_service && host_is_agent(request);
     (void)snprintf(service, sizeof service, "%s", agent ? role->agent_service : role->service);
     response.plugin_service_names = names;

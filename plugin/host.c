@@ -1,0 +1,59 @@
+#include "host.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "goplugin.h"
+#include "metrics.h"
+#include "proto/spire.pb-c.h"
+
+enum {
+    HOST_SERVICES = 1, /* SPIRE's broker id of all of them */
+    REQUEST_MAX = 128,
+};
+
+static const char *const names[METRICS] = {
+    [METRIC_WORKER_ENDED] = "worker_ended",
+    [METRIC_KEY_MADE] = "key_made",
+    [METRIC_KEY_DESTROYED] = "key_destroyed",
+    [METRIC_BUNDLE_WRITTEN] = "bundle_written",
+};
+
+static atomic_bool offered;
+
+void host_offers_metrics(bool offers)
+{
+    offered = offers;
+}
+
+static bool tell(struct rpc *rpc, const char *socket, const char *name, unsigned count)
+{
+    Spire__IncrCounterRequest request = SPIRE__INCR_COUNTER_REQUEST__INIT;
+    char prefix[] = "pkcs11";
+    char copy[32] = "";
+    char *key[] = {prefix, copy};
+    uint8_t bytes[REQUEST_MAX];
+
+    strncat(copy, name, sizeof copy - 1);
+    request.key = key;
+    request.n_key = sizeof key / sizeof key[0];
+    request.val = (float)count;
+    return rpc_tell(rpc, socket, "/spire.hostservice.common.metrics.v1.Metrics/IncrCounter", bytes,
+                    spire__incr_counter_request__pack(&request, bytes));
+}
+
+void host_tick(struct rpc *rpc)
+{
+    unsigned metric = 0;
+    char socket[108];
+    unsigned count;
+
+    while (metric < METRICS && metrics_pending((enum metric)metric) == 0)
+        metric++;
+    if (metric == METRICS || !offered ||
+        !goplugin_host_address(HOST_SERVICES, socket, sizeof socket))
+        return;
+    count = metrics_pending((enum metric)metric);
+    if (tell(rpc, socket, names[metric], count))
+        metrics_take((enum metric)metric, count);
+}

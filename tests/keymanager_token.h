@@ -1,0 +1,173 @@
+/* A token that is a page shared by a test and its worker processes, which are the test
+ * program started again. Keys are told apart by their CKA_ID; what goes wrong is said in
+ * `mischief`. One program includes this once. */
+#ifndef TESTS_KEYMANAGER_TOKEN_H
+#define TESTS_KEYMANAGER_TOKEN_H
+
+#include "../plugin/keymanager.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "../hsm/clock.h"
+#include "../plugin/child.h"
+
+enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60 };
+
+static const char token_variable[] = "UNIT_KEYMANAGER_TOKEN";
+
+enum mischief { NONE, DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER, SLOW, SCAN_FAILS };
+
+static struct token {
+    struct object {
+        atomic_int there; /* 0 no, 1 half, 2 whole */
+        char label[HSM_LABEL_MAX + 1];
+        uint8_t id[HSM_ID_MAX];
+    } objects[OBJECTS];
+    _Atomic enum mischief mischief; /* done once, but for SLOW */
+    atomic_bool gate;               /* ends SLOW */
+    atomic_uint generated;
+} * token;
+
+static int map_token(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+
+    token = mmap(NULL, sizeof *token, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    (void)close(fd);
+    return token == MAP_FAILED ? -1 : 0;
+}
+
+static void nap(void)
+{
+    (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+int hsm_open(const struct hsm_settings *settings, struct hsm_token **opened,
+             struct hsm_token_info *info, struct fault *fault)
+{
+    (void)fault;
+    *opened = (struct hsm_token *)token;
+    *info = (struct hsm_token_info){.label = "made up",
+                                    .sessions = settings->sessions,
+                                    .can_generate = {false, true, true, true, true}};
+    return 0;
+}
+
+void hsm_close(struct hsm_token *opened)
+{
+    (void)opened;
+}
+
+void hsm_settings_wipe(struct hsm_settings *settings)
+{
+    explicit_bzero(settings, sizeof *settings);
+}
+
+static bool once(enum mischief mischief)
+{
+    return atomic_compare_exchange_strong(&token->mischief, &mischief, NONE);
+}
+
+static struct object *lookup(const char *label)
+{
+    for (size_t i = 0; i < OBJECTS; i++)
+        if (token->objects[i].there && strcmp(token->objects[i].label, label) == 0)
+            return &token->objects[i];
+    return NULL;
+}
+
+static void put(const struct hsm_key_name *name, int there)
+{
+    struct object *object = token->objects;
+
+    while (object->there)
+        object++;
+    memcpy(object->label, name->label, sizeof object->label);
+    memcpy(object->id, name->id, sizeof object->id);
+    object->there = there;
+}
+
+/* Every key is told apart by its CKA_ID here. */
+static void tell(const struct object *object, struct hsm_reply *reply)
+{
+    reply->state = object->there == 2 ? HSM_COMPLETE : HSM_HALF;
+    reply->public_key.type = HSM_EC_P256;
+    memcpy(reply->public_key.fingerprint, object->id, HSM_ID_MAX);
+}
+
+static void generate(const struct hsm_request *request, struct hsm_reply *reply)
+{
+    if (once(DIES_BEFORE))
+        (void)raise(SIGKILL);
+    while (token->mischief == SLOW && !token->gate)
+        nap();
+    if (once(DIES_HALF_WAY)) {
+        put(&request->key, 1);
+        (void)raise(SIGKILL);
+    }
+    put(&request->key, 2);
+    atomic_fetch_add(&token->generated, 1);
+    if (once(DIES_AFTER))
+        (void)raise(SIGKILL);
+    tell(lookup(request->key.label), reply);
+}
+
+static void sign(const struct hsm_request *request, struct hsm_reply *reply)
+{
+    const struct object *object = lookup(request->key.label);
+
+    if (!object || memcmp(object->id, request->fingerprint, HSM_ID_MAX) != 0) {
+        (void)fault_set(&reply->fault, FAULT_NOT_FOUND, "no such key");
+        return;
+    }
+    memcpy(reply->signature, object->id, HSM_ID_MAX);
+    reply->signature_length = HSM_ID_MAX;
+}
+
+static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
+{
+    for (size_t i = 0; i < OBJECTS; i++) {
+        const struct object *object = &token->objects[i];
+        struct hsm_item found = {.key.id_length = HSM_ID_MAX};
+
+        if (!object->there)
+            continue;
+        memcpy(found.key.label, object->label, sizeof found.key.label);
+        memcpy(found.key.id, object->id, sizeof found.key.id);
+        found.state = object->there == 2 ? HSM_COMPLETE : HSM_HALF;
+        item(context, &found);
+    }
+    if (once(SCAN_FAILS))
+        (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
+}
+
+void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
+                 struct hsm_reply *reply, hsm_item_fn *item, void *context)
+{
+    struct object *object = lookup(request->key.label);
+
+    (void)opened;
+    if (request->op == HSM_SCAN)
+        scan(reply, item, context);
+    else if (request->op == HSM_GENERATE)
+        generate(request, reply);
+    else if (request->op == HSM_SIGN)
+        sign(request, reply);
+    else if (request->op == HSM_PROVE && object)
+        tell(object, reply);
+    else if (request->op == HSM_DESTROY && object)
+        object->there = 0;
+}
+
+#endif
