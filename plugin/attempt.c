@@ -23,6 +23,7 @@
 enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
+static const int64_t patience = 10 * CLOCK_SECOND; /* of one step in the queue */
 
 static void survey(struct attempt *attempt);
 static void generate(struct attempt *attempt);
@@ -63,22 +64,27 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
 }
 
 /* The token could not say: the same step again in a moment, from the tick. Who waits may
- * give up meanwhile. */
+ * give up meanwhile, and then hears `fault`; before a reconfiguration all go over to it. */
 static void stall(struct attempt *attempt, void (*step)(struct attempt *),
                   const struct fault *fault)
 {
     struct keymanager *keymanager = attempt->keymanager;
     bool closing;
+    bool gate;
 
     (void)pthread_mutex_lock(&keymanager->mutex);
     closing = keymanager->closing;
-    if (!closing) {
+    gate = keymanager->gate;
+    attempt->reason = *fault;
+    if (!closing && !gate) {
         attempt->step = step;
         attempt->resume_at = clock_now() + pause_before_resuming;
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
     if (closing)
         fail(attempt, fault);
+    else if (gate)
+        rotation_hand_over(attempt);
 }
 
 static void submit(struct attempt *attempt, const struct hsm_request *request,
@@ -86,7 +92,7 @@ static void submit(struct attempt *attempt, const struct hsm_request *request,
 {
     supervisor_submit(attempt->keymanager->supervisor,
                       &(struct supervisor_request){.request = request,
-                                                   .deadline = CLOCK_NEVER,
+                                                   .deadline = clock_now() + patience,
                                                    .done = done,
                                                    .item = item,
                                                    .context = attempt});
@@ -138,6 +144,13 @@ static void look(struct attempt *attempt)
 
 /* ---- generating ---- */
 
+/* The request never reached the token: its label is still unused. */
+static void regenerate(struct attempt *attempt)
+{
+    attempt->generations--;
+    generate(attempt);
+}
+
 /* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another
  * process has just touched with all its attributes unset. */
 static void generated(void *context, const struct hsm_reply *reply)
@@ -148,6 +161,8 @@ static void generated(void *context, const struct hsm_reply *reply)
         serve(attempt, &reply->public_key);
     else if (reply->fault.code == FAULT_NONE || reply->fault.code == FAULT_ABORTED)
         look(attempt);
+    else if (reply->fault.code == FAULT_UNAVAILABLE)
+        stall(attempt, regenerate, &reply->fault);
     else
         fail(attempt, &reply->fault);
 }
@@ -175,6 +190,7 @@ static int name_attempt(struct attempt *attempt, struct fault *fault)
         label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
     if (result == 0)
         result = label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
+    attempt->reason.code = FAULT_NONE;
     if (result == 0) {
         keymanager->highest = attempt->label.generation;
         remember(keymanager, attempt);
@@ -226,8 +242,10 @@ static const struct inventory_item *find_rival(struct keymanager *keymanager,
             rival = &inventory->items[i];
     if (highest > keymanager->highest)
         keymanager->highest = highest;
-    if (rival)
+    if (rival) {
+        keymanager->rivalry = true;
         keymanager->cleaning = false;
+    }
     (void)pthread_mutex_unlock(&keymanager->mutex);
     return rival;
 }

@@ -175,6 +175,12 @@ static void read_trust_domain(struct reading *r, const char *name)
         memcpy(r->config->trust_domain, name, strlen(name) + 1);
 }
 
+static void read_tree(struct reading *r, const struct hcl_item *root)
+{
+    read_items(r, root);
+    note_missing(r);
+}
+
 static void read_text(struct reading *r, const char *text, size_t length)
 {
     OWNED(hcl_scope_free) struct hcl *tree = NULL;
@@ -184,8 +190,22 @@ static void read_text(struct reading *r, const char *text, size_t length)
         note(r->notes, true, "%s", fault.message);
         return;
     }
-    read_items(r, hcl_root(tree));
-    note_missing(r);
+    read_tree(r, hcl_root(tree));
+}
+
+/* One of `block` and `text` is what there is to read. */
+static int read_whole(struct reading *r, const char *trust_domain, const struct hcl_item *block,
+                      const char *text, size_t length)
+{
+    memset(r->notes, 0, sizeof *r->notes);
+    for (const struct config_option *option = option_table(r->kind); option->name; option++)
+        option_set_initial(option, r->config);
+    read_trust_domain(r, trust_domain);
+    if (block)
+        read_tree(r, block);
+    else
+        read_text(r, text, length);
+    return r->notes->errors > 0 ? -1 : 0;
 }
 
 int config_read(enum config_kind kind, const char *trust_domain, const char *text, size_t length,
@@ -194,12 +214,19 @@ int config_read(enum config_kind kind, const char *trust_domain, const char *tex
     OWNED(config_wipe) struct config made = {.kind = kind};
     struct reading reading = {.kind = kind, .config = &made, .notes = notes};
 
-    memset(notes, 0, sizeof *notes);
-    for (const struct config_option *option = option_table(kind); option->name; option++)
-        option_set_initial(option, &made);
-    read_trust_domain(&reading, trust_domain);
-    read_text(&reading, text, length);
-    if (notes->errors > 0)
+    if (read_whole(&reading, trust_domain, NULL, text, length) != 0)
+        return -1;
+    *config = made;
+    return 0;
+}
+
+int config_read_block(enum config_kind kind, const char *trust_domain, const struct hcl_item *block,
+                      struct config *config, struct config_notes *notes)
+{
+    OWNED(config_wipe) struct config made = {.kind = kind};
+    struct reading reading = {.kind = kind, .config = &made, .notes = notes};
+
+    if (read_whole(&reading, trust_domain, block, NULL, 0) != 0)
         return -1;
     *config = made;
     return 0;
@@ -232,6 +259,29 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
         (void)snprintf(text + used, sizeof text - used, "; and %zu more, see the log",
                        notes->errors - shown);
     return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", text);
+}
+
+void config_settings(const struct config_keymanager *config, struct hsm_settings *settings)
+{
+    *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
+                                      .id_length = (uint32_t)config->cka_id_length,
+                                      .lenient = config->lenient};
+    memcpy(settings->module, config->module, sizeof settings->module);
+    memcpy(settings->token, config->token, sizeof settings->token);
+    if (config->key_identifier_file[0] != '\0')
+        (void)snprintf(settings->latch, sizeof settings->latch, "%.*s.pin-refused",
+                       (int)(sizeof settings->latch - sizeof ".pin-refused"),
+                       config->key_identifier_file);
+    if (config->pin_file[0] != '\0') {
+        settings->pin_kind = HSM_PIN_FILE;
+        memcpy(settings->pin_text, config->pin_file, sizeof config->pin_file);
+    } else if (config->pin_env[0] != '\0') {
+        settings->pin_kind = HSM_PIN_ENV;
+        memcpy(settings->pin_text, config->pin_env, sizeof config->pin_env);
+    } else if (config->pin[0] != '\0') {
+        settings->pin_kind = HSM_PIN_INLINE;
+        memcpy(settings->pin_text, config->pin, sizeof config->pin);
+    }
 }
 
 void config_wipe(struct config *config)

@@ -78,6 +78,14 @@ struct config_notes {
 int config_read(enum config_kind kind, const char *trust_domain, const char *text, size_t length,
                 struct config *config, struct config_notes *notes);
 
+/* The same for plugin_data that is a block in a larger text, such as server.conf. */
+struct hcl_item;
+int config_read_block(enum config_kind kind, const char *trust_domain, const struct hcl_item *block,
+                      struct config *config, struct config_notes *notes);
+
+/* What the token's room needs to know. Wiped with hsm_settings_wipe. */
+void config_settings(const struct config_keymanager *config, struct hsm_settings *settings);
+
 /* All errors in one sentence list, for a Configure that fails: "3 mistakes in
  * plugin_data: line 2: ...; line 5: ...", which ends with "and 7 more, see the log" if they
  * do not all fit. FAULT_INVALID_ARGUMENT. */

@@ -86,12 +86,12 @@ static int create(const char *path, bool *existed, struct fault *fault)
 static int open_file(const char *path, bool *existed, int *fd, struct fault *fault)
 {
     *existed = true;
-    *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (*fd < 0 && errno == ENOENT) {
         *existed = false;
         if (create(path, existed, fault) != 0)
             return -1;
-        *fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+        *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     }
     if (*fd < 0)
         return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno,
@@ -109,6 +109,10 @@ static int check_file(const char *path, int fd, struct fault *fault)
     if (!S_ISREG(st.st_mode))
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "key_identifier_file \"%s\" is not a regular file", path);
+    if (st.st_uid != 0 && st.st_uid != geteuid())
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "key_identifier_file \"%s\" belongs to somebody else (user %u)", path,
+                         (unsigned)st.st_uid);
     if ((st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "key_identifier_file \"%s\" may be written by others (mode %04o): its "
@@ -150,10 +154,10 @@ static bool same_file(int a, int b)
            first.st_ino == second.st_ino;
 }
 
-static int take_lock(const char *path, int fd, struct fault *fault)
+static int take_lock(const char *path, int fd, int64_t wait, struct fault *fault)
 {
     const struct timespec pause = {.tv_nsec = 50 * CLOCK_MILLISECOND};
-    int64_t until = clock_now() + lock_wait;
+    int64_t until = clock_now() + wait;
 
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
@@ -191,7 +195,7 @@ static int lock_file(const char *path, const struct identity *held, int *fd, int
                           : fault_errno(fault, FAULT_UNAVAILABLE, errno,
                                         "cannot duplicate the identity lock");
     }
-    if (take_lock(path, *fd, fault) != 0)
+    if (take_lock(path, *fd, lock_wait, fault) != 0)
         return -1;
     if (is_at(path, *fd)) {
         *lock = *fd;
@@ -214,6 +218,44 @@ static int from_file(const char *path, const struct identity *held, struct ident
     return 0;
 }
 
+static int find_file(const char *path, bool lock, struct identity *identity, struct fault *fault)
+{
+    OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+
+    if (fd < 0)
+        return fault_errno(fault, errno == ENOENT ? FAULT_NOT_FOUND : FAULT_FAILED_PRECONDITION,
+                           errno, "cannot open key_identifier_file \"%s\"", path);
+    if (check_file(path, fd, fault) != 0 || read_file(path, fd, identity, fault) != 0)
+        return -1;
+    identity->existed = true;
+    if (!lock)
+        return 0;
+    if (take_lock(path, fd, 0, fault) != 0)
+        return -1;
+    identity->lock = fd;
+    fd = -1;
+    return 0;
+}
+
+static void take_value(const struct config_keymanager *config, struct identity *identity)
+{
+    identity->length = strlen(config->key_identifier_value);
+    memcpy(identity->bytes, config->key_identifier_value, identity->length);
+}
+
+int identity_find(const struct config_keymanager *config, bool lock, struct identity *identity,
+                  struct fault *fault)
+{
+    struct identity found = {.lock = -1};
+
+    if (config->key_identifier_file[0] == '\0')
+        take_value(config, &found);
+    else if (find_file(config->key_identifier_file, lock, &found, fault) != 0)
+        return -1;
+    *identity = found;
+    return 0;
+}
+
 int identity_open(const struct config_keymanager *config, const struct identity *held,
                   struct identity *identity, struct fault *fault)
 {
@@ -223,8 +265,7 @@ int identity_open(const struct config_keymanager *config, const struct identity 
         if (from_file(config->key_identifier_file, held, &made, fault) != 0)
             return -1;
     } else {
-        made.length = strlen(config->key_identifier_value);
-        memcpy(made.bytes, config->key_identifier_value, made.length);
+        take_value(config, &made);
     }
     *identity = made;
     return 0;

@@ -25,6 +25,12 @@ struct identity {
 int identity_open(const struct config_keymanager *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 
+/* Reads the identity that is there already, making nothing. FAULT_NOT_FOUND: the file is
+ * not there. With `lock` it takes the lock too, at once: FAULT_FAILED_PRECONDITION if another
+ * process has it. */
+int identity_find(const struct config_keymanager *config, bool lock, struct identity *identity,
+                  struct fault *fault);
+
 /* Takes back a file that identity_open has just made, as if it had not been called: an
  * identity that was never used should not look like an old one. Before identity_close. */
 void identity_undo(const struct config_keymanager *config, struct identity *identity);

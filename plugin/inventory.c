@@ -103,6 +103,16 @@ struct inventory_item *inventory_candidate(struct inventory *inventory,
     return NULL;
 }
 
+bool inventory_has_twins(struct inventory *inventory, struct inventory_item *first)
+{
+    struct inventory_item *item;
+
+    for (item = first; item; item = inventory_next_generation(inventory, item))
+        if (is_twin(inventory, first, item))
+            return true;
+    return false;
+}
+
 uint32_t inventory_highest(const struct inventory *inventory)
 {
     uint32_t highest = 0;

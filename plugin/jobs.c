@@ -197,8 +197,10 @@ struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
 {
     for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
         struct job *job = &jobs->table[i];
+        bool waits = job->state == JOB_QUEUED || job->state == JOB_SENT;
+        bool may_be_late = job->state == JOB_QUEUED || operations[job->op].repeat;
 
-        if ((job->state == JOB_QUEUED || job->state == JOB_SENT) && (any || job->deadline <= now))
+        if (waits && (any || (may_be_late && job->deadline <= now)))
             return job;
     }
     return NULL;

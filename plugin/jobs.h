@@ -78,7 +78,8 @@ void jobs_abandon(struct jobs *jobs, struct job *job);
 void jobs_release(struct jobs *jobs, struct job *job);
 
 /* Looks: by number among those at the worker; any at the worker; any unanswered that is
- * past its deadline (or simply any). NULL if there is none. */
+ * past its deadline (or simply any). One that cannot be repeated has a deadline only until it
+ * is sent: then its outcome matters. NULL if there is none. */
 struct job *jobs_numbered(struct jobs *jobs, uint32_t number);
 struct job *jobs_at_worker(struct jobs *jobs);
 struct job *jobs_late(struct jobs *jobs, int64_t now, bool any);

@@ -42,27 +42,12 @@ void keymanager_log_event(const struct keymanager *keymanager, const char *event
 
 /* ---- life ---- */
 
-static void settings_from(const struct config_keymanager *config, struct hsm_settings *settings)
+/* Not before the one we succeed is gone: its signatures in flight use keys that we supersede. */
+static void begin_cleaning(struct keymanager *keymanager)
 {
-    *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
-                                      .id_length = (uint32_t)config->cka_id_length,
-                                      .lenient = config->lenient};
-    memcpy(settings->module, config->module, sizeof settings->module);
-    memcpy(settings->token, config->token, sizeof settings->token);
-    if (config->key_identifier_file[0] != '\0')
-        (void)snprintf(settings->latch, sizeof settings->latch, "%.*s.pin-refused",
-                       (int)(sizeof settings->latch - sizeof ".pin-refused"),
-                       config->key_identifier_file);
-    if (config->pin_file[0] != '\0') {
-        settings->pin_kind = HSM_PIN_FILE;
-        memcpy(settings->pin_text, config->pin_file, sizeof config->pin_file);
-    } else if (config->pin_env[0] != '\0') {
-        settings->pin_kind = HSM_PIN_ENV;
-        memcpy(settings->pin_text, config->pin_env, sizeof config->pin_env);
-    } else if (config->pin[0] != '\0') {
-        settings->pin_kind = HSM_PIN_INLINE;
-        memcpy(settings->pin_text, config->pin, sizeof config->pin);
-    }
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    keymanager->cleaning = true;
+    (void)pthread_mutex_unlock(&keymanager->mutex);
 }
 
 static void free_keymanager(void *context)
@@ -70,8 +55,10 @@ static void free_keymanager(void *context)
     struct keymanager *keymanager = context;
 
     disposal_free_all(keymanager);
-    if (keymanager->successor)
+    if (keymanager->successor) {
+        begin_cleaning(keymanager->successor);
         keymanager_release(keymanager->successor);
+    }
     catalogue_close(&keymanager->catalogue);
     identity_close(&keymanager->identity);
     (void)pthread_cond_destroy(&keymanager->drained);
@@ -123,7 +110,7 @@ static int start(struct keymanager *keymanager, const struct config *config, str
     };
     int result;
 
-    settings_from(&config->keymanager, &options.settings);
+    config_settings(&config->keymanager, &options.settings);
     result = supervisor_start(&options, &keymanager->supervisor, fault);
     hsm_settings_wipe(&options.settings);
     return result;
@@ -177,9 +164,8 @@ void keymanager_succeed(struct keymanager *keymanager, struct keymanager *before
 {
     if (before)
         rotation_open_gate(before, keymanager);
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    keymanager->cleaning = true;
-    (void)pthread_mutex_unlock(&keymanager->mutex);
+    else
+        begin_cleaning(keymanager);
 }
 
 struct keymanager *keymanager_hold(struct keymanager *keymanager)

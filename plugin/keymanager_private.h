@@ -52,9 +52,10 @@ struct keymanager {
     struct waiters gated;
     struct attempts attempts; /* one per key id at most */
     struct disposals disposals;
-    unsigned disposing;           /* requests out */
-    bool cleaning;                /* disposals may begin */
-    bool closing;                 /* rotation_abandon was called */
+    unsigned disposing; /* requests out */
+    bool cleaning;      /* disposals may begin */
+    bool rivalry;       /* another process makes keys in our name: nothing is destroyed or made */
+    bool closing;       /* rotation_abandon was called */
     struct keymanager *successor; /* held: takes the requests that still come in here */
 };
 
@@ -78,6 +79,7 @@ struct attempt {
     struct waiters waiters;
     unsigned generations;
     struct inventory inventory;     /* of the survey */
+    struct fault reason;            /* why it stalled; code FAULT_NONE = it has not */
     void (*step)(struct attempt *); /* to go on with at resume_at; NULL: a request is out */
     int64_t resume_at;
 };
@@ -106,6 +108,10 @@ void rotation_abandon(struct keymanager *keymanager);
 void attempt_begin(struct attempt *attempt);
 void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
                        const struct fault *fault);
+
+/* Ends an attempt that has come to nothing while the gate is closed; who waits goes on behind
+ * the gate. */
+void rotation_hand_over(struct attempt *attempt);
 
 /* One line per key event, with the columns an operator can match with `keys` and with
  * SPIRE's own logs. keymanager.c */

@@ -232,6 +232,11 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
     const struct inventory_item *served = inventory_candidate(inventory, first);
     struct inventory_item *item;
 
+    if (inventory_has_twins(inventory, first)) {
+        keymanager->rivalry = true;
+        log_write(LOG_ERROR, "two servers share one identity; no key is destroyed", "key_id",
+                  first->label.key_id, "label", first->name.label, NULL);
+    }
     if (served && serve(keymanager, served, fault) != 0)
         return -1;
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
@@ -245,12 +250,24 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
     return 0;
 }
 
+/* A lagging HSM may show later what a predecessor made. While we hold the lock on the identity
+ * file there is nobody else who can have made it. */
+static uint32_t known_as_ours(const struct keymanager *keymanager)
+{
+    uint32_t now;
+
+    if (keymanager->identity.lock < 0 || label_next_generation(time(NULL), 0, &now, NULL) != 0)
+        return keymanager->highest;
+    return now - 1 > keymanager->highest ? now - 1 : keymanager->highest;
+}
+
 static int serve_all(struct keymanager *keymanager, struct inventory *inventory,
                      struct fault *fault)
 {
     struct inventory_item *item;
 
-    keymanager->highest = keymanager->ours_up_to = inventory_highest(inventory);
+    keymanager->highest = inventory_highest(inventory);
+    keymanager->ours_up_to = known_as_ours(keymanager);
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
         if (settle_id(keymanager, inventory, item, fault) != 0)
             return -1;

@@ -82,6 +82,20 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
     keymanager_release(keymanager);
 }
 
+void rotation_hand_over(struct attempt *attempt)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+
+    lock(keymanager);
+    LIST_REMOVE(attempt, link);
+    TAILQ_CONCAT(&keymanager->gated, &attempt->waiters, link);
+    (void)pthread_cond_broadcast(&keymanager->drained);
+    unlock(keymanager);
+    inventory_clear(&attempt->inventory);
+    free(attempt);
+    keymanager_release(keymanager);
+}
+
 /* ---- who asks ---- */
 
 static struct attempt *find_attempt(struct keymanager *keymanager, const char *key_id)
@@ -209,9 +223,11 @@ void keymanager_generate(struct keymanager *keymanager, const char *key_id, enum
 
 /* ---- the clock ---- */
 
-static void pick_expired(struct waiters *from, int64_t now, struct waiters *to)
+/* true: there was one. */
+static bool pick_expired(struct waiters *from, int64_t now, struct waiters *to)
 {
     struct waiter *waiter = TAILQ_FIRST(from);
+    bool any = false;
 
     while (waiter) {
         struct waiter *next = TAILQ_NEXT(waiter, link);
@@ -219,9 +235,11 @@ static void pick_expired(struct waiters *from, int64_t now, struct waiters *to)
         if (waiter->deadline <= now) {
             TAILQ_REMOVE(from, waiter, link);
             TAILQ_INSERT_TAIL(to, waiter, link);
+            any = true;
         }
         waiter = next;
     }
+    return any;
 }
 
 /* With the mutex held. */
@@ -243,16 +261,19 @@ static void expire(struct keymanager *keymanager, int64_t now)
 {
     struct waiters expired = TAILQ_HEAD_INITIALIZER(expired);
     struct attempt *attempt;
-    struct fault fault;
+    struct fault fault = {.code = FAULT_NONE};
 
     lock(keymanager);
     pick_expired(&keymanager->gated, now, &expired);
     LIST_FOREACH(attempt, &keymanager->attempts, link)
-    pick_expired(&attempt->waiters, now, &expired);
+    if (pick_expired(&attempt->waiters, now, &expired))
+        fault = attempt->reason;
     unlock(keymanager);
     if (TAILQ_EMPTY(&expired))
         return;
-    if (supervisor_away(keymanager->supervisor, &fault))
+    if (fault.code != FAULT_NONE)
+        (void)fault_prefix(&fault, "failed to generate key");
+    else if (supervisor_away(keymanager->supervisor, &fault))
         (void)fault_prefix(&fault, "failed to generate key: the token is away");
     else
         (void)fault_set(&fault, FAULT_DEADLINE_EXCEEDED,

@@ -52,7 +52,8 @@ typedef void supervisor_done(void *context, const struct hsm_reply *reply);
 
 struct supervisor_request {
     const struct hsm_request *request; /* copied */
-    int64_t deadline;                  /* on clock_now()'s clock; CLOCK_NEVER = none */
+    int64_t deadline;                  /* on clock_now()'s clock; CLOCK_NEVER = none. Of
+                                          HSM_GENERATE: to be begun by then */
     supervisor_done *done;
     hsm_item_fn *item; /* HSM_SCAN only; a NULL item = forget the items so far */
     void *context;

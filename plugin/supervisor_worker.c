@@ -176,8 +176,6 @@ static bool pin_is_still_wrong(const struct supervisor *s)
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
 {
     s->pin_refused = hsm_refused_pin(fault->ckr);
-    if (s->pin_refused)
-        look_at_pin(s, &s->pin_look);
     supervisor_lock(s);
     s->reason = *fault;
     s->explained = true;
@@ -202,6 +200,7 @@ static void begin(struct supervisor *s)
     struct child child;
     struct fault fault;
 
+    look_at_pin(s, &s->pin_look);
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
         supervisor_worker_refused(s, &fault);
         s->failures++;
