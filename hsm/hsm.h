@@ -112,7 +112,7 @@ struct hsm_token_info {
 enum hsm_op {
     HSM_SCAN = 1, /* every pair whose label begins with `prefix`, one item each */
     HSM_GENERATE, /* make `key` of `type`, read back, prove. FAULT_ABORTED: it may exist; PROVE
-                     tells */
+                     tells. HSM_ABSENT, HSM_HALF: made, but not to be seen (whole) yet */
     HSM_PROVE,    /* is `key` here, whole, with the right attributes, and does it sign? */
     HSM_SIGN,
     HSM_DESTROY, /* both halves of `key`; done only when seen gone */
@@ -141,9 +141,9 @@ struct hsm_request {
 
 enum hsm_state {
     HSM_ABSENT = 0, /* and the token was reachable and logged in before and after the look */
-    HSM_HALF,       /* only one half, or no usable public key */
+    HSM_HALF,       /* only one half, and no public key to be had of it */
     HSM_COMPLETE,
-    HSM_UNFIT,     /* whole, but attributes or trial signature are wrong: see why */
+    HSM_UNFIT,     /* whole, but public key, attributes or trial signature are wrong: see why */
     HSM_DUPLICATE, /* more than one private key of this label and id */
 };
 

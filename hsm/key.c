@@ -167,12 +167,14 @@ static int prove_whole(const struct call *call, const struct session *session,
 {
     struct hsm_token *token = call->token;
     enum hsm_key_type wanted = call->request->type;
+    /* halves are cleared away; a public key of another's making is no reason to */
+    enum hsm_state without = pair->public_key == CK_INVALID_HANDLE ? HSM_HALF : HSM_UNFIT;
     struct cache_key cached = {&call->request->key, NULL, token->pool.logins};
     struct hsm_public_key key;
     char why[sizeof call->reply->why];
 
     if (object_public_key(session, pair, &key, fault) != 0)
-        return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_HALF, fault->message);
+        return fault->ckr != CKR_OK ? -1 : verdict(call, without, fault->message);
     if (wanted != HSM_KEY_NONE && key.type != wanted)
         return verdict(call, HSM_UNFIT, "it is of another type");
     if (object_check(session, pair->private_key, token->lenient, why, fault) != 0)
@@ -326,8 +328,6 @@ int key_generate(const struct call *call, struct fault *fault)
         (void)fault_prefix(fault, "the key was made, but");
         return doubt(fault);
     }
-    if (call->reply->state == HSM_ABSENT)
-        return fault_set(fault, FAULT_ABORTED, "the key was made, but is not to be seen yet");
     return 0;
 }
 

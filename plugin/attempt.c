@@ -6,6 +6,7 @@
  *       |  outcome unknown (worker died, ambiguous error)
  *       v
  *   looking ----whole, proven------------------------------> served
+ *       |       (the token says it made it: looked for again and again, a cluster lags)
  *       |  not there, or half: that label is never used again, what may show up of it
  *       v  is cleared away, and a fresh generation begins
  *   generating ...
@@ -20,7 +21,7 @@
 #include "keymanager_private.h"
 #include "metrics.h"
 
-enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2 };
+enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 static const int64_t patience = 10 * CLOCK_SECOND; /* of one step in the queue */
@@ -116,11 +117,28 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
         (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
                         reply->why);
     else
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %u tries", most);
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %u tries%s%s", most,
+                        attempt->doubt.code != FAULT_NONE ? ": " : "",
+                        attempt->doubt.code != FAULT_NONE ? attempt->doubt.message : "");
     fail(attempt, &fault);
 }
 
 static void look(struct attempt *attempt);
+
+/* What a cluster of HSMs has made may show only when all of them know of it. */
+static void look_later(struct attempt *attempt)
+{
+    struct fault fault;
+
+    attempt->late_looks--;
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the key was made, but is not to be seen yet");
+    stall(attempt, look, &fault);
+}
+
+static bool is_late(const struct attempt *attempt, const struct hsm_reply *reply)
+{
+    return attempt->late_looks > 0 && (reply->state == HSM_ABSENT || reply->state == HSM_HALF);
+}
 
 static void looked(void *context, const struct hsm_reply *reply)
 {
@@ -130,6 +148,8 @@ static void looked(void *context, const struct hsm_reply *reply)
         stall(attempt, look, &reply->fault);
     else if (reply->state == HSM_COMPLETE)
         serve(attempt, &reply->public_key);
+    else if (is_late(attempt, reply))
+        look_later(attempt);
     else
         start_over(attempt, reply);
 }
@@ -157,8 +177,12 @@ static void generated(void *context, const struct hsm_reply *reply)
 {
     struct attempt *attempt = context;
 
+    attempt->late_looks = reply->fault.code == FAULT_NONE ? LATE_LOOKS : 0;
+    attempt->doubt = reply->fault;
     if (reply->fault.code == FAULT_NONE && reply->state == HSM_COMPLETE)
         serve(attempt, &reply->public_key);
+    else if (reply->fault.code == FAULT_NONE && is_late(attempt, reply))
+        look_later(attempt);
     else if (reply->fault.code == FAULT_NONE || reply->fault.code == FAULT_ABORTED)
         look(attempt);
     else if (reply->fault.code == FAULT_UNAVAILABLE)

@@ -78,6 +78,8 @@ struct attempt {
     struct hsm_key_name name;
     struct waiters waiters;
     unsigned generations;
+    unsigned late_looks;            /* worth it: the token says it has made the key */
+    struct fault doubt;             /* what the token said of the last generation */
     struct inventory inventory;     /* of the survey */
     struct fault reason;            /* why it stalled; code FAULT_NONE = it has not */
     void (*step)(struct attempt *); /* to go on with at resume_at; NULL: a request is out */

@@ -160,7 +160,7 @@ static void only_a_history_that_cannot_be_read_is_a_matter_of_leniency(void **st
         {CKA_LOCAL, false, CK_FALSE, HSM_UNFIT, HSM_COMPLETE},
         {CKA_ALWAYS_AUTHENTICATE, false, CK_TRUE, HSM_UNFIT, HSM_UNFIT},
         {CKA_ALWAYS_AUTHENTICATE, true, CK_TRUE, HSM_COMPLETE, HSM_COMPLETE},
-        {CKA_EC_POINT, true, CK_FALSE, HSM_HALF, HSM_HALF},
+        {CKA_EC_POINT, true, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
     };
 
     (void)state;

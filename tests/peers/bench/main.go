@@ -64,6 +64,7 @@ func main() {
 		}
 	}
 	r.verdicts()
+	disturbed()
 	if failed {
 		os.Exit(1)
 	}
@@ -108,6 +109,14 @@ func (r *report) verdicts() {
 			got, target = fmt.Sprintf("%.1f%%", 100*g.got), fmt.Sprintf("%.0f%%", 100*g.target)
 		}
 		fmt.Printf("%-58s %10s %10s\n", g.what+" "+sign+" "+target, got, verdict)
+	}
+}
+
+// disturbed says how far the figures can be trusted: whoever else wants the CPUs takes more
+// from a few busy threads than from the bare token's 32.
+func disturbed() {
+	if share := median(others); share > 0.05 {
+		fmt.Printf("\nothers had %.0f%% of the machine meanwhile: measure again when it is quiet\n", 100*share)
 	}
 }
 

@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -34,7 +36,11 @@ type result struct {
 	rate     float64
 	p50, p99 float64 // microseconds
 	cpu      float64 // microseconds a signature
+	host     float64 // the same of this program, which is SPIRE's part
 }
+
+// others: what share of the machine somebody else had, round by round.
+var others []float64
 
 // signFor lets `callers` sign as fast as they can, after a short start that does not count.
 func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) (result, error) {
@@ -62,24 +68,26 @@ func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) 
 			}
 		})
 	}
-	pids := processes(p)
+	ours, self := processes(p), []int{os.Getpid()}
 	time.Sleep(duration / 10)
 	counting.Store(true)
-	begun, cpu := time.Now(), cpuMicroseconds(pids)
+	begun, cpu, own, all := time.Now(), cpuMicroseconds(ours), cpuMicroseconds(self), busyMicroseconds()
 	time.Sleep(duration)
 	stopped.Store(true)
-	took, cpu := time.Since(begun), cpuMicroseconds(pids)-cpu
+	took := time.Since(begun)
+	cpu, own, all = cpuMicroseconds(ours)-cpu, cpuMicroseconds(self)-own, busyMicroseconds()-all
+	others = append(others, (all-cpu-own)/microseconds(took)/float64(runtime.NumCPU()))
 	group.Wait()
 	if err := failure.Load(); err != nil {
 		return result{}, fmt.Errorf("SignData: %w", *err)
 	}
-	all := slices.Concat(samples...)
-	slices.Sort(all)
-	if len(all) == 0 {
+	times := slices.Concat(samples...)
+	slices.Sort(times)
+	if len(times) == 0 {
 		return result{}, fmt.Errorf("nothing was signed in %v", duration)
 	}
-	n := float64(len(all))
-	return result{n / took.Seconds(), microseconds(all[len(all)/2]), microseconds(all[len(all)*99/100]), cpu / n}, nil
+	n := float64(len(times))
+	return result{n / took.Seconds(), microseconds(times[len(times)/2]), microseconds(times[len(times)*99/100]), cpu / n, own / n}, nil
 }
 
 // cell is one operation with so many callers, plugin and bare token in turns.
@@ -104,10 +112,11 @@ func (c *cell) ratio(value func(result) float64) float64 {
 	return median(ratios)
 }
 
-func rate(r result) float64 { return r.rate }
-func p50(r result) float64  { return r.p50 }
-func p99(r result) float64  { return r.p99 }
-func cpu(r result) float64  { return r.cpu }
+func rate(r result) float64     { return r.rate }
+func p50(r result) float64      { return r.p50 }
+func p99(r result) float64      { return r.p99 }
+func cpu(r result) float64      { return r.cpu }
+func spireCPU(r result) float64 { return r.host }
 
 func measureRates(r *report) error {
 	token, remove, err := newToken()
@@ -123,8 +132,8 @@ func measureRates(r *report) error {
 	if err := nineKeys(p); err != nil {
 		return err
 	}
-	fmt.Printf("%-16s %9s %9s %7s  %9s %9s %7s  %9s %9s  %9s %9s\n", "signing, callers", "ours/s", "bare/s", "share",
-		"p50 us", "bare", "ratio", "p99 us", "bare", "CPU us", "bare")
+	fmt.Printf("%-16s %9s %9s %7s  %9s %9s %7s  %9s %9s  %9s %9s %9s\n", "signing, callers", "ours/s", "bare/s", "share",
+		"p50 us", "bare", "ratio", "p99 us", "bare", "CPU us", "host's", "bare")
 	for _, op := range operations {
 		for _, callers := range callerCounts {
 			if !wanted(*cells, fmt.Sprintf("%s/%d", op.name, callers)) {
@@ -136,12 +145,12 @@ func measureRates(r *report) error {
 				if err != nil {
 					return err
 				}
-				bare, err := raw(token, "sign", op.name, strconv.Itoa(callers), fmt.Sprint(length.Seconds()))
+				bare, err := raw(token, "", "sign", op.name, strconv.Itoa(callers), fmt.Sprint(length.Seconds()))
 				if err != nil {
 					return err
 				}
 				c.ours = append(c.ours, ours)
-				c.bare = append(c.bare, result{bare.PerSecond, bare.P50, bare.P99, bare.CPU})
+				c.bare = append(c.bare, result{bare.PerSecond, bare.P50, bare.P99, bare.CPU, 0})
 			}
 			c.print(op, callers)
 			c.judge(r, op, callers)
@@ -152,10 +161,10 @@ func measureRates(r *report) error {
 }
 
 func (c *cell) print(op operation, callers int) {
-	fmt.Printf("%-11s %4d %9.0f %9.0f %6.1f%%  %9.0f %9.0f %7.2f  %9.0f %9.0f  %9.1f %9.1f\n", op.name, callers,
+	fmt.Printf("%-11s %4d %9.0f %9.0f %6.1f%%  %9.0f %9.0f %7.2f  %9.0f %9.0f  %9.1f %9.1f %9.1f\n", op.name, callers,
 		c.of(c.ours, rate), c.of(c.bare, rate), 100*c.ratio(rate),
 		c.of(c.ours, p50), c.of(c.bare, p50), c.ratio(p50),
-		c.of(c.ours, p99), c.of(c.bare, p99), c.of(c.ours, cpu), c.of(c.bare, cpu))
+		c.of(c.ours, p99), c.of(c.bare, p99), c.of(c.ours, cpu), c.of(c.ours, spireCPU), c.of(c.bare, cpu))
 }
 
 func (c *cell) judge(r *report, op operation, callers int) {

@@ -73,7 +73,7 @@ func measureStartAmong(r *report, foreign int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := raw(token, "fill", strconv.Itoa(foreign/2)); err != nil {
+	if _, err := raw(token, "", "fill", strconv.Itoa(foreign/2)); err != nil {
 		return err
 	}
 	var starts []time.Duration
@@ -96,7 +96,7 @@ func measureStartAmong(r *report, foreign int) error {
 		if err := p.Close(); err != nil {
 			return err
 		}
-		bare, err := raw(token, "enumerate")
+		bare, err := raw(token, "", "enumerate")
 		if err != nil {
 			return err
 		}
@@ -117,6 +117,8 @@ func measureStartAmong(r *report, foreign int) error {
 	return nil
 }
 
+// measureLatency: as many bare threads as sessions have the latency that the token really
+// shows, which is that of the sleep, of waking up and of the signature.
 func measureLatency(r *report) error {
 	const latency = 20 * time.Millisecond
 	token, remove, err := newToken()
@@ -124,9 +126,10 @@ func measureLatency(r *report) error {
 		return err
 	}
 	defer remove()
-	fmt.Printf("%-16s %9s %9s %9s %9s\n", "20 ms a C_Sign", "rate/s", "possible", "share", "p99 ms")
+	script := fmt.Sprintf("profile latency %d\n", latency.Milliseconds())
+	fmt.Printf("%-16s %9s %9s %9s %9s %9s\n", "20 ms a C_Sign", "ours/s", "bare/s", "share", "of 1/20ms", "p99 ms")
 	for _, sessions := range []int{8, 32} {
-		p, err := open(token, fmt.Sprintf("max_sessions = %d", sessions), fmt.Sprintf("profile latency %d\n", latency.Milliseconds()))
+		p, err := open(token, fmt.Sprintf("max_sessions = %d", sessions), script)
 		if err != nil {
 			return err
 		}
@@ -139,9 +142,14 @@ func measureLatency(r *report) error {
 		if err != nil {
 			return err
 		}
-		possible := float64(sessions) / latency.Seconds()
-		fmt.Printf("%3d sessions     %9.0f %9.0f %8.1f%% %9.1f\n", sessions, got.rate, possible, 100*got.rate/possible, got.p99/1000)
-		r.atLeast(fmt.Sprintf("token of 20 ms, %d sessions, share of sessions/latency", sessions), got.rate/possible, 0.97)
+		bare, err := raw(token, script, "sign", operations[0].name, strconv.Itoa(sessions), fmt.Sprint(length.Seconds()))
+		if err != nil {
+			return err
+		}
+		nominal := float64(sessions) / latency.Seconds()
+		fmt.Printf("%3d sessions     %9.0f %9.0f %8.1f%% %8.1f%% %9.1f\n", sessions, got.rate, bare.PerSecond,
+			100*got.rate/bare.PerSecond, 100*got.rate/nominal, got.p99/1000)
+		r.atLeast(fmt.Sprintf("token of 20 ms, %d sessions, share of sessions/latency", sessions), got.rate/bare.PerSecond, 0.97)
 	}
 	fmt.Println()
 	return nil

@@ -45,17 +45,23 @@ func newToken() (token *softhsm.Token, remove func(), err error) {
 	return token, remove, nil
 }
 
+// slowed: the module and the environment for a token that does what the script says.
+func slowed(token *softhsm.Token, script string) (module string, env []string, err error) {
+	if script == "" {
+		return softhsm.Module(), token.Env(), nil
+	}
+	path := filepath.Join(token.Dir, "script")
+	env = append(token.Env(), "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+path)
+	return *faulty, env, os.WriteFile(path, []byte(script), 0o600)
+}
+
 // open loads and configures the plugin. With a script, its token is as slow as that says.
 func open(token *softhsm.Token, options, script string) (*host.Plugin, error) {
-	env, data := token.Env(), token.PluginData(options)
-	if script != "" {
-		path := filepath.Join(token.Dir, "script")
-		if err := os.WriteFile(path, []byte(script), 0o600); err != nil {
-			return nil, err
-		}
-		env = append(env, "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+path)
-		data = strings.Replace(data, softhsm.Module(), *faulty, 1)
+	module, env, err := slowed(token, script)
+	if err != nil {
+		return nil, err
 	}
+	data := strings.Replace(token.PluginData(options), softhsm.Module(), module, 1)
 	p, err := host.Load(ctx, host.Options{Type: "KeyManager", Path: *binary, Env: env})
 	if err != nil {
 		return nil, err
@@ -98,9 +104,13 @@ type rawResult struct {
 	WholeMS     float64 `json:"whole_ms"`
 }
 
-func raw(token *softhsm.Token, args ...string) (result rawResult, err error) {
-	cmd := exec.Command(*rawSign, append([]string{softhsm.Module(), pin}, args...)...)
-	cmd.Env = append(os.Environ(), token.Env()...)
+func raw(token *softhsm.Token, script string, args ...string) (result rawResult, err error) {
+	module, env, err := slowed(token, script)
+	if err != nil {
+		return result, err
+	}
+	cmd := exec.Command(*rawSign, append([]string{module, pin}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	output, err := cmd.Output()
 	if err == nil {
@@ -142,9 +152,10 @@ func statFields(pid int) []string {
 	return strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
 }
 
+const tick = 1e6 / 100 // microseconds; USER_HZ
+
 // cpuMicroseconds used by these processes so far, in steps of the kernel's tick.
 func cpuMicroseconds(pids []int) (used float64) {
-	const tick = 1e6 / 100 // USER_HZ
 	for _, pid := range pids {
 		if fields := statFields(pid); len(fields) > 12 {
 			for _, field := range fields[11:13] {
@@ -154,6 +165,20 @@ func cpuMicroseconds(pids []int) (used float64) {
 		}
 	}
 	return used
+}
+
+// busyMicroseconds of all CPUs so far, whoever had them (another machine too: "steal").
+func busyMicroseconds() (busy float64) {
+	text, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(text), "\n")
+	for i, field := range strings.Fields(line) {
+		const idle, iowait, guest = 4, 5, 9
+		if i > 0 && i != idle && i != iowait && i < guest {
+			ticks, _ := strconv.ParseFloat(field, 64)
+			busy += ticks * tick
+		}
+	}
+	return busy
 }
 
 // pssMiB of a process; 0 where only root may know.
