@@ -86,7 +86,6 @@ int lane_open(struct fault *fault)
         lane.ended = true;
         return fault_errno(fault, FAULT_RESOURCE_EXHAUSTED, error, "cannot start a thread");
     }
-    (void)pthread_detach(lane.thread);
     return 0;
 }
 
@@ -165,6 +164,7 @@ void lane_close(int64_t wait)
 {
     struct job job;
     const char *busy;
+    bool ended;
 
     lock();
     lane.closed = true;
@@ -174,5 +174,11 @@ void lane_close(int64_t wait)
         give_up(&job, refuse(), "");
     lock();
     wait_until(clock_now() + wait);
+    ended = lane.ended;
     unlock();
+    /* one that has ended but for its last step still owns memory (OpenSSL's, per thread) */
+    if (ended)
+        (void)pthread_join(lane.thread, NULL);
+    else
+        (void)pthread_detach(lane.thread);
 }
