@@ -181,16 +181,48 @@ func busyMicroseconds() (busy float64) {
 	return busy
 }
 
-// pssMiB of a process; 0 where only root may know.
-func pssMiB(pid int) float64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
-	for _, line := range strings.Split(string(text), "\n") {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "Pss:" {
-			kib, _ := strconv.ParseFloat(fields[1], 64)
-			return kib / 1024
+// memory in MiB; 0 where only root may know.
+type memory struct {
+	pss     float64   // of all, as the kernel counts: less the more others map the same libraries
+	alone   float64   // what it would be at most, if no other program used even libc
+	private []float64 // of each
+}
+
+// memoryOf counts private pages for each process, and for "alone" those of a file once: as
+// many as the process has that has most.
+func memoryOf(pids []int) (m memory) {
+	files := map[string]float64{}
+	for _, pid := range pids {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+		mapping, rss, own := "", 0.0, 0.0
+		for _, line := range strings.Split(string(text), "\n") {
+			fields := strings.Fields(line)
+			if len(fields) < 2 {
+				continue
+			}
+			switch fields[0] {
+			case "Pss:":
+				pss, _ := strconv.ParseFloat(fields[1], 64)
+				m.pss += pss / 1024
+			case "Rss:":
+				rss, _ = strconv.ParseFloat(fields[1], 64)
+			case "Anonymous:":
+				anonymous, _ := strconv.ParseFloat(fields[1], 64)
+				own += anonymous / 1024
+				files[mapping] = max(files[mapping], (rss-anonymous)/1024)
+			default:
+				if len(fields) >= 5 && strings.Contains(fields[0], "-") {
+					mapping = strings.Join(fields[2:], " ") // offset, device, inode, path
+				}
+			}
 		}
+		m.private = append(m.private, own)
+		m.alone += own
 	}
-	return 0
+	for _, size := range files {
+		m.alone += size
+	}
+	return m
 }
 
 func cpuModel() string {
