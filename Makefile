@@ -30,8 +30,9 @@ FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c)
 DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/*_dump.c))
 SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo test check check-asan check-tsan analyze fuzz layers format-check \
+.PHONY: all help deps demo test test-long soak check check-asan check-tsan analyze fuzz layers format-check \
         bench fuzz-now objects install clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
@@ -83,6 +84,14 @@ test: ## every test, from unit to the real SPIRE
 	@tests/deps.sh build run test
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
+
+test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of faults
+	@+HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
+
+soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
+	@tests/deps.sh build run test
+	$(again) all $(BUILD)/tests/faulty.so
+	@SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/soak.sh $(SOAK_SECONDS)
 
 check: all $(TESTS) $(FUZZERS) $(DUMPS) ## the tests that need neither SPIRE nor apt
 	@BUILD=$(BUILD) tests/run unit hsm fuzz peers

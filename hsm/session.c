@@ -82,18 +82,16 @@ int session_check(const struct session_pool *pool, const struct session *session
 }
 
 /* The flags are the token's word that its patience is nearly at an end. Asked every time:
- * others may have used it up. */
+ * others may have used it up, or restored it. No CK_RV: nothing was tried, so nothing has to
+ * change before the next look. */
 static int check_patience(const struct session_pool *pool, struct fault *fault)
 {
     CK_TOKEN_INFO info;
 
     if (check_token(pool, &info, fault) != 0)
         return -1;
-    if ((info.flags & CKF_USER_PIN_LOCKED) != 0) {
-        (void)fault_set(fault, FAULT_FAILED_PRECONDITION, "the token says its user PIN is locked");
-        fault->ckr = CKR_PIN_LOCKED;
-        return -1;
-    }
+    if ((info.flags & CKF_USER_PIN_LOCKED) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token says its user PIN is locked");
     if ((info.flags & CKF_USER_PIN_FINAL_TRY) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "the token has one PIN try left, which is not ours to take: log in "
@@ -135,6 +133,14 @@ static void explain_refusal(const struct session_pool *pool, struct fault *fault
                        sources[pool->pin_kind], named ? pool->pin_text : "");
 }
 
+/* What a token may count as a try, and what goes by the PIN alone. An expired PIN, or one that
+ * is not set yet, is for a person to see to on the token, where our file shows no change. */
+static bool blames_pin(uint64_t ckr)
+{
+    return ckr == CKR_PIN_INCORRECT || ckr == CKR_PIN_LOCKED || ckr == CKR_PIN_INVALID ||
+           ckr == CKR_PIN_LEN_RANGE;
+}
+
 static int log_in(struct session_pool *pool, struct fault *fault)
 {
     OWNED(pin_wipe) struct pin pin = {.length = 0};
@@ -150,7 +156,7 @@ static int log_in(struct session_pool *pool, struct fault *fault)
         pool->logins++;
         return 0;
     }
-    if (fault->ckr == CKR_PIN_INCORRECT || fault->ckr == CKR_PIN_LOCKED) {
+    if (blames_pin(fault->ckr)) {
         explain_refusal(pool, fault);
         pin_latch_set(&pool->latch, pool->serial, &pin, fault);
     }

@@ -64,6 +64,14 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
     keymanager_release(keymanager);
 }
 
+/* A further generation waits longer each time (2, 4, 8 s): what the token cannot do now it
+ * may do in a moment, within the patience of who asked. */
+static int64_t pause_before(const struct attempt *attempt, void (*step)(struct attempt *))
+{
+    return step == generate ? pause_before_resuming << (attempt->generations - 1)
+                            : pause_before_resuming;
+}
+
 /* The token could not say: the same step again in a moment, from the tick. Who waits may
  * give up meanwhile, and then hears `fault`; before a reconfiguration all go over to it. */
 static void stall(struct attempt *attempt, void (*step)(struct attempt *),
@@ -79,7 +87,7 @@ static void stall(struct attempt *attempt, void (*step)(struct attempt *),
     attempt->reason = *fault;
     if (!closing && !gate) {
         attempt->step = step;
-        attempt->resume_at = clock_now() + pause_before_resuming;
+        attempt->resume_at = clock_now() + pause_before(attempt, step);
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
     if (closing)
@@ -110,7 +118,10 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 
     disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
     if (attempt->generations < most) {
-        generate(attempt);
+        if (attempt->generations == 1)
+            generate(attempt);
+        else
+            stall(attempt, generate, &attempt->doubt);
         return;
     }
     if (reply->state == HSM_UNFIT)

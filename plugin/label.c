@@ -239,7 +239,8 @@ int label_next_generation(int64_t now, uint32_t highest, uint32_t *generation, s
         next = now - epoch;
     if (next > GENERATION_MAX)
         return fault_set(fault, FAULT_INTERNAL,
-                         "no generations are left for new keys; is the clock right?");
+                         "no generations are left for new keys: the clock, or the label of a "
+                         "key on the token, is far ahead");
     *generation = (uint32_t)next;
     return 0;
 }

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "../hsm/hsm.h"
+#include "command.h"
 #include "config.h"
 #include "role.h"
 #include "serve.h"
@@ -27,7 +28,7 @@ static const char not_a_command[] =
     "        }\n"
     "    }\n"
     "\n"
-    "`spire-hsm --help` lists all options.\n";
+    "`spire-hsm --help` lists all options, and the commands for operators.\n";
 
 static int help(void)
 {
@@ -44,6 +45,7 @@ static int help(void)
                  "file\n\n%s\n"
                  "usage: spire-hsm --help | --version\n",
                  VERSION, not_a_command);
+    command_list(stdout);
     for (size_t i = 0; i < sizeof blocks / sizeof blocks[0]; i++) {
         (void)printf("\nplugin_data of %s\n\n", blocks[i].title);
         config_help(blocks[i].kind, stdout);
@@ -62,6 +64,8 @@ int main(int argc, char **argv)
         return printf("spire-hsm %s\n", VERSION) < 0 || fflush(stdout) != 0;
     if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)
         return help();
+    if (command_is(argument))
+        return command_run(argc - 1, argv + 1);
     role = role_from_environment();
     if (role)
         return serve(role);

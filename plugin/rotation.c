@@ -279,6 +279,8 @@ static void expire(struct keymanager *keymanager, int64_t now)
         (void)fault_set(&fault, FAULT_DEADLINE_EXCEEDED,
                         "failed to generate key: the token needs longer than this call may take; "
                         "it goes on, and the next request for this key takes its result");
+    if (fault.code != FAULT_DEADLINE_EXCEEDED)
+        fault.code = FAULT_UNAVAILABLE; /* even a refused PIN: it gets well without us */
     answer_all(&expired, NULL, &fault);
 }
 

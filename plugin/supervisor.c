@@ -116,8 +116,8 @@ static void answer_late(struct supervisor *s)
 /* ---- replies ---- */
 
 /* With the mutex held. A fresh process may do better: worth another try, unless others
- * have done well meanwhile and only this request keeps failing. A key that is not found
- * although it was served gets one fresh look. */
+ * of its kind have done well meanwhile and only this request keeps failing. A key that is
+ * not found although it was served gets one fresh look. */
 static bool worth_another_try(const struct supervisor *s, struct job *job,
                               const struct fault *fault)
 {
@@ -127,11 +127,11 @@ static bool worth_another_try(const struct supervisor *s, struct job *job,
         (fault->code != FAULT_UNAVAILABLE && !key_gone))
         return false;
     if (job->failures++ == 0)
-        job->successes_seen = s->successes;
+        job->successes_seen = s->successes[job->op];
     if (key_gone)
         return job->failures == 1;
     return job->failures < FAILURES_MAX ||
-           (s->successes == job->successes_seen && job->deadline != CLOCK_NEVER);
+           (s->successes[job->op] == job->successes_seen && job->deadline != CLOCK_NEVER);
 }
 
 /* With the mutex held, which it gives up to call back. True: a fresh worker is wanted. */
@@ -156,11 +156,12 @@ static void take_reply(struct supervisor *s, const struct frame *frame)
     struct job *job;
 
     supervisor_lock(s);
+    job = jobs_numbered(&s->jobs, frame->number);
     if (frame->reply.fault.code == FAULT_NONE) {
-        s->successes++;
+        if (job)
+            s->successes[job->op]++;
         s->failures = 0;
     }
-    job = jobs_numbered(&s->jobs, frame->number);
     if (job)
         fresh = settle(s, job, &frame->reply);
     if (!fresh)
@@ -233,9 +234,22 @@ static int64_t execution_limit(struct supervisor *s, uint32_t number)
     return s->options.operation_limit;
 }
 
+/* A token that was open before should open as fast as it does anything else; each further
+ * try may take longer, so that a slow one is not kept from opening for ever. */
+static int64_t opening_limit(const struct supervisor *s)
+{
+    int64_t limit = s->options.operation_limit;
+
+    if (s->info.sessions == 0)
+        return open_limit;
+    for (unsigned i = 0; i < s->failures && limit < open_limit; i++)
+        limit *= 2;
+    return limit < open_limit ? limit : open_limit;
+}
+
 static bool overdue(struct supervisor *s, int64_t now)
 {
-    bool overdue = s->worker == WORKER_OPENING && now - s->since > open_limit;
+    bool overdue = s->worker == WORKER_OPENING && now - s->since > opening_limit(s);
 
     supervisor_lock(s);
     for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {

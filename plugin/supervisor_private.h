@@ -31,7 +31,7 @@ struct supervisor {
     bool explained;             /* reason is about the latest worker */
     bool tried;                 /* a worker has said why, or died */
     struct jobs jobs;
-    uint64_t successes;
+    uint64_t successes[HSM_PING + 1]; /* by operation */
     int64_t last_activity;
     atomic_bool retired;
     atomic_bool abandoned;
@@ -42,7 +42,7 @@ struct supervisor {
     int64_t next_start; /* of a worker: not before this time */
     int64_t leave_until;
     int64_t last_tick;
-    bool pin_refused; /* to the latest worker, and what its source looked like then */
+    bool pin_refused; /* to the latest worker, and what its source looked like before */
     struct stat pin_look;
     unsigned failures; /* workers in a row that came to nothing */
 };

@@ -235,6 +235,7 @@ void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *
 {
     if (s->info.sessions > 0 && s->failures > 1)
         log_write(LOG_INFO, "token is back", "token", info->label, "serial", info->serial, NULL);
+    s->pin_refused = false;
     supervisor_lock(s);
     s->info = *info;
     s->reason = (struct fault){.code = FAULT_NONE};

@@ -11,7 +11,7 @@ declare -A packages=(
     [build]="libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
              libp11-kit-dev libjansson-dev libssl-dev pkg-config"
     [run]="softhsm2 opensc openssl curl jq"
-    [test]="libcmocka-dev p11-kit"
+    [test]="libcmocka-dev p11-kit postgresql"
     [check]="clang-format"
 )
 declare -A purpose=(

@@ -8,34 +8,6 @@ section() {
     printf '%s\n' "$*"
 }
 
-## Configurations made from the example
-
-# The example with SED-SCRIPT done to it.
-conf_with() {
-    sed -e "$1" "$here/../examples/server.conf" >"$scratch/etc/server.conf"
-    server_conf=$scratch/etc/server.conf
-}
-
-# The example with the KeyManager's plugin_data in a file of its own, which SPIRE reads
-# again on SIGUSR1. It knows no variables.
-conf_with_data_file() {
-    data_file=$scratch/etc/keymanager.hcl
-    awk -v file="$data_file" '
-        /^    KeyManager/ { block = 1 }
-        block && /^        plugin_data \{/ {
-            print "        plugin_data_file = \"" file "\""
-            inside = 1
-            next
-        }
-        inside && /^        \}/ { inside = block = 0; next }
-        inside { print > file; next }
-        { print }' "$here/../examples/server.conf" >"$scratch/etc/server.conf"
-    sed -i -e "s|\${CONFIGURATION_DIRECTORY}|$CONFIGURATION_DIRECTORY|" \
-        -e "s|\${STATE_DIRECTORY}|$STATE_DIRECTORY|" "$data_file"
-    server_conf=$scratch/etc/server.conf
-    grep -q plugin_data_file "$server_conf" && grep -q pin_file "$data_file"
-}
-
 # spire-server with this configuration ends by itself, and its log says all of WORDS.
 refused_saying() {
     local word
@@ -74,10 +46,6 @@ invalid_saying() {
 
 ## Minting
 
-jwt_mint() {
-    server jwt mint -spiffeID "$workload" -audience mys3 -write "$1"
-}
-
 mints_jwt() {
     jwt_mint "$scratch/minted" && await 5 oidc_has "$(jwt_kid "$scratch/minted")" &&
         jwt_verifies "$scratch/minted"
@@ -88,13 +56,6 @@ mints_x509() {
     mkdir -p "$dir" && server x509 mint -spiffeID "$workload" -write "$dir" &&
         openssl verify -x509_strict -CAfile "$dir/bundle.pem" "$dir/svid.pem" &&
         openssl x509 -in "$dir/svid.pem" -noout -ext subjectAltName | grep -F "URI:$workload"
-}
-
-x509_rotate() {
-    local next
-    server localauthority x509 prepare && next=$(x509_authority prepared) &&
-        server localauthority x509 activate -authorityID "$next" &&
-        [ "$(x509_authority active)" = "$next" ]
 }
 
 oidc_lacks() {
@@ -109,22 +70,6 @@ jwt_revoke_old() {
 }
 
 ## Killing the process that holds the PKCS#11 module
-
-worker_pid() {
-    local pid
-    for pid in $(descendants "${pids[server]}"); do
-        if [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" = "spire-hsm worker " ]; then
-            echo "$pid"
-            return 0
-        fi
-    done 2>/dev/null
-    return 1
-}
-
-another_worker_than() {
-    local now
-    now=$(worker_pid) && [ "$now" != "$1" ]
-}
 
 mint_until() {
     local stop=$1 name=$2 number=0
@@ -158,12 +103,6 @@ all_minted_verify() {
     set -- "$scratch"/load/[1-4].*
     echo "$# tokens"
     [ $# -ge 24 ] && jwt_verifies "$@"
-}
-
-## The bundle file
-
-bundle_is_whole() {
-    jq -e '(.keys | map(.use) | unique) == ["jwt-svid", "x509-svid"]' "$bundle"
 }
 
 ## Reconfiguring

@@ -56,6 +56,7 @@ struct faulty_habits {
     uint64_t lag;
     uint64_t latency;
     uint64_t slow_generation;
+    uint64_t token_flags; /* CKF_.., beside the token's own */
 };
 
 struct faulty_script {
@@ -110,6 +111,7 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
                          CK_SESSION_HANDLE *session);
 CK_RV habit_close_session(CK_SESSION_HANDLE session);
 CK_RV habit_close_all_sessions(CK_SLOT_ID slot);
+CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info);
 CK_RV habit_login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length);
 CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count,
                    CK_OBJECT_HANDLE *object);

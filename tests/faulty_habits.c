@@ -169,6 +169,15 @@ void habit_session(CK_SESSION_HANDLE session)
     }
 }
 
+CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
+{
+    CK_RV rv = faulty_real->C_GetTokenInfo(slot, info);
+
+    if (rv == CKR_OK)
+        info->flags |= (CK_FLAGS)habits()->token_flags;
+    return rv;
+}
+
 CK_RV habit_login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length)
 {
     CK_RV rv = faulty_real->C_Login(session, user, pin, length);

@@ -49,6 +49,7 @@
  *   newborn MS CKR    C_SignInit with a key younger than that
  *   sessions N        CKR_SESSION_COUNT beyond, over all processes
  *   idle MS           a session not used for so long is closed
+ *   token-flags FLAGS the token's own and these, 0x20000 (CKF_USER_PIN_FINAL_TRY) and the like
  *   id-length N, label-length N   longer ones are cut, silently
  *
  * Beside the script: SCRIPT.page, what processes share; SCRIPT.fired, a line "PID line N
@@ -75,8 +76,7 @@ static void *library;
     X(C_GetSlotList, REAL(C_GetSlotList), 0,                                                       \
       (CK_BBOOL present, CK_SLOT_ID * slots, CK_ULONG * count), (present, slots, count))           \
     X(C_GetSlotInfo, REAL(C_GetSlotInfo), 0, (CK_SLOT_ID slot, CK_SLOT_INFO * info), (slot, info)) \
-    X(C_GetTokenInfo, REAL(C_GetTokenInfo), 0, (CK_SLOT_ID slot, CK_TOKEN_INFO * info),            \
-      (slot, info))                                                                                \
+    X(C_GetTokenInfo, habit_token_info, 0, (CK_SLOT_ID slot, CK_TOKEN_INFO * info), (slot, info))  \
     X(C_GetMechanismList, REAL(C_GetMechanismList), 0,                                             \
       (CK_SLOT_ID slot, CK_MECHANISM_TYPE * mechanisms, CK_ULONG * count),                         \
       (slot, mechanisms, count))                                                                   \

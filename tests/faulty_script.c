@@ -334,6 +334,7 @@ static const struct {
     NUMBER("lag", lag),
     NUMBER("latency", latency),
     NUMBER("slowgen", slow_generation),
+    NUMBER("token-flags", token_flags),
     NUMBER("sessions", sessions),
     NUMBER("idle", idle),
     NUMBER("id-length", id_length),

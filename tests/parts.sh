@@ -66,6 +66,34 @@ token_holds() {
     [ "$keys" -eq "$1" ] && [ "$sealed" -eq "$1" ]
 }
 
+## Configurations made from the example
+
+# The example with SED-SCRIPT done to it.
+conf_with() {
+    sed -e "$1" "$here/../examples/server.conf" >"$scratch/etc/server.conf"
+    server_conf=$scratch/etc/server.conf
+}
+
+# The example with the KeyManager's plugin_data in a file of its own, which SPIRE reads
+# again on SIGUSR1. It knows no variables.
+conf_with_data_file() {
+    data_file=$scratch/etc/keymanager.hcl
+    awk -v file="$data_file" '
+        /^    KeyManager/ { block = 1 }
+        block && /^        plugin_data \{/ {
+            print "        plugin_data_file = \"" file "\""
+            inside = 1
+            next
+        }
+        inside && /^        \}/ { inside = block = 0; next }
+        inside { print > file; next }
+        { print }' "$here/../examples/server.conf" >"$scratch/etc/server.conf"
+    sed -i -e "s|\${CONFIGURATION_DIRECTORY}|$CONFIGURATION_DIRECTORY|" \
+        -e "s|\${STATE_DIRECTORY}|$STATE_DIRECTORY|" "$data_file"
+    server_conf=$scratch/etc/server.conf
+    grep -q plugin_data_file "$server_conf" && grep -q pin_file "$data_file"
+}
+
 ## spire-server
 
 server() {
@@ -133,7 +161,40 @@ jwt_activate() {
     server localauthority jwt activate -authorityID "$(jwt_authority prepared)"
 }
 
-## The discovery provider
+x509_rotate() {
+    local next
+    server localauthority x509 prepare && next=$(x509_authority prepared) &&
+        server localauthority x509 activate -authorityID "$next" &&
+        [ "$(x509_authority active)" = "$next" ]
+}
+
+# A JWT-SVID for the workload into file $1.
+jwt_mint() {
+    server jwt mint -spiffeID "$workload" -audience mys3 -write "$1"
+}
+
+# The process that holds the PKCS#11 module.
+worker_pid() {
+    local pid
+    for pid in $(descendants "${pids[server]}"); do
+        if [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" = "spire-hsm worker " ]; then
+            echo "$pid"
+            return 0
+        fi
+    done 2>/dev/null
+    return 1
+}
+
+another_worker_than() {
+    local now
+    now=$(worker_pid) && [ "$now" != "$1" ]
+}
+
+## The bundle file, and the discovery provider
+
+bundle_is_whole() {
+    jq -e '(.keys | map(.use) | unique) == ["jwt-svid", "x509-svid"]' "$bundle"
+}
 
 oidc() {
     curl -fsS --max-time 5 --unix-socket "$oidc_socket" "http://${issuer#https://}/$1"

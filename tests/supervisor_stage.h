@@ -242,6 +242,16 @@ static inline void answered(void *context, const struct hsm_reply *reply)
     changed();
 }
 
+static inline unsigned answers_of(const struct call *call)
+{
+    unsigned answers;
+
+    (void)pthread_mutex_lock(&front.mutex);
+    answers = call->answers;
+    (void)pthread_mutex_unlock(&front.mutex);
+    return answers;
+}
+
 static inline void found(void *context, const struct hsm_item *item)
 {
     struct call *call = context;

@@ -231,7 +231,7 @@ static void a_request_that_always_hangs_is_given_up_alone(void **state)
     await_token();
     script->mischief = 1000;
     ask(&hang, HSM_SIGN, "hang");
-    while (hang.answers == 0)
+    while (answers_of(&hang) == 0)
         for (size_t i = 0; i < SESSIONS; i++) {
             ask(&others[i], HSM_SIGN, "slow");
             assert_done(&others[i]);
@@ -285,7 +285,7 @@ static void a_request_that_fails_again_and_again_while_others_do_not_is_answered
     start();
     script->mischief = 1000;
     ask(&call, HSM_SIGN, "fail");
-    while (call.answers == 0)
+    while (answers_of(&call) == 0)
         assert_done_at_once();
     assert_fails(&call, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
     assert_true(supervisor_restarts(front.supervisor) <= 3);

@@ -1,0 +1,352 @@
+package outages
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/host"
+)
+
+func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
+	kills := either(20, 100)
+	faults(t, kills)
+	b := newBench(t, "")
+	p := b.ready(t)
+	a, c := mustGenerate(t, p, "x509-CA-A", p256), mustGenerate(t, p, "JWT-Signer-A", rsa2048)
+	l := startLoad(t, p, 8, a, c)
+	for killed := 0; killed < kills; killed += killWorkers(t, p) {
+		l.await(50)
+		time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // at random is the point
+	}
+	l.await(50)
+	l.endWithoutFailures()
+	if n := countLogs(p, "worker ended"); n != kills {
+		t.Errorf("%d workers ended, %d were killed", n, kills)
+	}
+}
+
+// rotator overwrites one id for ever, and knows which keys the plugin may hold for it: the
+// last one it was told of, or one it was not told of any more.
+type rotator struct {
+	id    string
+	last  *keymanagerv1.PublicKey
+	asked bool // for one whose answer never came
+}
+
+func (r *rotator) run(p *host.Plugin, made *atomic.Int64, group *sync.WaitGroup) {
+	group.Go(func() {
+		for {
+			r.asked = true
+			key, err := generate(p, r.id, p256)
+			if err != nil {
+				return
+			}
+			r.asked = false
+			r.last = key
+			made.Add(1)
+		}
+	})
+}
+
+func (r *rotator) check(t *testing.T, p *host.Plugin, found *keymanagerv1.PublicKey) {
+	t.Helper()
+	if found == nil {
+		t.Fatalf("%s is lost", r.id)
+	}
+	if !r.asked && found.Fingerprint != r.last.Fingerprint {
+		t.Errorf("%s is another key than was told", r.id)
+	}
+	mustSign(t, p, found)
+	r.last = found
+}
+
+func TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing(t *testing.T) {
+	kills := either(8, 100)
+	faults(t, kills)
+	b := newBench(t, "")
+	b.Tool(t, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "somebody else's", "--id", "01")
+	rotators := []*rotator{{id: "x509-CA-A"}, {id: "JWT-Signer-A"}, {id: "a/b c"}}
+	p := b.ready(t)
+	for _, r := range rotators {
+		r.last = mustGenerate(t, p, r.id, p256)
+	}
+	still := mustGenerate(t, p, "x509-CA-B", rsa2048)
+	var made atomic.Int64
+	for range kills {
+		var group sync.WaitGroup
+		for _, r := range rotators {
+			r.run(p, &made, &group)
+		}
+		until := made.Load() + 6
+		eventually(t, "keys are made", func() bool { return made.Load() >= until })
+		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond) // at random is the point
+		workers := children(t, p.PID())
+		p.Kill()
+		group.Wait()
+		for _, worker := range workers {
+			eventually(t, "the worker goes after its front", func() bool { return gone(worker) })
+		}
+		p = b.ready(t)
+		found := served(t, p)
+		for _, r := range rotators {
+			r.check(t, p, found[r.id])
+		}
+		if len(found) != len(rotators)+1 || found[still.Id] == nil || found[still.Id].Fingerprint != still.Fingerprint {
+			t.Fatalf("served: %v", found)
+		}
+		mustSign(t, p, still)
+	}
+	t.Logf("%d keys made, %d kills, 0 keys lost", made.Load(), kills)
+	b.expectPairs(t, len(rotators)+1+1)
+}
+
+// What is left over is cleared away within seconds of the start, the stranger's key is not.
+// Objects without a label are SoftHSM's, of writes that were cut short: nobody may touch them.
+func (b *bench) expectPairs(t *testing.T, pairs int) {
+	t.Helper()
+	count := map[string]int{}
+	settled := func() bool {
+		clear(count)
+		for name, number := range b.named(t) {
+			count[strings.Split(name, " ")[0]] += number
+		}
+		return count["Private"] == pairs && count["Public"] == pairs
+	}
+	for patience := time.Now().Add(30 * time.Second); !settled() && time.Now().Before(patience); {
+		time.Sleep(100 * time.Millisecond)
+	}
+	if !settled() {
+		t.Errorf("%d private and %d public keys on the token, want %d of each", count["Private"], count["Public"], pairs)
+	}
+}
+
+// ---- a real spire-server ----
+
+func spireServer(t *testing.T) string {
+	t.Helper()
+	home, _ := os.UserHomeDir()
+	cache := os.Getenv("XDG_CACHE_HOME")
+	if cache == "" {
+		cache = filepath.Join(home, ".cache")
+	}
+	candidates, _ := filepath.Glob(filepath.Join(cache, "spire-hsm", "spire-*", "bin", "spire-server"))
+	if path, err := exec.LookPath("spire-server"); err == nil {
+		candidates = append([]string{path}, candidates...)
+	}
+	if bin := os.Getenv("SPIRE_BIN"); bin != "" {
+		candidates = append([]string{filepath.Join(bin, "spire-server")}, candidates...)
+	}
+	for _, path := range candidates {
+		if output, err := exec.Command(path, "--version").CombinedOutput(); err == nil && len(output) > 0 {
+			return path
+		}
+	}
+	t.Skip("no spire-server in SPIRE_BIN, PATH or the cache of make demo")
+	return ""
+}
+
+// server is a spire-server with its configuration; it can be started again and again.
+type server struct {
+	*daemon
+	t        *testing.T
+	bin, dir string
+	env      []string
+	log      string
+	number   int
+}
+
+func newServer(t *testing.T, b *bench) *server {
+	t.Helper()
+	s := &server{t: t, bin: spireServer(t), env: b.env}
+	dir, err := os.MkdirTemp("/tmp", "outages") // socket paths have 108 bytes
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	s.dir = dir
+	s.env = append(s.env, "TMPDIR="+dir)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	port := listener.Addr().(*net.TCPAddr).Port
+	must(t, listener.Close())
+	binary, err := os.ReadFile(host.Binary(t))
+	must(t, err)
+	write(t, filepath.Join(dir, "server.conf"), fmt.Sprintf(`
+server {
+    trust_domain = "example.org"
+    bind_address = "127.0.0.1"
+    bind_port = "%d"
+    socket_path = "%s/sock"
+    data_dir = "%s"
+    log_level = "DEBUG"
+    log_format = "json"
+    ca_key_type = "ec-p256"
+    jwt_issuer = "https://oidc.example.org"
+}
+plugins {
+    DataStore "sql" { plugin_data { database_type = "sqlite3"  connection_string = "%s/db" } }
+    NodeAttestor "join_token" { plugin_data {} }
+    KeyManager "pkcs11" {
+        plugin_cmd = %q
+        plugin_checksum = "%x"
+        plugin_data {
+%s
+        }
+    }
+}
+`, port, dir, dir, dir, host.Binary(t), sha256.Sum256(binary), b.data))
+	return s
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	s.number++
+	s.log = filepath.Join(s.dir, fmt.Sprintf("log.%d", s.number))
+	log, err := os.Create(s.log)
+	must(s.t, err)
+	defer func() { _ = log.Close() }()
+	syscall.Umask(0o027) // or it complains
+	s.daemon = launch(s.t, s.env, log, s.bin, "run", "-config", filepath.Join(s.dir, "server.conf"))
+	eventually(s.t, "spire-server is healthy", func() bool {
+		select {
+		case <-s.done:
+			text, _ := os.ReadFile(s.log)
+			s.t.Fatalf("spire-server ended:\n%s", text)
+		default:
+		}
+		_, err := s.run("healthcheck")
+		return err == nil
+	})
+}
+
+func (s *server) run(args ...string) ([]byte, error) {
+	cmd := exec.Command(s.bin, append(args, "-socketPath", filepath.Join(s.dir, "sock"))...)
+	var output, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &complaint
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("spire-server %v: %w %s%s", args, err, output.Bytes(), complaint.Bytes())
+	}
+	return output.Bytes(), nil
+}
+
+// complaints in the log of the current run.
+func (s *server) complaints() []string {
+	text, err := os.ReadFile(s.log)
+	must(s.t, err)
+	var found []string
+	for _, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal([]byte(line), &entry) != nil || (entry.Level != "info" && entry.Level != "debug") {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+// family of a process: itself and all below it.
+func family(t testing.TB, pid int) []int {
+	all := []int{pid}
+	for _, child := range children(t, pid) {
+		all = append(all, family(t, child)...)
+	}
+	return all
+}
+
+func TestASpireServerKilledWhileMintingFindsItsKeysAgain(t *testing.T) {
+	kills := either(3, 20)
+	b := newBench(t, "")
+	s := newServer(t, b)
+	faults(t, kills)
+	s.start()
+	before, err := s.run("bundle", "show", "-format", "spiffe")
+	must(t, err)
+	for range kills {
+		var group sync.WaitGroup
+		var minted atomic.Int64
+		for range 2 {
+			group.Go(func() {
+				for {
+					if _, err := s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a"); err != nil {
+						return
+					}
+					minted.Add(1)
+				}
+			})
+		}
+		eventually(t, "tokens are minted", func() bool { return minted.Load() >= 3 })
+		all := family(t, s.Process.Pid)
+		if len(all) != 3 {
+			t.Errorf("spire-server, front and worker are %d processes", len(all))
+		}
+		s.kill()
+		group.Wait()
+		for _, pid := range all {
+			eventually(t, "front and worker go with spire-server", func() bool { return gone(pid) })
+		}
+		s.start()
+		for _, line := range s.complaints() {
+			t.Errorf("at the restart: %s", line)
+		}
+		after, err := s.run("bundle", "show", "-format", "spiffe")
+		must(t, err)
+		if !bytes.Equal(before, after) {
+			t.Errorf("another bundle after the restart: keys were lost\n%s\n%s", before, after)
+		}
+		_, err = s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a")
+		must(t, err)
+	}
+	labels := b.Labels(t)
+	t.Logf("%d kills; on the token: %d keys", kills, len(labels))
+}
+
+func TestASpireServerKilledWhileItMakesAuthoritiesLeavesNoKeyBehind(t *testing.T) {
+	kills := either(3, 20)
+	b := newBench(t, "")
+	s := newServer(t, b)
+	faults(t, kills)
+	s.start()
+	for range kills {
+		all := family(t, s.Process.Pid)
+		var group sync.WaitGroup
+		for _, kind := range []string{"x509", "jwt"} {
+			group.Go(func() {
+				for {
+					if _, err := s.run("localauthority", kind, "prepare"); err != nil {
+						return
+					}
+				}
+			})
+		}
+		time.Sleep(time.Duration(50+rand.IntN(150)) * time.Millisecond) // at random is the point
+		s.kill()
+		group.Wait()
+		for _, pid := range all {
+			eventually(t, "front and worker go with spire-server", func() bool { return gone(pid) })
+		}
+		s.start()
+		_, err := s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a")
+		must(t, err)
+	}
+	must(t, s.Process.Signal(syscall.SIGTERM))
+	<-s.done
+	p := b.ready(t)
+	keys := served(t, p)
+	for _, key := range keys {
+		mustSign(t, p, key)
+	}
+	t.Logf("%d kills; %d keys served", kills, len(keys))
+	b.expectPairs(t, len(keys))
+}

@@ -1,0 +1,226 @@
+package outages
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"spire-hsm/peers/host"
+)
+
+// counted is a script that leaves a line for each login, whatever comes of it.
+const counted = "C_Login before sleep 0\n"
+
+func (b *bench) logins(t *testing.T) int { return b.fired(t, "C_Login") }
+
+func (b *bench) expectLogins(t *testing.T, when string, want int) {
+	t.Helper()
+	if n := b.logins(t); n != want {
+		t.Errorf("%d logins %s, want %d", n, when, want)
+	}
+}
+
+func (b *bench) setPIN(t *testing.T, pin string) { write(t, b.PINFile, pin+"\n") }
+
+// changePIN on the token, as its owner does.
+func (b *bench) changePIN(t *testing.T, pin string) {
+	t.Helper()
+	b.Tool(t, "--change-pin", "--new-pin", pin)
+	b.PIN = pin
+}
+
+func refused(t *testing.T, p *host.Plugin, data string) {
+	t.Helper()
+	start := time.Now()
+	err := p.Configure(domain, data)
+	expect(t, err, codes.FailedPrecondition, "PIN")
+	if err != nil && strings.Contains(err.Error(), "9999") {
+		t.Errorf("the PIN is in the error: %v", err)
+	}
+	if _, found := p.Logs.Find("9999"); found {
+		t.Error("the PIN is in the log")
+	}
+	if took := time.Since(start); took > 30*time.Second {
+		t.Errorf("a wrong PIN took %v: it is not worth waiting for", took)
+	}
+}
+
+func TestAWrongPINIsTriedOnceUntilItsFileChanges(t *testing.T) {
+	t.Parallel()
+	faults(t, 5)
+	b := newFaulty(t, "", counted)
+	b.setPIN(t, "9999")
+	p := b.start(t)
+	refused(t, p, b.data)
+	b.expectLogins(t, "at the first Configure", 1)
+	refused(t, p, b.data)
+	b.expectLogins(t, "at another Configure", 1)
+	unload(t, p)
+	for range 2 { // a server that is restarted by systemd
+		p = b.start(t)
+		refused(t, p, b.data)
+		unload(t, p)
+	}
+	b.expectLogins(t, "after restarts", 1)
+	b.setPIN(t, "9998")
+	p = b.start(t)
+	refused(t, p, b.data)
+	refused(t, p, b.data)
+	b.expectLogins(t, "with another wrong PIN", 2)
+	b.setPIN(t, b.PIN)
+	must(t, p.Configure(domain, b.data))
+	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	b.expectLogins(t, "with the right one", 3)
+}
+
+func TestALockedPINIsNotTriedAgain(t *testing.T) {
+	t.Parallel()
+	for _, answer := range []string{"CKR_PIN_LOCKED", "CKR_PIN_LEN_RANGE", "CKR_PIN_INVALID"} {
+		t.Run(answer, func(t *testing.T) {
+			faults(t, 1)
+			b := newFaulty(t, "", "C_Login before "+answer+"\n")
+			p := b.start(t)
+			expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, answer)
+			unload(t, p)
+			for range 2 {
+				p = b.start(t)
+				refused(t, p, b.data)
+				unload(t, p)
+			}
+			b.expectLogins(t, "over three starts", 1)
+		})
+	}
+}
+
+// What the token says of its PIN before anyone tries it: one try left, or none.
+func TestTheLastTryOfAPINIsNotOursToTake(t *testing.T) {
+	t.Parallel()
+	for flag, text := range map[string]string{"0x20000": "one PIN try left", "0x40000": "user PIN is locked"} {
+		faults(t, 2)
+		b := newFaulty(t, `call_timeout = "2s"`, counted+"profile token-flags "+flag+"\n")
+		p := b.start(t)
+		for range 2 {
+			expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, text)
+		}
+		b.expectLogins(t, "in all", 0)
+
+		write(t, b.script(), counted) // its owner has logged in once
+		must(t, p.Configure(domain, b.data))
+		key := mustGenerate(t, p, "x509-CA-A", p256)
+		write(t, b.script(), counted+"profile token-flags "+flag+"\n")
+		mustSign(t, p, key) // who is logged in stays so
+		killWorkers(t, p)
+		expect(t, sign(p, key), codes.Unavailable, text)
+		write(t, b.script(), counted)
+		eventually(t, "it signs again", func() bool { return sign(p, key) == nil })
+		b.expectLogins(t, "in all", 2)
+	}
+}
+
+func TestAPINThatIsChangedWhileWeRunCostsNoCallIfItsFileFollows(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "", counted)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	b.changePIN(t, "4321")
+	l.await(100) // who is logged in stays so
+	b.expectLogins(t, "before the worker died", 1)
+	killWorkers(t, p)
+	p.Logs.Wait(t, "was refused")
+	time.Sleep(3 * time.Second) // the file follows late
+	b.expectLogins(t, "with the old PIN", 2)
+	b.setPIN(t, b.PIN)
+	l.await(100)
+	mustGenerate(t, p, "x509-CA-B", p256)
+	l.endWithoutFailures()
+	b.expectLogins(t, "in all", 3)
+}
+
+func TestAPINThatIsChangedForGoodFailsCallsWithTheReason(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, `call_timeout = "2s"`, counted)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	b.changePIN(t, "4321")
+	killWorkers(t, p)
+	p.Logs.Wait(t, "was refused")
+	time.Sleep(5 * time.Second) // calls are to run out of time
+	_, err := generate(p, "x509-CA-A", p256)
+	expect(t, err, codes.Unavailable, "PIN")
+	b.expectLogins(t, "with the old PIN", 2)
+	b.setPIN(t, b.PIN)
+	l.await(100)
+	l.endFailing(codes.Unavailable, "was refused")
+	b.expectLogins(t, "in all", 3)
+}
+
+func TestAPINFileThatAppearsLateIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "", counted)
+	must(t, os.Remove(b.PINFile))
+	p := b.start(t)
+	configured := make(chan error, 1)
+	go func() { configured <- p.Configure(domain, b.data) }()
+	select {
+	case err := <-configured:
+		t.Fatalf("Configure did not wait: %v", err)
+	case <-time.After(pause):
+	}
+	b.setPIN(t, b.PIN)
+	must(t, <-configured)
+	mustGenerate(t, p, "x509-CA-A", p256)
+	b.expectLogins(t, "in all", 1)
+}
+
+func TestAPINFileThatNeverAppearsIsNamed(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, `startup_wait = "1s"`, counted)
+	must(t, os.Remove(b.PINFile))
+	p := b.start(t)
+	expect(t, p.Configure(domain, b.data), codes.Unavailable, "PIN file "+b.PINFile, "No such file")
+	b.expectLogins(t, "without a PIN", 0)
+}
+
+// It is read at each login only, so its absence is nothing to a worker that is logged in.
+func TestAPINFileThatVanishesWhileWeRunIsWaitedForAtTheNextLogin(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "", counted)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	must(t, os.Remove(b.PINFile))
+	l.await(50)
+	killWorkers(t, p)
+	time.Sleep(pause)
+	b.setPIN(t, b.PIN)
+	l.await(100)
+	l.endWithoutFailures()
+	b.expectLogins(t, "in all", 2)
+}
+
+func TestARefusedPINDoesNotStopTheWorkerThatIsLoggedIn(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "", counted)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	b.setPIN(t, "9999")
+	refused(t, p, b.data)
+	l.await(100)
+	b.setPIN(t, b.PIN)
+	must(t, p.Configure(domain, b.data))
+	l.await(100)
+	l.endWithoutFailures()
+	b.expectLogins(t, "in all", 3)
+}

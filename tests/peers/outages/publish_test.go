@@ -1,0 +1,325 @@
+package outages
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"fmt"
+	"math/big"
+	mathrand "math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
+	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
+	"github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
+	"google.golang.org/grpc/codes"
+
+	"spire-hsm/peers/host"
+)
+
+// press has a bundle to publish, of which each edition differs in its number and keys.
+type press struct {
+	path        string
+	certificate []byte
+	key         []byte
+	edition     uint64
+}
+
+func newPress(t testing.TB, directory string) *press {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	must(t, err)
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	must(t, err)
+	return &press{path: filepath.Join(directory, "bundle.json"), certificate: certificate, key: spki}
+}
+
+func (p *press) data(more string) string { return fmt.Sprintf("path = %q\n%s", p.path, more) }
+
+// next edition; between 1 and 5 JWT authorities, so that sizes differ much.
+func (p *press) next() *types.Bundle {
+	p.edition++
+	bundle := &types.Bundle{TrustDomain: domain, SequenceNumber: p.edition, RefreshHint: 300,
+		X509Authorities: []*types.X509Certificate{{Asn1: p.certificate}}}
+	for i := range 1 + p.edition*7%5 {
+		bundle.JwtAuthorities = append(bundle.JwtAuthorities, &types.JWTKey{
+			KeyId: fmt.Sprintf("key-%d-%d", p.edition, i), PublicKey: p.key, ExpiresAt: 4102444800})
+	}
+	return bundle
+}
+
+func (p *press) publish(plugin *host.Plugin) error {
+	_, err := plugin.BundlePublisher().PublishBundle(ctx, &bundlepublisherv1.PublishBundleRequest{Bundle: p.next()})
+	return err
+}
+
+// read the file as the discovery provider does; its sequence number.
+func (p *press) read() (uint64, error) {
+	text, err := os.ReadFile(p.path)
+	if err != nil {
+		return 0, err
+	}
+	bundle, err := spiffebundle.Parse(spiffeid.RequireTrustDomainFromString(domain), text)
+	if err != nil {
+		return 0, fmt.Errorf("%w in %d bytes", err, len(text))
+	}
+	number, _ := bundle.SequenceNumber()
+	if want := 1 + int(number*7%5); len(bundle.JWTAuthorities()) != want || len(bundle.X509Authorities()) != 1 {
+		return 0, fmt.Errorf("edition %d has %d JWT authorities, want %d", number, len(bundle.JWTAuthorities()), want)
+	}
+	return number, nil
+}
+
+func (p *press) expectEdition(t testing.TB, want uint64) {
+	t.Helper()
+	if number, err := p.read(); err != nil || number != want {
+		t.Errorf("the file is of edition %d (%v), want %d", number, err, want)
+	}
+}
+
+func publisher(t testing.TB, p *press) *host.Plugin {
+	t.Helper()
+	plugin := host.Start(t, host.Options{Type: "BundlePublisher"})
+	must(t, plugin.Configure(domain, p.data("")))
+	return plugin
+}
+
+func notify(plugin *host.Plugin, bundle *types.Bundle) error {
+	_, err := plugin.Notifier().NotifyAndAdvise(ctx, &notifierv1.NotifyAndAdviseRequest{
+		Event: &notifierv1.NotifyAndAdviseRequest_BundleLoaded{BundleLoaded: &notifierv1.BundleLoaded{Bundle: bundle}}})
+	return err
+}
+
+// onlyTheBundle is left beside it: no temporary file.
+func onlyTheBundle(t testing.TB, directory string) {
+	t.Helper()
+	entries, err := os.ReadDir(directory)
+	must(t, err)
+	for _, entry := range entries {
+		if name := entry.Name(); name != "bundle.json" && name != ".bundle.json.lock" {
+			t.Errorf("left behind: %s", name)
+		}
+	}
+}
+
+func TestAFullOrReadOnlyDiskLeavesTheOldBundleAndIsGotOver(t *testing.T) {
+	t.Parallel()
+	disk := filepath.Join(t.TempDir(), "disk")
+	mount(t, disk, 64)
+	faults(t, 2)
+	p := newPress(t, disk)
+	plugin := publisher(t, p)
+	must(t, p.publish(plugin))
+
+	filler := fill(t, disk)
+	for range 3 {
+		expect(t, p.publish(plugin), codes.Unavailable, p.path, "No space left")
+		p.expectEdition(t, 1)
+	}
+	must(t, os.Remove(filler))
+	onlyTheBundle(t, disk)
+	must(t, p.publish(plugin))
+	p.expectEdition(t, p.edition)
+
+	before := p.edition
+	remount(t, disk, true)
+	expect(t, p.publish(plugin), codes.Unavailable, p.path, "Read-only")
+	p.expectEdition(t, before)
+	remount(t, disk, false)
+	must(t, p.publish(plugin))
+	p.expectEdition(t, p.edition)
+	onlyTheBundle(t, disk)
+}
+
+func TestAFullDiskDoesNotKeepAServerFromStartingUnlessItIsToldSo(t *testing.T) {
+	t.Parallel()
+	disk := filepath.Join(t.TempDir(), "disk")
+	mount(t, disk, 64)
+	faults(t, 2)
+	p := newPress(t, disk)
+	for _, required := range []bool{false, true} {
+		plugin := host.Start(t, host.Options{Type: "Notifier"})
+		must(t, plugin.Configure(domain, p.data(fmt.Sprintf("required = %v", required))))
+		filler := fill(t, disk)
+		err := notify(plugin, p.next())
+		if required {
+			expect(t, err, codes.Unavailable, "No space left")
+		} else {
+			must(t, err)
+			plugin.Logs.Wait(t, "cannot publish the bundle")
+		}
+		must(t, os.Remove(filler))
+		must(t, notify(plugin, p.next()))
+		p.expectEdition(t, p.edition)
+		unload(t, plugin)
+	}
+}
+
+func TestADirectoryThatIsRemovedIsPublishedToWhenItIsBack(t *testing.T) {
+	t.Parallel()
+	faults(t, 2)
+	directory := filepath.Join(t.TempDir(), "out")
+	must(t, os.Mkdir(directory, 0o700))
+	p := newPress(t, directory)
+	plugin := publisher(t, p)
+	must(t, p.publish(plugin))
+	must(t, os.RemoveAll(directory))
+	expect(t, p.publish(plugin), codes.FailedPrecondition, directory, "No such file")
+	must(t, os.Mkdir(directory, 0o700))
+	must(t, p.publish(plugin))
+	p.expectEdition(t, p.edition)
+
+	must(t, os.Rename(directory, directory+".old")) // and another one in its place
+	must(t, os.Mkdir(directory, 0o700))
+	must(t, p.publish(plugin))
+	p.expectEdition(t, p.edition)
+}
+
+func TestAFileThatIsReplacedByAnythingElseIsNotWrittenThrough(t *testing.T) {
+	t.Parallel()
+	directory := t.TempDir()
+	victim := filepath.Join(t.TempDir(), "victim")
+	write(t, victim, "precious")
+	p := newPress(t, directory)
+	plugin := publisher(t, p)
+	must(t, p.publish(plugin))
+	thieves := []struct {
+		what  string
+		place func() error
+		text  string
+	}{
+		{"a directory", func() error { return os.Mkdir(p.path, 0o700) }, "is a directory"},
+		{"a symbolic link", func() error { return os.Symlink(victim, p.path) }, "is a symbolic link"},
+		{"a dangling link", func() error { return os.Symlink("/nonexistent/x", p.path) }, "is a symbolic link"},
+		{"a fifo", func() error { return syscall.Mkfifo(p.path, 0o600) }, "pipe"},
+	}
+	faults(t, len(thieves)+3)
+	for _, thief := range thieves {
+		must(t, os.Remove(p.path))
+		must(t, thief.place())
+		expect(t, p.publish(plugin), codes.FailedPrecondition, p.path, thief.text)
+		must(t, os.Remove(p.path))
+		must(t, p.publish(plugin))
+		p.expectEdition(t, p.edition)
+	}
+	for what, damage := range map[string]func() error{
+		"deleted":     func() error { return os.Remove(p.path) },
+		"cut":         func() error { return os.Truncate(p.path, 100) },
+		"overwritten": func() error { return os.WriteFile(p.path, []byte("{}"), 0o644) },
+	} {
+		must(t, damage())
+		if err := p.publish(plugin); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		p.expectEdition(t, p.edition)
+	}
+	if text, err := os.ReadFile(victim); err != nil || string(text) != "precious" {
+		t.Errorf("the victim: %q %v", text, err)
+	}
+	onlyTheBundle(t, directory)
+}
+
+// reader polls the file until it is stopped; what it must never see is an error, or an
+// older edition than before.
+type reader struct {
+	stop  atomic.Bool
+	group sync.WaitGroup
+	reads atomic.Int64
+}
+
+func startReader(t testing.TB, p *press) *reader {
+	r := &reader{}
+	r.group.Go(func() {
+		newest := uint64(0)
+		for !r.stop.Load() {
+			number, err := p.read()
+			if err != nil {
+				t.Errorf("a reader saw: %v", err)
+				return
+			}
+			if number < newest {
+				t.Errorf("a reader saw edition %d after %d", number, newest)
+				return
+			}
+			newest = number
+			r.reads.Add(1)
+			time.Sleep(time.Millisecond)
+		}
+	})
+	return r
+}
+
+func (r *reader) end() {
+	r.stop.Store(true)
+	r.group.Wait()
+}
+
+// shm is a directory on a tmpfs: fsync of a disk would make it a test of the disk.
+func shm(t testing.TB) string {
+	t.Helper()
+	directory, err := os.MkdirTemp("/dev/shm", "outages")
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(directory) })
+	return directory
+}
+
+func TestAReaderNeverSeesAPartialOrInvalidFile(t *testing.T) {
+	faults(t, 1)
+	editions := uint64(100_000)
+	end := time.Now().Add(either(25*time.Second, 24*time.Hour))
+	directory := shm(t)
+	p := newPress(t, directory)
+	plugin := publisher(t, p)
+	must(t, p.publish(plugin))
+	r := startReader(t, p)
+	failed := 0
+	for p.edition < editions && time.Now().Before(end) && !t.Failed() {
+		if err := p.publish(plugin); err != nil {
+			failed++
+			t.Error(err)
+		}
+	}
+	r.end()
+	p.expectEdition(t, p.edition)
+	onlyTheBundle(t, directory)
+	t.Logf("%d publications, %d failed calls; %d reads, all of whole and valid files", p.edition, failed, r.reads.Load())
+}
+
+func TestAPublisherKilledBetweenAnyTwoStepsLeavesAWholeFileAndNoOther(t *testing.T) {
+	kills := either(25, 500)
+	faults(t, kills)
+	directory := shm(t)
+	p := newPress(t, directory)
+	plugin := publisher(t, p)
+	must(t, p.publish(plugin))
+	r := startReader(t, p)
+	published := 0
+	for range kills {
+		timer := time.AfterFunc(time.Duration(mathrand.IntN(20_000))*time.Microsecond, plugin.Kill)
+		for p.publish(plugin) == nil {
+			published++
+		}
+		timer.Stop()
+		plugin = publisher(t, p)
+		must(t, p.publish(plugin))
+		p.expectEdition(t, p.edition)
+		onlyTheBundle(t, directory)
+	}
+	r.end()
+	t.Logf("%d kills among %d publications; %d reads, all of whole and valid files", kills, published, r.reads.Load())
+}

@@ -1,0 +1,136 @@
+package outages
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"spire-hsm/peers/host"
+)
+
+// SPIRE's SIGUSR1 ends in Configure; here it is called under load, as often as it takes.
+
+func TestReconfiguringUnderLoadCostsNoCall(t *testing.T) {
+	t.Parallel()
+	rounds := either(5, 50)
+	faults(t, 5*rounds)
+	b := newBench(t, "")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	l.rotate(p, "JWT-Signer-A")
+	for i := range rounds {
+		must(t, p.Configure(domain, b.data+fmt.Sprintf("max_sessions = %d\n", 2+i%6)))
+		l.await(20)
+		for _, bad := range []struct {
+			data string
+			code codes.Code
+			text string
+		}{
+			{b.data + "tokn = \"x\"\n", codes.InvalidArgument, "tokn"},
+			{strings.Replace(b.data, "token=spire", "token=absent", 1) + "startup_wait = \"0s\"\n", codes.Unavailable, "absent"},
+			{strings.Replace(b.data, "libsofthsm2.so", "libabsent.so", 1) + "startup_wait = \"0s\"\n", codes.FailedPrecondition, "libabsent.so"},
+			{strings.Replace(b.data, "pin_file", "key_identifier_value = \"x\"\npin_file", 1), codes.InvalidArgument, "key_identifier"},
+		} {
+			expect(t, p.Configure(domain, bad.data), bad.code, bad.text)
+			l.await(20)
+		}
+	}
+	l.endWithoutFailures()
+	eventually(t, "one worker is left", func() bool { return len(children(t, p.PID())) == 1 })
+	if found := served(t, p); len(found) != 2 || found[key.Id].Fingerprint != key.Fingerprint {
+		t.Errorf("served: %v", found)
+	}
+	b.expectPairs(t, 2)
+}
+
+func TestReconfiguringWithAnotherPINUnderLoadCostsNoCall(t *testing.T) {
+	t.Parallel()
+	faults(t, 3)
+	b := newBench(t, "")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	b.Tool(t, "--change-pin", "--new-pin", "4321")
+	b.PIN = "4321"
+	expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, "PIN") // the file has the old one
+	l.await(50)
+	other := b.PINFile + ".other"
+	write(t, other, b.PIN+"\n")
+	data := strings.Replace(b.data, b.PINFile, other, 1)
+	must(t, p.Configure(domain, data))
+	l.await(50)
+	killWorkers(t, p) // the new PIN is the one that is used from now on
+	l.await(50)
+	must(t, os.WriteFile(b.PINFile, []byte("9999\n"), 0o600))
+	expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, "PIN")
+	l.await(50)
+	l.endWithoutFailures()
+	mustGenerate(t, p, "x509-CA-B", p256)
+}
+
+// Each token keeps its own keys: going over to another one and back loses none.
+func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
+	t.Parallel()
+	rounds := either(3, 30)
+	faults(t, 2*rounds)
+	b := newBench(t, "")
+	b.Init(t, "other")
+	other := strings.Replace(b.data, "token=spire", "token=other", 1)
+	p := b.ready(t)
+	here := mustGenerate(t, p, "x509-CA-A", p256)
+	must(t, p.Configure(domain, other))
+	if found := served(t, p); len(found) != 0 {
+		t.Errorf("an empty token serves %v", found)
+	}
+	err := sign(p, here)
+	expect(t, err, codes.NotFound, `key "x509-CA-A" not found`)
+	there := mustGenerate(t, p, "x509-CA-A", p256)
+	for range rounds {
+		for _, side := range []struct {
+			data, fingerprint string
+		}{{b.data, here.Fingerprint}, {other, there.Fingerprint}} {
+			l := startEither(t, p, here.Fingerprint, there.Fingerprint)
+			must(t, p.Configure(domain, side.data))
+			l.await(20)
+			if found := served(t, p); len(found) != 1 || found["x509-CA-A"].Fingerprint != side.fingerprint {
+				t.Errorf("served: %v", found)
+			}
+			l.endWithoutFailures()
+		}
+	}
+	must(t, p.Configure(domain, b.data))
+	mustSign(t, p, here)
+	must(t, p.Configure(domain, other))
+	mustSign(t, p, there)
+}
+
+// startEither is a load whose signatures may be of either key.
+func startEither(t testing.TB, p *host.Plugin, fingerprints ...string) *load {
+	t.Helper()
+	l := &load{t: t, errors: map[string]int{}}
+	for range 4 {
+		l.group.Go(func() {
+			for !l.stop.Load() {
+				key := served(t, p)["x509-CA-A"]
+				if key == nil {
+					l.fail(fmt.Errorf("no key is served"))
+					continue
+				}
+				// between the question and the signature the token may have become the other one
+				err := sign(p, key)
+				if err != nil && !strings.Contains(err.Error(), "signed by key "+fingerprints[0]) &&
+					!strings.Contains(err.Error(), "signed by key "+fingerprints[1]) {
+					l.fail(err)
+					continue
+				}
+				l.signed.Add(1)
+			}
+		})
+	}
+	l.await(20)
+	return l
+}

@@ -1,0 +1,352 @@
+package outages
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/softhsm"
+)
+
+const pause = 3 * time.Second // of a token, that nobody is to notice
+
+func (b *bench) takeAway(t *testing.T) { must(t, os.Rename(b.Tokens, b.Tokens+".away")) }
+
+func (b *bench) bringBack(t *testing.T) { must(t, os.Rename(b.Tokens+".away", b.Tokens)) }
+
+func TestATokenThatIsAwayForThreeSecondsCostsNoCall(t *testing.T) {
+	t.Parallel()
+	times := either(2, 20)
+	faults(t, times)
+	b := newBench(t, "")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	l.rotate(p, "JWT-Signer-A")
+	l.rotate(p, "JWT-Signer-B")
+	for range times {
+		b.takeAway(t)
+		time.Sleep(pause)
+		b.bringBack(t)
+		l.await(200)
+	}
+	l.endWithoutFailures()
+	b.expectPairs(t, 3)
+}
+
+func TestATokenThatIsAwayForLongerThanCallsMayTakeFailsThemWithTheReason(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newBench(t, `call_timeout = "2s"`)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	b.takeAway(t)
+	time.Sleep(pause)
+	_, err := generate(p, "x509-CA-A", p256)
+	expect(t, err, codes.Unavailable, "away")
+	b.bringBack(t)
+	l.await(200)
+	l.endFailing(codes.Unavailable, "the token is away")
+	if found := served(t, p); found[key.Id] == nil {
+		t.Errorf("served: %v", found)
+	}
+	eventually(t, "a key is made", func() bool {
+		_, err := generate(p, "x509-CA-A", p256)
+		return err == nil
+	})
+	b.expectPairs(t, 1)
+}
+
+// ---- a network HSM: p11-kit's server before SoftHSM ----
+
+const remoteModule = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
+
+type remote struct {
+	*bench
+	server *daemon
+	t      *testing.T
+	socket string
+}
+
+func newRemote(t *testing.T, more string) *remote {
+	t.Helper()
+	if _, err := os.Stat(remoteModule); err != nil {
+		t.Skip("no p11-kit-client.so")
+	}
+	dir, err := os.MkdirTemp("/tmp", "outages") // socket paths have 108 bytes
+	must(t, err)
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	b := newBench(t, more)
+	b.data = strings.Replace(b.data, softhsm.Module(), remoteModule, 1)
+	r := &remote{bench: b, t: t, socket: filepath.Join(dir, "hsm")}
+	// the plugin speaks to the server, not to SoftHSM
+	b.env = []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + r.socket, "SOFTHSM2_CONF=/nonexistent"}
+	r.serve()
+	return r
+}
+
+func (r *remote) serve() {
+	r.t.Helper()
+	_ = os.Remove(r.socket)
+	r.server = launch(r.t, r.Env(), nil, "p11-kit", "server", "-f", "-n", r.socket,
+		"--provider", softhsm.Module(), "pkcs11:token="+r.Label)
+	eventually(r.t, "p11-kit server listens", func() bool {
+		_, err := os.Stat(r.socket)
+		return err == nil
+	})
+}
+
+// signal the server and its child for each connection.
+func (r *remote) signal(signal syscall.Signal) {
+	r.t.Helper()
+	for _, pid := range family(r.t, r.server.Process.Pid) {
+		_ = syscall.Kill(pid, signal)
+	}
+}
+
+func (r *remote) die() {
+	r.t.Helper()
+	r.signal(syscall.SIGKILL)
+	<-r.server.done
+}
+
+func (r *remote) freeze(length time.Duration) {
+	r.t.Helper()
+	frozen := family(r.t, r.server.Process.Pid)
+	for _, pid := range frozen {
+		must(r.t, syscall.Kill(pid, syscall.SIGSTOP))
+	}
+	time.Sleep(length)
+	for _, pid := range frozen {
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+	}
+}
+
+func TestANetworkHSMThatIsKilledAndRestartedCostsNoCall(t *testing.T) {
+	t.Parallel()
+	deaths := either(4, 30)
+	faults(t, deaths)
+	r := newRemote(t, "")
+	p := r.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	l.rotate(p, "x509-CA-B")
+	for i := range deaths {
+		r.die()
+		if i%2 == 1 {
+			time.Sleep(time.Second) // it takes a while to come back
+		}
+		r.serve()
+		l.await(200)
+	}
+	l.endWithoutFailures()
+	r.expectPairs(t, 2)
+}
+
+func TestANetworkHSMThatIsFrozenForThreeSecondsCostsNoCall(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	r := newRemote(t, "")
+	p := r.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	made := make(chan error, 1)
+	go func() {
+		time.Sleep(pause / 2) // in the middle of it
+		_, err := generate(p, "x509-CA-B", p256)
+		made <- err
+	}()
+	r.freeze(pause)
+	must(t, <-made)
+	l.await(200)
+	l.endWithoutFailures()
+	if n := countLogs(p, "worker ended"); n != 0 {
+		t.Errorf("%d workers ended although the pause was short", n)
+	}
+}
+
+// In the short run all times are a tenth of what they are by default.
+func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	options := either(`call_timeout = "2500ms"`+"\n"+`operation_timeout = "1s"`, "")
+	r := newRemote(t, options)
+	p := r.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 4, key)
+	longest := either(2500*time.Millisecond, 25*time.Second) + 4*time.Second
+	stop := make(chan struct{})
+	slowest := make(chan time.Duration, 1)
+	go func() {
+		var most time.Duration
+		for {
+			select {
+			case <-stop:
+				slowest <- most
+				return
+			default:
+			}
+			start := time.Now()
+			_ = sign(p, key)
+			most = max(most, time.Since(start))
+		}
+	}()
+	r.freeze(either(6*time.Second, time.Minute))
+	l.await(200)
+	close(stop)
+	if most := <-slowest; most > longest {
+		t.Errorf("a call took %v", most)
+	}
+	l.end()
+	for text, count := range l.failures() {
+		t.Logf("%d x %s", count, text)
+		if !strings.Contains(text, "code = Unavailable") && !strings.Contains(text, "code = DeadlineExceeded") {
+			t.Errorf("%d x %s", count, text)
+		}
+	}
+	if l.failed.Load() == 0 {
+		t.Error("no call failed: the HSM was not away for long enough")
+	}
+}
+
+// ---- sessions ----
+
+// A dead process's sessions count for 5 s more. Each worker has 5 of 8: the next one finds
+// too few until then.
+func TestSessionsOfKilledWorkersThatStillCountCostNoCall(t *testing.T) {
+	t.Parallel()
+	kills := either(2, 10)
+	faults(t, kills)
+	b := newFaulty(t, "max_sessions = 4", "profile dangling 8 5\n")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	for range kills {
+		l.await(100)
+		killWorkers(t, p)
+		l.await(100)
+	}
+	l.endWithoutFailures()
+}
+
+// All 5 of 5 are a dead process's.
+func TestASessionLimitThatKilledWorkersUseUpCostsNoCall(t *testing.T) {
+	t.Parallel()
+	kills := either(2, 10)
+	faults(t, kills)
+	b := newFaulty(t, "max_sessions = 4", "profile dangling 5 4\n")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	for range kills {
+		l.await(100)
+		killWorkers(t, p)
+		l.await(100)
+	}
+	l.endWithoutFailures()
+}
+
+// One session for logging in is left over by somebody else, and none to work with.
+func TestATokenWithOneSessionLeftIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "max_sessions = 4", "profile dangling 6 4\n")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	killWorkers(t, p)
+	l.await(100)
+	_, err := generate(p, "x509-CA-B", p256)
+	must(t, err)
+	l.endWithoutFailures()
+}
+
+func TestFewerSessionsThanWantedWillDo(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "max_sessions = 16", "profile sessions 3\n")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	l.await(200)
+	mustGenerate(t, p, "x509-CA-B", p256)
+	l.endWithoutFailures()
+	if n := countLogs(p, "worker ended"); n != 0 {
+		t.Errorf("%d workers ended", n)
+	}
+}
+
+// Nobody is logged in any more, and searches find nothing, with CKR_OK.
+func TestASilentLogoutLosesNoKeyAndCostsNoCall(t *testing.T) {
+	t.Parallel()
+	times := either(10, 100)
+	faults(t, times)
+	b := newFaulty(t, "", "")
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	l := startLoad(t, p, 8, key)
+	for i := range times {
+		write(t, b.script(), fmt.Sprintf("profile logout # %d\n", i))
+		l.await(100)
+		mustGenerate(t, p, "x509-CA-B", p256)
+	}
+	l.endWithoutFailures()
+	b.expectPairs(t, 2)
+	unload(t, p)
+	write(t, b.script(), "profile logout\n")
+	p = b.ready(t)
+	if found := served(t, p); len(found) != 2 {
+		t.Errorf("served after a restart: %v", found)
+	}
+}
+
+func idleTest(t *testing.T, profile, options string, idle time.Duration, rounds int) *host.Plugin {
+	t.Helper()
+	faults(t, rounds)
+	b := newFaulty(t, options, profile)
+	p := b.ready(t)
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	failed := 0
+	for range rounds {
+		time.Sleep(idle)
+		if err := sign(p, key); err != nil {
+			failed++
+			t.Error(err)
+		}
+		if _, err := generate(p, "x509-CA-B", p256); err != nil {
+			failed++
+			t.Error(err)
+		}
+	}
+	t.Logf("%d times idle for %v, %d failed calls", rounds, idle, failed)
+	return p
+}
+
+func TestSessionsThatWereClosedForIdlenessCostNoCall(t *testing.T) {
+	t.Parallel()
+	idleTest(t, "profile idle 1500\n", `keep_alive = "0"`, 2*time.Second, either(3, 10))
+}
+
+func TestKeepAliveKeepsSessionsAlive(t *testing.T) {
+	t.Parallel()
+	p := idleTest(t, "profile idle 3000\n", `keep_alive = "1s"`, 5*time.Second, 2)
+	if n := countLogs(p, "worker ended"); n != 0 {
+		t.Errorf("%d workers ended", n)
+	}
+}
+
+func TestAYubiHSMsThirtySecondsOfIdlenessCostNoCall(t *testing.T) {
+	if !long {
+		t.Skip("takes two minutes: LONG=1")
+	}
+	t.Parallel()
+	idleTest(t, "profile yubihsm\n", "cka_id_length = 2\nlabel_max = 40\nkeep_alive = \"0\"", 35*time.Second, 3)
+}

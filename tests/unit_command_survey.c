@@ -1,0 +1,298 @@
+/* What `keys` says of a key, and which keys `prune` may take: never another trust domain's,
+ * never the newest whole one of our own, never what was in use a moment ago. */
+#include "../plugin/survey.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { NOW = 100000000, DAY = 86400 };
+
+static struct label_scope ours;
+static struct label_scope other_server;
+static struct label_scope other_domain;
+static struct survey survey;
+
+static int begin(void **state)
+{
+    (void)state;
+    label_scope("example.org", "server-a", 8, &ours);
+    label_scope("example.org", "server-b", 8, &other_server);
+    label_scope("example.com", "server-a", 8, &other_domain);
+    return 0;
+}
+
+static int end(void **state)
+{
+    (void)state;
+    survey_clear(&survey);
+    return 0;
+}
+
+static void add(const struct label_scope *scope, const char *key_id, uint32_t generation,
+                enum hsm_state state)
+{
+    struct label label = {.scope = *scope, .generation = generation};
+    struct hsm_item item = {.state = state};
+
+    (void)snprintf(label.key_id, sizeof label.key_id, "%s", key_id);
+    label_format(&label, item.key.label);
+    item.key.id_length = HSM_ID_MAX;
+    item.key.id[0] = (uint8_t)survey.found.count;
+    survey_add(&survey, &item);
+}
+
+/* As proofs would, but for the last `unproven` of them. */
+static void prove(size_t unproven)
+{
+    survey_sort(&survey);
+    for (size_t i = 0; i + unproven < survey.found.count; i++)
+        survey.found.items[i].proven = true;
+}
+
+/* The states of all items in order, as letters. */
+static void states_are(const char *expected)
+{
+    static const char letters[] = "?cohud";
+    struct inventory server = {.items = NULL};
+    char found[64] = "";
+    size_t length = 0;
+
+    while (survey_next(&survey, &server))
+        for (size_t i = 0; i < server.count; i++)
+            found[length++] = letters[survey_state(&server, &server.items[i])];
+    assert_string_equal(found, expected);
+}
+
+static struct survey_rule rule(enum survey_target target)
+{
+    struct survey_rule made = {.target = target, .own = ours, .now = NOW, .floor = DAY};
+
+    memcpy(made.named, other_server.server, sizeof made.named);
+    return made;
+}
+
+/* The pruned items as "generation generation ". */
+static void prunes(struct survey_rule made, const char *expected)
+{
+    struct inventory server = {.items = NULL};
+    char found[256] = "";
+
+    while (survey_next(&survey, &server))
+        for (size_t i = 0; i < server.count; i++)
+            if (survey_prunes(&made, &server, &server.items[i]))
+                (void)snprintf(found + strlen(found), sizeof found - strlen(found), "%u ",
+                               server.items[i].label.generation);
+    assert_string_equal(found, expected);
+}
+
+static void the_keys_of_each_server_stand_together(void **state)
+{
+    struct inventory server = {.items = NULL};
+    size_t servers = 0;
+    size_t keys = 0;
+
+    (void)state;
+    assert_false(survey_next(&survey, &server));
+    add(&ours, "A", 1, HSM_COMPLETE);
+    add(&other_domain, "A", 2, HSM_COMPLETE);
+    add(&other_server, "B", 3, HSM_COMPLETE);
+    add(&ours, "B", 4, HSM_COMPLETE);
+    prove(0);
+    server = (struct inventory){.items = NULL};
+    while (survey_next(&survey, &server)) {
+        servers++;
+        keys += server.count;
+        for (size_t i = 1; i < server.count; i++)
+            assert_true(
+                label_same_scope(&server.items[0].label.scope, &server.items[i].label.scope));
+    }
+    assert_int_equal(servers, 3);
+    assert_int_equal(keys, 4);
+}
+
+static void labels_of_unknown_formats_are_foreign(void **state)
+{
+    struct hsm_item item = {.state = HSM_COMPLETE};
+
+    (void)state;
+    (void)snprintf(item.key.label, sizeof item.key.label, "sp1-not-ours");
+    survey_add(&survey, &item);
+    (void)snprintf(item.key.label, sizeof item.key.label, "sp2-0123456789abcdef-000001-A");
+    survey_add(&survey, &item);
+    assert_int_equal(survey.found.count, 0);
+    assert_int_equal(survey.foreign, 2);
+}
+
+static void the_newest_whole_key_is_current(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1, HSM_COMPLETE);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    add(&ours, "A", 3, HSM_HALF);
+    add(&ours, "B", 1, HSM_UNFIT);
+    prove(0);
+    states_are("hcou");
+}
+
+static void two_keys_of_one_generation_are_duplicates(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1, HSM_COMPLETE);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    add(&ours, "B", 2, HSM_DUPLICATE);
+    prove(0);
+    states_are("ddcd");
+}
+
+static void what_could_not_be_looked_at_is_unknown(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1, HSM_COMPLETE);
+    prove(1);
+    states_are("?");
+}
+
+static void a_superseded_key_goes_a_day_after_its_successor_was_made(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", NOW - DAY, HSM_COMPLETE);
+    add(&ours, "A", NOW - DAY + 1, HSM_COMPLETE);
+    prove(0);
+    prunes(rule(SURVEY_OWN), "1000 ");
+}
+
+static void the_newest_whole_key_never_goes(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "B", 2000, HSM_UNFIT);
+    add(&ours, "C", 1, HSM_COMPLETE);
+    add(&ours, "C", 1, HSM_COMPLETE);
+    prove(0);
+    prunes(rule(SURVEY_OWN), "");
+    prunes(rule(SURVEY_OTHERS), "");
+    prunes(rule(SURVEY_NAMED), "");
+}
+
+static void an_older_key_stays_while_the_newer_one_is_not_proven(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", 2000, HSM_COMPLETE);
+    prove(2);
+    prunes(rule(SURVEY_OWN), "");
+}
+
+static void an_older_key_stays_while_nothing_newer_may_be_served(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", 2000, HSM_UNFIT);
+    prove(0);
+    prunes(rule(SURVEY_OWN), "");
+}
+
+static void a_half_goes_a_day_after_it_was_begun(void **state)
+{
+    (void)state;
+    add(&ours, "A", NOW - DAY, HSM_HALF);
+    add(&ours, "A", NOW - DAY + 1, HSM_HALF);
+    add(&ours, "A", NOW + 5, HSM_HALF);
+    prove(0);
+    prunes(rule(SURVEY_OWN), "99913600 ");
+}
+
+static void a_half_that_was_not_proven_stays(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_HALF);
+    prove(1);
+    prunes(rule(SURVEY_OWN), "");
+}
+
+static void other_servers_go_when_they_have_made_no_key_for_a_day(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", 2000, HSM_COMPLETE);
+    add(&other_server, "A", 3000, HSM_COMPLETE);
+    add(&other_server, "B", 4000, HSM_HALF);
+    add(&other_domain, "A", 5000, HSM_COMPLETE);
+    prove(5);
+    prunes(rule(SURVEY_OTHERS), "3000 4000 ");
+    prunes(rule(SURVEY_NAMED), "3000 4000 ");
+}
+
+static void a_server_that_made_one_key_today_keeps_them_all(void **state)
+{
+    (void)state;
+    add(&other_server, "A", 3000, HSM_COMPLETE);
+    add(&other_server, "B", NOW - DAY + 1, HSM_COMPLETE);
+    prove(2);
+    prunes(rule(SURVEY_OTHERS), "");
+    prunes(rule(SURVEY_NAMED), "");
+}
+
+static void our_own_name_is_still_our_own(void **state)
+{
+    struct survey_rule named = rule(SURVEY_NAMED);
+
+    (void)state;
+    memcpy(named.named, ours.server, sizeof named.named);
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", 2000, HSM_COMPLETE);
+    prove(0);
+    prunes(named, "1000 ");
+}
+
+static void only_our_own_keys_are_asked_for_a_proof(void **state)
+{
+    struct survey_rule own = rule(SURVEY_OWN);
+    struct survey_rule others = rule(SURVEY_OTHERS);
+    struct inventory server = {.items = NULL};
+
+    (void)state;
+    add(&other_server, "A", 3000, HSM_COMPLETE);
+    prove(1);
+    assert_true(survey_next(&survey, &server));
+    assert_false(survey_needs_proof(&own, &server));
+    assert_false(survey_needs_proof(&others, &server));
+    survey_clear(&survey);
+    add(&ours, "A", 3000, HSM_COMPLETE);
+    server = (struct inventory){.items = NULL};
+    assert_true(survey_next(&survey, &server));
+    assert_true(survey_needs_proof(&own, &server));
+    assert_false(survey_needs_proof(&others, &server));
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(the_keys_of_each_server_stand_together),
+        TEST(labels_of_unknown_formats_are_foreign),
+        TEST(the_newest_whole_key_is_current),
+        TEST(two_keys_of_one_generation_are_duplicates),
+        TEST(what_could_not_be_looked_at_is_unknown),
+        TEST(a_superseded_key_goes_a_day_after_its_successor_was_made),
+        TEST(the_newest_whole_key_never_goes),
+        TEST(an_older_key_stays_while_the_newer_one_is_not_proven),
+        TEST(an_older_key_stays_while_nothing_newer_may_be_served),
+        TEST(a_half_goes_a_day_after_it_was_begun),
+        TEST(a_half_that_was_not_proven_stays),
+        TEST(other_servers_go_when_they_have_made_no_key_for_a_day),
+        TEST(a_server_that_made_one_key_today_keeps_them_all),
+        TEST(our_own_name_is_still_our_own),
+        TEST(only_our_own_keys_are_asked_for_a_proof),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
