@@ -46,7 +46,7 @@ void keymanager_log_event(const struct keymanager *keymanager, const char *event
 static void begin_cleaning(struct keymanager *keymanager)
 {
     (void)pthread_mutex_lock(&keymanager->mutex);
-    keymanager->cleaning = true;
+    keymanager->cleaning = !keymanager->rivalry && !keymanager->closing;
     (void)pthread_mutex_unlock(&keymanager->mutex);
 }
 
