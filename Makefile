@@ -32,7 +32,7 @@ SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo test test-long soak check check-asan check-tsan analyze fuzz layers format-check \
+.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check \
         bench fuzz-now objects install clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
@@ -85,8 +85,14 @@ test: ## every test, from unit to the real SPIRE
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
-test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of faults
-	@+HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
+test-faults: ## every fault the plugin survives, two servers on one token, two minutes of soak
+	@tests/deps.sh build run test
+	$(again) all $(BUILD)/tests/faulty.so
+	@BUILD=$(BUILD) tests/run faults ha soak
+
+test-long: ## both at length: a thousand kills, 20,000 histories, half an hour of soak
+	@+HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 $(MAKE) --no-print-directory test
+	@+LONG=1 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test-faults
 
 soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
 	@tests/deps.sh build run test

@@ -232,7 +232,8 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
     const struct inventory_item *served = inventory_candidate(inventory, first);
     struct inventory_item *item;
 
-    if (inventory_has_twins(inventory, first)) {
+    /* with the lock held it was our own clock that went back, not another process */
+    if (keymanager->identity.lock < 0 && inventory_has_twins(inventory, first)) {
         keymanager->rivalry = true;
         log_write(LOG_ERROR, "two servers share one identity; no key is destroyed", "key_id",
                   first->label.key_id, "label", first->name.label, NULL);

@@ -117,7 +117,8 @@ static void answer_late(struct supervisor *s)
 
 /* With the mutex held. A fresh process may do better: worth another try, unless others
  * of its kind have done well meanwhile and only this request keeps failing. A key that is
- * not found although it was served gets one fresh look. */
+ * not found although it was served gets one fresh look, and so does what is to be
+ * destroyed: its time is not worth the signatures that each fresh worker delays. */
 static bool worth_another_try(const struct supervisor *s, struct job *job,
                               const struct fault *fault)
 {
@@ -128,7 +129,7 @@ static bool worth_another_try(const struct supervisor *s, struct job *job,
         return false;
     if (job->failures++ == 0)
         job->successes_seen = s->successes[job->op];
-    if (key_gone)
+    if (key_gone || job->op == HSM_DESTROY)
         return job->failures == 1;
     return job->failures < FAILURES_MAX ||
            (s->successes[job->op] == job->successes_seen && job->deadline != CLOCK_NEVER);

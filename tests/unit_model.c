@@ -372,6 +372,7 @@ static void hold(enum sharing sharing)
     struct timespec now;
     uint64_t first;
     unsigned long made = 0;
+    unsigned long rivalries = 0;
 
     (void)timespec_get(&now, TIME_UTC);
     first =
@@ -380,9 +381,11 @@ static void hold(enum sharing sharing)
     for (uint64_t i = 0; i < (only ? 1 : count); i++) {
         run(sharing, first + i);
         made += world.made;
+        rivalries += world.rivalries;
         if (world.violation[0] != '\0')
             fail_msg("%s (UNIT_MODEL_SEED=%llu)", world.violation, (unsigned long long)(first + i));
     }
+    assert_true(sharing != ONE_VALUE || rivalries > 0 || only);
     print_message("%lu histories from seed %llu, %lu keys made\n", only ? 1 : count,
                   (unsigned long long)first, made);
 }

@@ -17,13 +17,16 @@ var (
 
 var ends = []string{"segv", "abort", "kill"}
 
-// everyCrash of these functions, before and after the effect, at the 1st, 2nd and nth call.
+// everyCrash of these functions, before and after the effect, at the 1st, 2nd and nth call;
+// each of them by another end, by all of them in the long run.
 func everyCrash(functions []string, nth int, each func(script string)) {
 	for _, function := range functions {
-		for _, when := range []string{"before", "after"} {
-			for _, n := range []int{1, 2, nth} {
-				for _, end := range ends {
-					each(fmt.Sprintf("%s %d %s %s once shared", function, n, when, end))
+		for i, when := range both {
+			for j, n := range []int{1, 2, nth} {
+				for k, end := range ends {
+					if long || k == (i+j)%len(ends) {
+						each(fmt.Sprintf("%s %d %s %s once shared", function, n, when, end))
+					}
 				}
 			}
 		}

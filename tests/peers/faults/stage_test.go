@@ -319,20 +319,24 @@ func (s *stage) resources() resources {
 	return r
 }
 
-// SoftHSM opens a file for a moment now and then.
+// SoftHSM opens a file for a moment now and then, and the front connects to the host's
+// Metrics service when gRPC sees fit. What leaks leaks more often than once.
 func (s *stage) checkGrowth() {
 	s.Helper()
-	const growth = 24 << 10 // kB
+	const (
+		growth = 24 << 10 // kB
+		extra  = 2        // descriptors
+	)
 	var now resources
 	end := time.Now().Add(5 * time.Second)
 	for time.Now().Before(end) {
 		now = s.resources()
-		if len(now.front) <= len(s.before.front) && len(now.worker) <= len(s.before.worker)+1 {
+		if len(now.front) <= len(s.before.front)+extra && len(now.worker) <= len(s.before.worker)+extra {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	if len(now.front) > len(s.before.front) || len(now.worker) > len(s.before.worker)+1 || now.kilobytes > s.before.kilobytes+growth {
+	if len(now.front) > len(s.before.front)+extra || len(now.worker) > len(s.before.worker)+extra || now.kilobytes > s.before.kilobytes+growth {
 		s.Errorf("front's descriptors, worker's descriptors, front's kB: %v before, %v now", s.before, now)
 	}
 }

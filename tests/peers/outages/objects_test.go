@@ -86,7 +86,7 @@ func TestAReadOnlyTokenDirectoryLosesNoKey(t *testing.T) {
 	l := startLoad(t, p, 4, key)
 	_, err := generate(p, "x509-CA-A", p256)
 	t.Logf("GenerateKey: %v", err)
-	if code := status.Code(err); code != codes.Unavailable && code != codes.FailedPrecondition {
+	if code := status.Code(err); code != codes.Unavailable && code != codes.FailedPrecondition && code != codes.DeadlineExceeded {
 		t.Errorf("GenerateKey on a read-only disk: %v", err)
 	}
 	l.await(100)
@@ -178,14 +178,14 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 func labelOf(t *testing.T, p *host.Plugin, id string) string {
 	t.Helper()
 	label := ""
-	for _, line := range p.Logs.Lines() {
-		if (line.Message == "key made" || line.Message == "key adopted") && line.Fields["key_id"] == id {
-			label = line.Fields["label"]
+	eventually(t, "the log tells of "+id, func() bool {
+		for _, line := range p.Logs.Lines() {
+			if (line.Message == "key made" || line.Message == "key adopted") && line.Fields["key_id"] == id {
+				label = line.Fields["label"]
+			}
 		}
-	}
-	if label == "" {
-		t.Fatalf("no label of %s in the log", id)
-	}
+		return label != ""
+	})
 	return label
 }
 
@@ -410,7 +410,7 @@ func TestObjectsWithHostileAttributesAreNeitherServedNorDestroyed(t *testing.T) 
 	// now some are older generations of ours, which go; what was never ours stays
 	after = b.named(t)
 	for _, k := range keys[3:] {
-		if name := "Private " + k.label; after[name] != before[name] {
+		if name := "Private " + k.label; after[name] < before[name] { // a new key's label may be the same
 			t.Errorf("%s: %d objects, of %d before", k.what, after[name], before[name])
 		}
 	}
