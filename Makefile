@@ -14,12 +14,12 @@ ifneq ($(SAN),)
 HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
 endif
 DEFS     = -D_GNU_SOURCE -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
+$(BUILD)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
 $(BUILD)/plugin/main.o: DEFS += -DVERSION='"$(VERSION)"'
 CFLAGS  += $(HARDEN)
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
 LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpthread
 
-Q = $(if $(filter 1,$(V)),,@)
 say = $(if $(filter 1,$(V)),,@echo '  $(1)  $(2)';)
 
 PROTO   := $(patsubst proto/%.proto,$(BUILD)/proto/%.pb-c,$(wildcard proto/*.proto))
@@ -32,8 +32,7 @@ SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check \
-        bench fuzz-now objects install clean
+.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects install clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
