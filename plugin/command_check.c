@@ -1,6 +1,7 @@
 /* spire-hsm check: can this token hold SPIRE's keys? */
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <openssl/rand.h>
 
@@ -26,6 +27,8 @@ struct check {
 };
 
 /* ---- rows ---- */
+
+enum { LOOKS_MAX = 15 };
 
 enum result { FINE, NOTE, MISSING };
 
@@ -189,13 +192,24 @@ static int name_trial(struct trial *trial, struct fault *fault)
     return 0;
 }
 
-/* 0 also if nothing is sure: destroying sees to that. */
+/* HSM clusters show a new key late: worth a second look each second for a while. */
+static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
+{
+    return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
+           (reply->state == HSM_ABSENT || reply->state == HSM_HALF);
+}
+
 static int make(struct trial *trial, struct fault *fault)
 {
     struct hsm_request request = {.op = HSM_GENERATE, .key = trial->name, .type = trial->type};
     struct hsm_reply reply;
+    unsigned looks = 0;
 
     hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    for (request.op = HSM_PROVE; is_to_be_awaited(&reply, looks); looks++) {
+        (void)sleep(1);
+        hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    }
     trial->public_key = reply.public_key;
     if (reply.fault.code != FAULT_NONE) {
         *fault = reply.fault;
@@ -204,7 +218,7 @@ static int make(struct trial *trial, struct fault *fault)
     if (reply.state == HSM_COMPLETE)
         return 0;
     return fault_set(fault, FAULT_FAILED_PRECONDITION, "the new key is not as it must be: %s",
-                     reply.why);
+                     reply.why[0] != '\0' ? reply.why : "it does not show up whole");
 }
 
 static int sign(const struct trial *trial, const struct use *use, struct fault *fault)
