@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
+#include "condition.h"
 #include "keymanager_private.h"
 
 /* Reserved for the token itself after it has come back: scanning and proving get at
@@ -77,7 +78,6 @@ static void tick(void *context)
 static struct keymanager *new_keymanager(const struct config *config)
 {
     struct keymanager *keymanager = calloc(1, sizeof *keymanager);
-    pthread_condattr_t monotonic;
 
     if (!keymanager)
         return NULL;
@@ -87,10 +87,7 @@ static struct keymanager *new_keymanager(const struct config *config)
     keymanager->holders = 1;
     catalogue_open(&keymanager->catalogue);
     (void)pthread_mutex_init(&keymanager->mutex, NULL);
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&keymanager->drained, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
+    condition_open(&keymanager->drained);
     TAILQ_INIT(&keymanager->gated);
     LIST_INIT(&keymanager->attempts);
     LIST_INIT(&keymanager->disposals);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
+#include "condition.h"
 
 enum { JOBS_MAX = 64 };
 
@@ -71,13 +72,9 @@ static void *lane_thread(void *unused)
 
 int lane_open(struct fault *fault)
 {
-    pthread_condattr_t monotonic;
     int error;
 
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&lane.changed, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
+    condition_open(&lane.changed);
     lane.closed = false;
     lane.ended = false;
     error = pthread_create(&lane.thread, NULL, lane_thread, NULL);
@@ -154,10 +151,8 @@ void lane_tick(void)
 
 static void wait_until(int64_t end)
 {
-    const struct timespec until = {.tv_sec = end / CLOCK_SECOND, .tv_nsec = end % CLOCK_SECOND};
-
     while (!lane.ended && clock_now() < end)
-        (void)pthread_cond_timedwait(&lane.changed, &lane.lock, &until);
+        condition_wait(&lane.changed, &lane.lock, end);
 }
 
 void lane_close(int64_t wait)

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "../hsm/clock.h"
+#include "condition.h"
 #include "inventory.h"
 #include "keymanager_private.h"
 
@@ -51,10 +52,7 @@ static int tally_wait(struct tally *tally, unsigned most, struct fault *fault)
 
     (void)pthread_mutex_lock(&tally->mutex);
     while (tally->out > most) {
-        int64_t until = clock_now() + CLOCK_SECOND / 5;
-        struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
-
-        (void)pthread_cond_timedwait(&tally->changed, &tally->mutex, &time);
+        condition_wait(&tally->changed, &tally->mutex, clock_now() + CLOCK_SECOND / 5);
         cancel = *tally->cancel && !tally->cancelled;
         tally->cancelled = tally->cancelled || cancel;
         (void)pthread_mutex_unlock(&tally->mutex);
@@ -299,14 +297,10 @@ int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bo
                 struct fault *fault)
 {
     struct tally tally = {.keymanager = keymanager, .cancel = cancel, .deadline = deadline};
-    pthread_condattr_t monotonic;
     int result;
 
     (void)pthread_mutex_init(&tally.mutex, NULL);
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&tally.changed, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
+    condition_open(&tally.changed);
     result = scan(&tally, fault);
     if (result == 0)
         result = prove_all(&tally, fault);

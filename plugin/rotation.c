@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
+#include "condition.h"
 #include "keymanager_private.h"
 
 static void enter(struct keymanager *keymanager, struct waiter *waiter);
@@ -309,12 +310,8 @@ int rotation_drain(struct keymanager *keymanager, int64_t deadline, const atomic
 
     lock(keymanager);
     keymanager->gate = true;
-    while (!LIST_EMPTY(&keymanager->attempts) && clock_now() < deadline && !*cancel) {
-        int64_t until = clock_now() + CLOCK_SECOND / 5;
-        struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
-
-        (void)pthread_cond_timedwait(&keymanager->drained, &keymanager->mutex, &time);
-    }
+    while (!LIST_EMPTY(&keymanager->attempts) && clock_now() < deadline && !*cancel)
+        condition_wait(&keymanager->drained, &keymanager->mutex, clock_now() + CLOCK_SECOND / 5);
     drained = LIST_EMPTY(&keymanager->attempts);
     unlock(keymanager);
     if (!drained)

@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include "../hsm/clock.h"
+#include "condition.h"
 #include "log.h"
 #include "supervisor_private.h"
 
@@ -376,16 +377,12 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
                      struct fault *fault)
 {
     struct supervisor *s = calloc(1, sizeof *s);
-    pthread_condattr_t monotonic;
 
     if (!s)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     s->options = *options;
     (void)pthread_mutex_init(&s->mutex, NULL);
-    (void)pthread_condattr_init(&monotonic);
-    (void)pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&s->changed, &monotonic);
-    (void)pthread_condattr_destroy(&monotonic);
+    condition_open(&s->changed);
     jobs_open(&s->jobs);
     (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 module is still being loaded");
     if (pthread_create(&s->thread, NULL, supervise, s) != 0) {
@@ -395,15 +392,6 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
     }
     *supervisor = s;
     return 0;
-}
-
-/* With the mutex held: sleeps until something changed, a tick at most. */
-static void nap(struct supervisor *s)
-{
-    int64_t until = clock_now() + SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;
-    struct timespec time = {.tv_sec = until / CLOCK_SECOND, .tv_nsec = until % CLOCK_SECOND};
-
-    (void)pthread_cond_timedwait(&s->changed, &s->mutex, &time);
 }
 
 int supervisor_wait(struct supervisor *s, int64_t deadline, const atomic_bool *cancel,
@@ -419,7 +407,8 @@ int supervisor_wait(struct supervisor *s, int64_t deadline, const atomic_bool *c
             log_fault(LOG_WARN, &s->reason, "waiting for the token", NULL);
             log_at += wait_log_interval;
         }
-        nap(s);
+        condition_wait(&s->changed, &s->mutex,
+                       clock_now() + SUPERVISOR_TICK_MS * CLOCK_MILLISECOND);
     }
     if (s->worker == WORKER_READY)
         *info = s->info;
