@@ -3,7 +3,7 @@ PREFIX  ?= /usr/local
 CC      ?= gcc
 BUILD   ?= build
 V       ?= 0
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION := $(shell packaging/version.sh)
 
 WARN = -std=c11 -Wall -Wextra -Werror -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
        -Wmissing-prototypes -Wold-style-definition -Wvla -Wundef -Wwrite-strings -Wcast-qual \
@@ -16,7 +16,7 @@ endif
 DEFS     = -D_GNU_SOURCE -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
 $(BUILD)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
 $(BUILD)/plugin/main.o: DEFS += -DVERSION='"$(VERSION)"'
-CFLAGS  += $(HARDEN)
+CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
 LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpthread
 
@@ -32,7 +32,7 @@ SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects install clean
+.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
@@ -80,7 +80,7 @@ demo: ## the whole chain with a real SPIRE, told line by line
 	@tests/demo.sh
 
 test: ## every test, from unit to the real SPIRE
-	@tests/deps.sh build run test
+	@tests/deps.sh build run test image
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
@@ -138,13 +138,10 @@ format-check: ## .clang-format and gofmt
 	@unformatted=$$(gofmt -l tests/peers); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; false; }
 	@echo "format: fine"
 
-install: all ## into DESTDIR, PREFIX (/usr/local)
-	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
-	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/server.conf
-	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""
-
 clean:
 	rm -rf $(BUILD)
 
+include $(wildcard packaging/*.mk)
+
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile packaging/*.mk | expand -t 20

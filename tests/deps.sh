@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
-#   tests/deps.sh [GROUP...]      build run test check; all of them when none is named
+#   tests/deps.sh [GROUP...]      build run test check image; all of them when none is named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -13,12 +13,14 @@ declare -A packages=(
     [run]="softhsm2 opensc openssl curl jq"
     [test]="libcmocka-dev p11-kit postgresql"
     [check]="clang-format"
+    [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
 )
 declare -A purpose=(
     [build]="to compile spire-hsm"
     [run]="for the demo: a software token, and tools to look at it"
     [test]="for the tests"
     [check]="to check the source"
+    [image]="for the plugin image: what goes into it, and tools to make it"
 )
 
 installed() {
@@ -37,7 +39,7 @@ apt() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@"
 }
 
-[ $# -gt 0 ] || set -- build run test check
+[ $# -gt 0 ] || set -- build run test check image
 missing=""
 for group in "$@"; do
     [ -n "${packages[$group]-}" ] || { echo "deps: no group \"$group\"" >&2; exit 2; }

@@ -49,7 +49,7 @@ func New(t testing.TB) *Token {
 // Init makes one more token of this label in the same directory.
 func (token *Token) Init(t testing.TB, label string) {
 	t.Helper()
-	token.Run(t, "softhsm2-util", "--init-token", "--free", "--label", label,
+	token.Run(t, "softhsm2-util", "--module", Module(), "--init-token", "--free", "--label", label,
 		"--pin", token.PIN, "--so-pin", "5678")
 }
 

@@ -1,0 +1,36 @@
+# What users install: the program itself, the plugin image. Included by the Makefile.
+
+.PHONY: install image image-now FORCE
+
+# `--version` follows the commit, and the program is made anew when it does.
+$(BUILD)/plugin/main.o: $(BUILD)/version
+$(BUILD)/version: FORCE
+	@mkdir -p $(@D)
+	@echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' >$@
+
+install: all ## into DESTDIR, PREFIX (/usr/local)
+	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
+	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/server.conf
+	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""
+
+image: ## the plugin image for Kubernetes: an OCI layout and a tar for docker in build/image/
+	@tests/deps.sh build image
+	$(again) image-now
+
+# The image's tree is not where a distribution has things: the program finds loader,
+# libraries and, by their bare names, PKCS#11 modules below IMAGE_TREE. RPATH and not
+# RUNPATH, for that is searched for what a module needs as well.
+IMAGE_TREE = /opt/spire-hsm
+IMAGE_LOADER = $(IMAGE_TREE)/lib/$(notdir $(shell patchelf --print-interpreter $(BUILD)/spire-hsm))
+IMAGE_LINK = -Wl,--dynamic-linker=$(IMAGE_LOADER) -Wl,--disable-new-dtags -Wl,-rpath,$(IMAGE_TREE)/lib
+
+$(BUILD)/image/module.o: hsm/module.c | $(PROTO:=.h)
+	@mkdir -p $(@D)
+	$(call say,CC,$< (image))$(CC) $(CFLAGS) $(WARN) $(DEFS) -DMODULE_FOLDER='"$(IMAGE_TREE)/lib/pkcs11"' -MMD -MP -c -o $@ $<
+
+$(BUILD)/image/spire-hsm: $(BUILD)/spire-hsm $(BUILD)/image/module.o
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) $(IMAGE_LINK) -o $@ \
+	    $(filter-out $(BUILD)/hsm/module.o,$(OBJECTS)) $(BUILD)/image/module.o $(LIBS)
+
+image-now: $(BUILD)/spire-hsm $(BUILD)/image/spire-hsm
+	@packaging/image.sh $(BUILD) $(IMAGE_TREE) $(VERSION)
