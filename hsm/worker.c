@@ -47,6 +47,7 @@ static void harden(int socket, int page)
     (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 #endif
     (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    (void)prctl(PR_SET_NAME, "spire-hsm", 0, 0, 0); /* not the number we were started by */
     (void)setrlimit(RLIMIT_CORE, &no_core);
     (void)signal(SIGTERM, SIG_IGN);
     (void)signal(SIGINT, SIG_IGN);
@@ -163,8 +164,15 @@ static int execute(const struct server *server, const struct frame *request)
     return sent;
 }
 
-/* Packets are handed out by the kernel, each to one thread. What the front had sent
- * before it went is not begun: nobody is there to learn of a key made now. */
+/* Nobody is there to learn of a key made now. A signature that nobody waits for does no harm,
+ * and looking costs a system call. */
+static bool too_late(const struct worker *worker, const struct hsm_request *request)
+{
+    return request->op != HSM_SIGN && front_is_gone(worker, 0);
+}
+
+/* Packets are handed out by the kernel, each to one thread. What the front had sent before it
+ * went is not begun. */
 static void *serve(void *context)
 {
     const struct server *server = context;
@@ -174,10 +182,10 @@ static void *serve(void *context)
     struct fault fault;
     size_t length;
 
-    while ((length = receive(worker, bytes)) > 0 && !front_is_gone(worker, 0)) {
+    while ((length = receive(worker, bytes)) > 0) {
         if (decode(bytes, length, FRAME_REQUEST, &request, &fault) != 0)
             send_fault(worker, frame_number(bytes, length), &fault);
-        else if (execute(server, &request) != 0)
+        else if (too_late(worker, &request.request) || execute(server, &request) != 0)
             break;
     }
     return NULL;

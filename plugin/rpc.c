@@ -38,6 +38,7 @@ enum {
     RECEIVE_MAX = 4 << 20,
     STREAMS_MAX = 1024,
     HANDSHAKE_MS = 10000,
+    FEW_CALLS = 2,
     CORE_MESSAGE_MAX = 256,
     TARGET_MAX = 512,
 };
@@ -87,6 +88,7 @@ void rpc_wipe_request(struct rpc_call *call)
 void rpc_free_call(struct rpc_call *call)
 {
     rpc_wipe_request(call);
+    grpc_slice_unref(call->why);
     grpc_byte_buffer_destroy(call->payload);
     grpc_byte_buffer_destroy(call->answer);
     grpc_metadata_array_destroy(&call->metadata);
@@ -112,6 +114,7 @@ static void arm(struct rpc *rpc, const struct rpc_method *method, void *register
     call->method = method;
     call->registered = registered;
     call->request = grpc_empty_slice();
+    call->why = grpc_empty_slice();
     call->arrived = (struct rpc_tag){RPC_TAG_MAGIC, step_arrived, call};
     call->answered = call->message = call->closed = (struct rpc_tag){RPC_TAG_MAGIC, NULL, call};
     grpc_metadata_array_init(&call->metadata);
@@ -180,9 +183,8 @@ static void step_arrived(struct rpc *rpc, struct rpc_call *call, bool ok)
 }
 
 /* The call may be freed by rpc_run's thread before rpc_start returns. */
-static void answer(struct rpc_call *call, grpc_status_code status, const char *message)
+static void send_answer(struct rpc_call *call)
 {
-    grpc_slice details = grpc_slice_from_copied_string(message);
     grpc_op ops[4] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},
         {.op = GRPC_OP_RECV_CLOSE_ON_SERVER},
@@ -191,11 +193,61 @@ static void answer(struct rpc_call *call, grpc_status_code status, const char *m
     };
 
     ops[1].data.recv_close_on_server.cancelled = &call->cancelled;
-    ops[2].data.send_status_from_server.status = status;
-    ops[2].data.send_status_from_server.status_details = *message ? &details : NULL;
+    ops[2].data.send_status_from_server.status = call->status;
+    ops[2].data.send_status_from_server.status_details =
+        GRPC_SLICE_LENGTH(call->why) > 0 ? &call->why : NULL;
     ops[3].data.send_message.send_message = call->answer;
     rpc_start(call, ops, call->answer ? 4 : 3, &call->answered);
-    grpc_slice_unref(details);
+}
+
+/* C-core has no way to wake its queue by hand, but no operations are done at once: their
+ * tag comes out of the queue. */
+static void hand_over(struct rpc_call *call)
+{
+    struct rpc *rpc = call->rpc;
+    bool first;
+
+    (void)pthread_mutex_lock(&rpc->gate);
+    first = !rpc->answers;
+    *rpc->answers_end = call;
+    rpc->answers_end = &call->next;
+    if (first)
+        rpc_start(call, NULL, 0, &rpc->handed);
+    (void)pthread_mutex_unlock(&rpc->gate);
+}
+
+static void step_handed(struct rpc *rpc, struct rpc_call *none, bool ok)
+{
+    struct rpc_call *next;
+
+    (void)none;
+    (void)ok;
+    (void)pthread_mutex_lock(&rpc->gate);
+    next = rpc->answers;
+    rpc->answers = NULL;
+    rpc->answers_end = &rpc->answers;
+    (void)pthread_mutex_unlock(&rpc->gate);
+    while (next) {
+        struct rpc_call *call = next;
+
+        next = call->next;
+        send_answer(call);
+    }
+}
+
+/* Where calls are few, each is answered from the thread we are on, which spares it a wake-up.
+ * Where there are many, two threads at one connection get in each other's way: C-core then has
+ * a third do the work of the second, and the waking costs more than the work. */
+static void answer(struct rpc_call *call, grpc_status_code status, const char *why)
+{
+    struct rpc *rpc = call->rpc;
+
+    call->status = status;
+    call->why = grpc_slice_from_copied_string(why);
+    if (rpc->unary <= FEW_CALLS || pthread_equal(rpc->runner, pthread_self()))
+        send_answer(call);
+    else
+        hand_over(call);
 }
 
 void rpc_reply(struct rpc_call *call, const uint8_t *bytes, size_t length)
@@ -329,6 +381,8 @@ int rpc_open(const char *path, const struct rpc_method *const tables[], struct r
     grpc_init();
     (void)pthread_mutex_init(&rpc->gate, NULL);
     rpc->shut = (struct rpc_tag){RPC_TAG_MAGIC, step_shut, NULL};
+    rpc->handed = (struct rpc_tag){RPC_TAG_MAGIC, step_handed, NULL};
+    rpc->answers_end = &rpc->answers;
     rpc->live = 1;
     rpc->queue = grpc_completion_queue_create_for_next(NULL);
     rpc->server = create_server();
@@ -370,6 +424,7 @@ static gpr_timespec advance_stop(struct rpc *rpc)
 
 void rpc_run(struct rpc *rpc)
 {
+    rpc->runner = pthread_self();
     for (;;) {
         gpr_timespec wake = advance_stop(rpc);
         grpc_event event = grpc_completion_queue_next(rpc->queue, wake, NULL);

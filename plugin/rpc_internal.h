@@ -27,17 +27,21 @@ struct rpc_tag {
 struct rpc {
     grpc_server *server;
     grpc_completion_queue *queue;
-    _Atomic size_t live; /* armed slots and calls not yet freed, and 1 for the server */
-    size_t unary;        /* calls not yet answered to the end */
+    pthread_t runner;     /* the thread in rpc_run */
+    _Atomic size_t live;  /* armed slots and calls not yet freed, and 1 for the server */
+    _Atomic size_t unary; /* calls not yet answered to the end */
     bool cancelled;
     bool drained;
     struct rpc_tag shut;
+    struct rpc_tag handed; /* `answers` is not empty any more */
 
     pthread_mutex_t gate; /* the rest: rpc_stop comes from any thread */
     bool stopping;
     int64_t grace_end;
     grpc_channel *host;           /* once rpc_tell has needed it */
     _Atomic(grpc_call *) telling; /* the call of rpc_tell under way */
+    struct rpc_call *answers;     /* given by other threads, for rpc_run's to send */
+    struct rpc_call **answers_end;
 };
 
 /* First an armed slot waiting for a call of its method, then that call. */
@@ -52,6 +56,9 @@ struct rpc_call {
     grpc_byte_buffer *payload;
     grpc_byte_buffer *answer;
     grpc_slice request;
+    grpc_status_code status; /* of the answer, with `why` and `answer` */
+    grpc_slice why;
+    struct rpc_call *next; /* in rpc->answers */
     int cancelled;
     unsigned pending; /* streams: operations that have not come back */
     struct rpc_tag arrived;

@@ -68,6 +68,7 @@ static struct tell *new_tell(struct rpc *rpc, const char *method, const uint8_t 
         return NULL;
     tell->call.rpc = rpc;
     tell->call.request = grpc_empty_slice();
+    tell->call.why = grpc_empty_slice();
     tell->details = grpc_empty_slice();
     tell->call.answered = (struct rpc_tag){RPC_TAG_MAGIC, step_told, &tell->call};
     grpc_metadata_array_init(&tell->call.metadata);
