@@ -7,6 +7,7 @@
 #     spire-hsm.tar     the same with docker's manifest.json: docker load, ctr images import
 #     digest            the manifest's, as a registry names it: sha256:...
 #     plugin_checksum   of /opt/spire-hsm/bin/spire-hsm, for server.conf
+#     sbom.spdx.json    every file in it, and the Debian package it came from
 #     spire-hsm         that program with its debug information (same build id)
 #
 # What is in the image:
@@ -23,6 +24,7 @@
 #     /bin/busybox                        static; `cp` and `sh` for an init container
 #     /install                            empty; the shared volume is mounted here
 #     /usr/share/doc/*/copyright          licences of all of this
+#     /usr/share/doc/spire-hsm/           sbom.spdx.json
 #
 # How it is used: SPIRE's own images are FROM scratch, with a static server and neither a
 # loader nor a libc. The image is run as an init container, as any user:
@@ -48,6 +50,7 @@ build=$(realpath "$1")
 tree=$2
 version=$3
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/owner.sh"
 out=$build/image
 root=$out/root
 blobs=$out/oci/blobs/sha256
@@ -55,36 +58,22 @@ SOURCE_DATE_EPOCH=$("$here/version.sh" --epoch)
 export SOURCE_DATE_EPOCH
 softhsm=/usr/lib/softhsm/libsofthsm2.so
 p11_client=$(pkg-config --variable=p11_module_path p11-kit-1)/p11-kit-client.so
-owners=() # packages that files were taken from
 
-# Which package brought a file; dpkg knows it by its path before or after the merge of /usr.
-owner() {
-    local real found
-    real=$(realpath "$1")
-    found=$(dpkg-query -S "$1" "$real" "/usr$real" "${real#/usr}" 2>/dev/null || true)
-    [ -n "$found" ] || {
-        echo "image: no package owns $1" >&2
-        return 1
-    }
-    echo "${found%%[:,]*}"
+# put PACKAGE FILE TARGET [MODE]: a file into the image; it stands in the list of files.
+put() {
+    install -D -m "${4-644}" "$2" "$root$3"
+    printf '%s\t%s\t%s\n' "$1" "$3" "$root$3" >>"$out/files"
 }
 
-# take FILE TARGET [MODE]: a file of a package.
-take() {
-    owners+=("$(owner "$1")")
-    install -D -m "${3-644}" "$1" "$root$2"
-}
-
-libraries() { # of programs and libraries: path of each
-    ldd "$@" | awk '$2 == "=>" && $3 ~ /^\// { print $3 }' | LC_ALL=C sort -u
+take() { # FILE TARGET [MODE]: a Debian package's
+    put "$(owner "$1")" "$@"
 }
 
 stage_tree() {
     local loader library
     loader=$(patchelf --print-interpreter "$build/spire-hsm")
-    install -d "$root$tree/bin"
-    strip -o "$root$tree/bin/spire-hsm" "$out/spire-hsm"
-    chmod 755 "$root$tree/bin/spire-hsm"
+    put spire-hsm "$out/spire-hsm" "$tree/bin/spire-hsm" 755
+    strip "$root$tree/bin/spire-hsm"
     take "$(command -v softhsm2-util)" "$tree/bin/softhsm2-util" 755
     patchelf --set-interpreter "$tree/lib/${loader##*/}" --force-rpath \
         --set-rpath "$tree/lib" "$root$tree/bin/softhsm2-util"
@@ -101,10 +90,12 @@ stage_rest() {
     local package
     take /bin/busybox /bin/busybox 755
     install -d "$root/install"
-    for package in $(printf '%s\n' "${owners[@]}" | sort -u); do
-        install -D -m 644 "/usr/share/doc/$package/copyright" "$root/usr/share/doc/$package/copyright"
-    done
-    install -D -m 644 "$here/../LICENSE" "$root/usr/share/doc/spire-hsm/copyright"
+    while IFS= read -r package; do
+        put "$package" "/usr/share/doc/$package/copyright" "/usr/share/doc/$package/copyright"
+    done < <(cut -f 1 "$out/files" | grep -vx spire-hsm | sort -u)
+    put spire-hsm "$here/../LICENSE" /usr/share/doc/spire-hsm/copyright
+    "$here/sbom.sh" "$version" "$root$tree/bin/spire-hsm" "$out/files" >"$out/sbom.spdx.json"
+    install -m 644 "$out/sbom.spdx.json" "$root/usr/share/doc/spire-hsm/"
 }
 
 pack() { # FOLDER: a tar of what is in it, the same for the same files
@@ -127,9 +118,10 @@ descriptor() { # MEDIA-TYPE HASH
 
 write_image() {
     local diff layer config manifest
-    diff=$(pack "$root" | tee >(gzip -9 -n | add_blob >"$out/layer") | sha256sum | cut -d ' ' -f 1)
-    until [ -s "$out/layer" ]; do sleep 0.05; done
-    layer=$(<"$out/layer")
+    pack "$root" >"$out/layer.tar"
+    diff=$(sha256sum <"$out/layer.tar" | cut -d ' ' -f 1)
+    layer=$(gzip -9 -n <"$out/layer.tar" | add_blob)
+    rm "$out/layer.tar"
     config=$(jq -n --arg diff "sha256:$diff" --arg tree "$tree" --argjson made "$SOURCE_DATE_EPOCH" \
         --arg architecture "$(dpkg --print-architecture)" --arg version "$version" '{
         created: ($made | todate), architecture: $architecture, os: "linux",
@@ -167,7 +159,7 @@ write_image() {
 }
 
 tag=${version//+/_} # a tag has no room for SemVer's plus
-rm -rf "$root" "$out/oci" "$out/layer" "$out/digest"
+rm -rf "$root" "$out/oci" "$out/files" "$out/digest"
 mkdir -p "$root" "$blobs"
 stage_tree
 stage_rest

@@ -1,17 +1,29 @@
 # What users install: the program itself, the plugin image. Included by the Makefile.
 
-.PHONY: install image image-now FORCE
+.PHONY: install dist sbom image image-now FORCE
 
-# `--version` follows the commit, and the program is made anew when it does.
-$(BUILD)/plugin/main.o: $(BUILD)/version
+# `--version` follows the commit and objects follow the flags: each is written down, and
+# what depends on it made anew when it has changed.
+stamp = @mkdir -p $(@D); echo '$(1)' | cmp -s - $@ || echo '$(1)' >$@
 $(BUILD)/version: FORCE
-	@mkdir -p $(@D)
-	@echo '$(VERSION)' | cmp -s - $@ || echo '$(VERSION)' >$@
+	$(call stamp,$(VERSION))
+$(BUILD)/flags: FORCE
+	$(call stamp,$(CC) $(CFLAGS) $(WARN) $(DEFS))
+$(BUILD)/plugin/main.o: $(BUILD)/version
+$(OBJECTS) $(BUILD)/image/module.o: $(BUILD)/flags
 
 install: all ## into DESTDIR, PREFIX (/usr/local)
 	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
 	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/server.conf
 	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""
+
+dist: ## the source as build/spire-hsm-VERSION.tar.gz, the same bytes for the same commit
+	@mkdir -p $(BUILD)
+	@packaging/dist.sh $(BUILD) $(VERSION)
+
+sbom: all ## what the program is linked with: build/sbom.spdx.json
+	@packaging/sbom.sh $(VERSION) $(BUILD)/spire-hsm >$(BUILD)/sbom.spdx.json
+	@echo "sbom: $(BUILD)/sbom.spdx.json"
 
 image: ## the plugin image for Kubernetes: an OCI layout and a tar for docker in build/image/
 	@tests/deps.sh build image

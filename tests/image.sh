@@ -111,6 +111,19 @@ nothing_from_outside() { # neither program names a loader or library folder but 
     done
 }
 
+sbom_is_complete() {
+    local sbom=$scratch/unpacked/usr/share/doc/spire-hsm/sbom.spdx.json
+    (cd "$scratch/unpacked" && find . -type f ! -path "./${sbom#"$scratch/unpacked/"}" \
+        ! -path './dev/*' -exec sha256sum {} +) | sort >"$scratch/files"
+    jq -r '.files[] | "\(.checksums[] | select(.algorithm == "SHA256").checksumValue)  \(.fileName)"' \
+        "$sbom" | sort | diff - "$scratch/files" &&
+        jq -r '.packages[] | select(.supplier == "Organization: Debian") | "\(.name) \(.versionInfo)"' \
+            "$sbom" >"$scratch/packages" &&
+        [ -s "$scratch/packages" ] &&
+        cut -d ' ' -f 1 "$scratch/packages" | xargs dpkg-query -W -f '${Package} ${Version}\n' |
+        diff "$scratch/packages" -
+}
+
 host_build() {
     CGO_ENABLED=0 go -C "$here/peers" test -c -o "$rootfs/host" ./keymanager &&
         not ldd "$rootfs/host"
@@ -168,6 +181,9 @@ must "its default command, as an init container's, copies the tree into a shared
     copy_as_an_init_container
 check "the copy is whole, nobody but its owner can write to it, plugin_checksum fits" copied_whole
 check "its programs name loader and libraries in $tree alone, by RPATH" nothing_from_outside
+
+check "its SBOM names every file in it, by hash, and the installed version of its package" \
+    sbom_is_complete
 
 make_root "$rootfs"
 make_volume "$scratch/tmp"
