@@ -32,7 +32,7 @@ struct job {
     uint64_t order;          /* of submission: a repeated job goes back where it stood */
     unsigned deaths;         /* workers that ended while executing it */
     unsigned failures;       /* FAULT_UNAVAILABLE answers from workers that had the token open */
-    uint64_t successes_seen; /* the supervisor's count for this op at the first of them */
+    uint64_t successes_seen; /* the supervisor's count of them, at the first failure */
     int64_t deadline;
     uint8_t *frame;
     size_t length;

@@ -116,8 +116,15 @@ static void answer_late(struct supervisor *s)
 
 /* ---- replies ---- */
 
-/* With the mutex held. A fresh process may do better: worth another try, unless others
- * of its kind have done well meanwhile and only this request keeps failing. A key that is
+/* What shows that workers are well, to a request of this operation: others of its kind, and
+ * signatures, which every fresh worker delays. */
+static uint64_t signs_of_health(const struct supervisor *s, enum hsm_op op)
+{
+    return s->successes[op] + (op == HSM_SIGN ? 0 : s->successes[HSM_SIGN]);
+}
+
+/* With the mutex held. A fresh process may do better: worth another try, unless others have
+ * done well meanwhile and only this request keeps failing. A key that is
  * not found although it was served gets one fresh look, and so does what is to be
  * destroyed: its time is not worth the signatures that each fresh worker delays. */
 static bool worth_another_try(const struct supervisor *s, struct job *job,
@@ -129,11 +136,11 @@ static bool worth_another_try(const struct supervisor *s, struct job *job,
         (fault->code != FAULT_UNAVAILABLE && !key_gone))
         return false;
     if (job->failures++ == 0)
-        job->successes_seen = s->successes[job->op];
+        job->successes_seen = signs_of_health(s, job->op);
     if (key_gone || job->op == HSM_DESTROY)
         return job->failures == 1;
     return job->failures < FAILURES_MAX ||
-           (s->successes[job->op] == job->successes_seen && job->deadline != CLOCK_NEVER);
+           (signs_of_health(s, job->op) == job->successes_seen && job->deadline != CLOCK_NEVER);
 }
 
 /* With the mutex held, which it gives up to call back. True: a fresh worker is wanted. */

@@ -277,19 +277,30 @@ static void what_a_fresh_process_may_mend_is_asked_again(void **state)
     end();
 }
 
-static void a_request_that_fails_again_and_again_while_others_do_not_is_answered(void **state)
+static void fails_alone(enum hsm_op op)
 {
     struct call call;
 
-    (void)state;
     start();
     script->mischief = 1000;
-    ask(&call, HSM_SIGN, "fail");
+    ask(&call, op, "fail");
     while (answers_of(&call) == 0)
         assert_done_at_once();
     assert_fails(&call, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
     assert_true(supervisor_restarts(front.supervisor) <= 3);
     end();
+}
+
+static void a_request_that_fails_again_and_again_while_others_do_not_is_answered(void **state)
+{
+    (void)state;
+    fails_alone(HSM_SIGN);
+}
+
+static void a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most(void **state)
+{
+    (void)state;
+    fails_alone(HSM_PROVE);
 }
 
 static void who_was_only_beside_a_failure_is_not_given_up(void **state)
@@ -358,6 +369,7 @@ int main(int argc, char **argv)
         PLAY(a_slow_generation_is_let_be_and_signatures_pass_it),
         PLAY(what_a_fresh_process_may_mend_is_asked_again),
         PLAY(a_request_that_fails_again_and_again_while_others_do_not_is_answered),
+        PLAY(a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most),
         PLAY(who_was_only_beside_a_failure_is_not_given_up),
         PLAY(a_key_that_is_not_found_gets_one_fresh_look),
         PLAY(an_idle_token_is_kept_alive),
