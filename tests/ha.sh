@@ -4,40 +4,11 @@
 # every JWT-SVID that either ever issued verifies at both providers until it expires.
 . "$(dirname "$0")/lib.sh" ha
 . "$here/parts.sh"
+. "$here/postgres.sh"
 
 token_life=60 # of a JWT-SVID, seconds
 jwts=$scratch/jwts
 mkdir "$jwts" "$scratch/down"
-
-## PostgreSQL, on a socket of its own
-
-postgres=$(printf '%s\n' /usr/lib/postgresql/*/bin | tail -n 1)
-data=$scratch/pg
-
-# It refuses to be root's.
-as_postgres() {
-    if [ "$(id -u)" -eq 0 ]; then
-        setpriv --reuid=postgres --regid=postgres --init-groups env -C / HOME=/ TMPDIR=/tmp "$@"
-    else
-        "$@"
-    fi
-}
-
-postgres_sql() {
-    as_postgres "$postgres/psql" -h "$data" -U postgres -v ON_ERROR_STOP=1 -Atc "$@"
-}
-
-postgres_start() {
-    mkdir "$data"
-    if [ "$(id -u)" -eq 0 ]; then
-        chmod 711 "$scratch"
-        chown postgres: "$data"
-    fi
-    as_postgres "$postgres/initdb" --no-sync -A trust -U postgres -D "$data/db" || return 1
-    start postgres as_postgres "$postgres/postgres" -D "$data/db" -k "$data" \
-        -c listen_addresses= -c fsync=off
-    await 15 postgres_sql 'select 1' && postgres_sql 'create database spire'
-}
 
 ## The servers, A and B
 
@@ -56,7 +27,7 @@ conf_of_two() {
     server_conf=$scratch/etc/server.conf
     sed -e 's|ca_ttl = .*|ca_ttl = "6m"|; s|svid_ttl = .*|svid_ttl = "1m"|' \
         -e 's|database_type = .*|database_type = "postgres"|' \
-        -e "s|connection_string = .*|connection_string = \"dbname=spire host=$data user=postgres sslmode=disable\"|" \
+        -e "s|connection_string = .*|connection_string = \"dbname=spire host=$postgres_home user=postgres sslmode=disable\"|" \
         "$here/../examples/server.conf" >"$server_conf"
     grep -c 'postgres\|"6m"' "$server_conf" | grep -x 3
 }
