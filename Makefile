@@ -32,7 +32,7 @@ SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects clean
+.PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
@@ -63,9 +63,7 @@ $(TESTS): | $(BUILD)/tests/faulty.so
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -ldl
 
-# what is made on the way (headers from proto/, objects of tests) is kept
-.SECONDARY:
-
+.SECONDARY: # what is made on the way (headers from proto/, objects of tests) is kept
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 # Flags come from packages that deps may only now install: hence a make within make.
@@ -75,12 +73,14 @@ deps: ## installs what building and testing need (Debian 12, apt)
 	@tests/deps.sh
 
 demo: ## the whole chain with a real SPIRE, told line by line
-	@tests/deps.sh build run
+tutorial: ## the AWS tutorial with its keys in a token: SPIRE, MinIO in AWS's place, the aws client
+demo tutorial:
+	@tests/deps.sh build run $(filter tutorial,$@)
 	$(again) all
-	@tests/demo.sh
+	@tests/$@.sh
 
 test: ## every test, from unit to the real SPIRE
-	@tests/deps.sh build run test image
+	@tests/deps.sh build run tutorial test image
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 

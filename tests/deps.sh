@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
-#   tests/deps.sh [GROUP...]      build run test check image; all of them when none is named
+#   tests/deps.sh [GROUP...]      build run tutorial test check image; all when none is named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -11,6 +11,7 @@ declare -A packages=(
     [build]="libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
              libp11-kit-dev libjansson-dev libssl-dev pkg-config"
     [run]="softhsm2 opensc openssl curl jq"
+    [tutorial]="python3-venv"
     [test]="libcmocka-dev p11-kit postgresql"
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
@@ -18,6 +19,7 @@ declare -A packages=(
 declare -A purpose=(
     [build]="to compile spire-hsm"
     [run]="for the demo: a software token, and tools to look at it"
+    [tutorial]="for the aws client, where there is none"
     [test]="for the tests"
     [check]="to check the source"
     [image]="for the plugin image: what goes into it, and tools to make it"
@@ -39,7 +41,7 @@ apt() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@"
 }
 
-[ $# -gt 0 ] || set -- build run test check image
+[ $# -gt 0 ] || set -- build run tutorial test check image
 missing=""
 for group in "$@"; do
     [ -n "${packages[$group]-}" ] || { echo "deps: no group \"$group\"" >&2; exit 2; }

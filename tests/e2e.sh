@@ -58,17 +58,6 @@ mints_x509() {
         openssl x509 -in "$dir/svid.pem" -noout -ext subjectAltName | grep -F "URI:$workload"
 }
 
-oidc_lacks() {
-    oidc keys >"$scratch/keys.json" && not jq -e --arg kid "$1" 'any(.keys[]; .kid == $kid)' \
-        "$scratch/keys.json" >/dev/null
-}
-
-jwt_revoke_old() {
-    local old
-    old=$(jwt_authority old) && server localauthority jwt taint -authorityID "$old" &&
-        server localauthority jwt revoke -authorityID "$old" && await 10 oidc_lacks "$old"
-}
-
 ## Killing the process that holds the PKCS#11 module
 
 mint_until() {

@@ -15,6 +15,7 @@ export SOFTHSM2_CONF
 spire=$("$here/spire.sh") || exit 1
 server_conf=$here/../examples/server.conf
 agent_conf=$here/agent.conf
+oidc_conf=$here/oidc.conf
 server_socket=$RUNTIME_DIRECTORY/server.sock
 agent_socket=$RUNTIME_DIRECTORY/agent.sock
 oidc_socket=$RUNTIME_DIRECTORY/oidc.sock
@@ -161,6 +162,12 @@ jwt_activate() {
     server localauthority jwt activate -authorityID "$(jwt_authority prepared)"
 }
 
+jwt_revoke_old() {
+    local old
+    old=$(jwt_authority old) && server localauthority jwt taint -authorityID "$old" &&
+        server localauthority jwt revoke -authorityID "$old" && await 10 oidc_lacks "$old"
+}
+
 x509_rotate() {
     local next
     server localauthority x509 prepare && next=$(x509_authority prepared) &&
@@ -201,13 +208,29 @@ oidc() {
 }
 
 oidc_start() {
-    start oidc "$spire/oidc-discovery-provider" -expandEnv -config "$here/oidc.conf"
+    start oidc "$spire/oidc-discovery-provider" -expandEnv -config "$oidc_conf"
     await 15 oidc keys >/dev/null 2>&1 && oidc keys >"$scratch/keys.json"
 }
 
 oidc_has() {
     oidc keys >"$scratch/keys.json" && jq -e --arg kid "$1" 'any(.keys[]; .kid == $kid)' \
         "$scratch/keys.json" >/dev/null
+}
+
+oidc_lacks() {
+    oidc keys >"$scratch/keys.json" && not jq -e --arg kid "$1" 'any(.keys[]; .kid == $kid)' \
+        "$scratch/keys.json" >/dev/null
+}
+
+oidc_has_active() {
+    await 5 oidc_has "$(jwt_authority active)"
+}
+
+# What AWS reads first; RS256 is what it must find there.
+oidc_document() {
+    oidc .well-known/openid-configuration | tee "$scratch/openid.json" &&
+        jq -e --arg url "$issuer" '.issuer == $url and .jwks_uri == $url + "/keys" and
+            any(.id_token_signing_alg_values_supported[]; . == "RS256")' "$scratch/openid.json"
 }
 
 ## spire-agent and a workload
@@ -225,6 +248,11 @@ agent_healthy() {
 
 agent_up_or_gone() {
     agent_healthy || ! running agent
+}
+
+# An agent hands out a token it has until half of its life is over; a new agent does not.
+agent_restart() {
+    stop agent && agent_start
 }
 
 # A token that admits one agent, and the workload (processes of our uid) behind it.
@@ -262,6 +290,31 @@ unbase64url() {
     tr '_-' '/+' | awk '{ print $0 substr("===", 1, (4 - length($0) % 4) % 4) }' | base64 -d
 }
 
+# jwt_rewrite FILE JQ: the token in FILE with its claims rewritten, its signature left.
+jwt_rewrite() {
+    local part
+    IFS=. read -r -a part <"$1"
+    part[1]=$(echo "${part[1]}" | unbase64url | jq -cj "$2" | base64 -w 0 | tr '/+' '_-' | tr -d =)
+    (IFS=. && echo "${part[*]}")
+}
+
 jwt_kid() {
     cut -d . -f 1 "$1" | unbase64url | jq -er .kid
+}
+
+signed_by_the_authority() {
+    jwt_kid "$1" && [ "$(jwt_kid "$1")" = "$(jwt_authority active)" ]
+}
+
+## The end
+
+# Stops everything, the last started first; nothing below it is left.
+all_gone() {
+    local name i ours
+    ours=$(for name in "${!pids[@]}"; do echo "${pids[$name]}"; descendants "${pids[$name]}"; done)
+    for ((i = ${#order[@]} - 1; i >= 0; i--)); do
+        stop "${order[i]}" || return 1
+    done
+    # shellcheck disable=SC2086 # a list of numbers
+    await 5 not alive $ours
 }
