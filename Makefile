@@ -80,7 +80,7 @@ demo tutorial:
 	@tests/$@.sh
 
 test: ## every test, from unit to the real SPIRE
-	@tests/deps.sh build run tutorial test image
+	@tests/deps.sh build run tutorial test image deb
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 

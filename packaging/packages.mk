@@ -1,6 +1,6 @@
 # What users install: the program itself, the plugin image. Included by the Makefile.
 
-.PHONY: install dist sbom image image-now FORCE
+.PHONY: install dist sbom deb deb-now test-deb image image-now FORCE
 
 # `--version` follows the commit and objects follow the flags: each is written down, and
 # what depends on it made anew when it has changed.
@@ -24,6 +24,18 @@ dist: ## the source as build/spire-hsm-VERSION.tar.gz, the same bytes for the sa
 sbom: all ## what the program is linked with: build/sbom.spdx.json
 	@packaging/sbom.sh $(VERSION) $(BUILD)/spire-hsm >$(BUILD)/sbom.spdx.json
 	@echo "sbom: $(BUILD)/sbom.spdx.json"
+
+deb: ## a Debian package in build/deb/
+	@tests/deps.sh build deb
+	$(again) deb-now
+deb-now:
+	@mkdir -p $(BUILD)
+	@packaging/deb.sh $(BUILD) $(VERSION)
+
+test-deb: ## the packages' tests, with the .deb installed into a fresh Debian
+	@tests/deps.sh build run test deb
+	$(again) all
+	@CHROOT=1 SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/packages.sh
 
 image: ## the plugin image for Kubernetes: an OCI layout and a tar for docker in build/image/
 	@tests/deps.sh build image

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
-#   tests/deps.sh [GROUP...]      build run tutorial test check image; all when none is named
+#   tests/deps.sh [GROUP...]      build run tutorial test check image deb; all when none is named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -15,6 +15,7 @@ declare -A packages=(
     [test]="libcmocka-dev p11-kit postgresql"
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
+    [deb]="debhelper fakeroot lintian man-db mandoc systemd debootstrap"
 )
 declare -A purpose=(
     [build]="to compile spire-hsm"
@@ -23,6 +24,7 @@ declare -A purpose=(
     [test]="for the tests"
     [check]="to check the source"
     [image]="for the plugin image: what goes into it, and tools to make it"
+    [deb]="for the Debian package: tools to make and to check it"
 )
 
 installed() {
@@ -41,7 +43,7 @@ apt() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@"
 }
 
-[ $# -gt 0 ] || set -- build run tutorial test check image
+[ $# -gt 0 ] || set -- build run tutorial test check image deb
 missing=""
 for group in "$@"; do
     [ -n "${packages[$group]-}" ] || { echo "deps: no group \"$group\"" >&2; exit 2; }

@@ -1,4 +1,5 @@
-/* With --markdown it prints the option tables as README.md must have them. */
+/* With --markdown it prints the option tables as README.md must have them; the manual page
+ * packaging/man/spire-hsm.conf.5 has the same, each row as an item of its list. */
 #include "../plugin/config.h"
 
 #include <setjmp.h>
@@ -311,15 +312,18 @@ static char *markdown(enum config_kind kind)
     return text;
 }
 
-static char *read_readme(void)
+/* A file of the source, wherever below it this runs. */
+static char *read_source(const char *path)
 {
-    static const char *const places[] = {"README.md", "../README.md", "../../README.md"};
-    const char *given = getenv("README");
-    FILE *file = given ? fopen(given, "r") : NULL;
+    static const char *const roots[] = {".", "..", "../.."};
+    FILE *file = NULL;
     char *text = calloc(1, 65536);
+    char full[256];
 
-    for (size_t i = 0; !file && i < sizeof places / sizeof places[0]; i++)
-        file = fopen(places[i], "r");
+    for (size_t i = 0; !file && i < sizeof roots / sizeof roots[0]; i++) {
+        (void)snprintf(full, sizeof full, "%s/%s", roots[i], path);
+        file = fopen(full, "r");
+    }
     assert_non_null(file);
     assert_non_null(text);
     assert_in_range(fread(text, 1, 65535, file), 1, 65534);
@@ -330,7 +334,7 @@ static char *read_readme(void)
 /* The rows under a heading are these, all of them, in this order, and no others. */
 static void the_readme_has_the_option_tables_as_they_are(void **state)
 {
-    OWNED(scope_free) char *readme = read_readme();
+    OWNED(scope_free) char *readme = read_source("README.md");
 
     (void)state;
     for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
@@ -343,6 +347,65 @@ static void the_readme_has_the_option_tables_as_they_are(void **state)
             memmem(rows + strlen(table), (size_t)(end - rows) - strlen(table), "\n|", 2))
             fail_msg("README.md must have this table, as unit_config --markdown prints it:%s%s",
                      sections[i].heading, table);
+    }
+}
+
+/* Lines may end anywhere in a manual page. */
+static void unwrap(char *text)
+{
+    for (; *text != '\0'; text++)
+        if (*text == '\n')
+            *text = ' ';
+}
+
+/* A row, "| `name` | type | default | meaning |" (a default in backticks, "required" without,
+ * or none), as an item: ".It Ic name (type, default 1) meaning". The row is cut up. */
+static void as_item(char *row, char *item, size_t size)
+{
+    char *cells[6];
+    size_t count = 0;
+    char *bare;
+
+    for (char *cell; count < 6 && (cell = strsep(&row, "|")) != NULL; count++) {
+        cells[count] = cell + strspn(cell, " `");
+        for (size_t end = strlen(cells[count]); end > 0 && strchr(" `", cells[count][end - 1]);
+             end--)
+            cells[count][end - 1] = '\0';
+    }
+    assert_int_equal(count, 6);
+    bare = cells[3];
+    (void)snprintf(item, size, " .It Ic %s (%s%s%s) %s ", cells[1], cells[2],
+                   *bare == '\0'                   ? ""
+                   : strcmp(bare, "required") == 0 ? ", "
+                                                   : ", default ",
+                   bare, cells[4]);
+}
+
+static void the_manual_page_has_the_options_as_they_are(void **state)
+{
+    static const char *const headings[] = {" .Ss KeyManager ", " .Ss BundlePublisher ",
+                                           " .Ss Notifier "};
+    OWNED(scope_free) char *page = read_source("packaging/man/spire-hsm.conf.5");
+
+    (void)state;
+    unwrap(page);
+    for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
+        OWNED(scope_free) char *table = markdown(sections[i].kind);
+        char *rows = strstr(table, "\n| `");
+        char *place = strstr(page, headings[i]);
+        char item[512];
+
+        assert_non_null(rows);
+        rows++;
+        for (char *row; place && (row = strsep(&rows, "\n")) != NULL && *row != '\0';) {
+            as_item(row, item, sizeof item);
+            place = strstr(place, " .It Ic ");
+            if (!place || strncmp(place, item, strlen(item)) != 0)
+                fail_msg("spire-hsm.conf.5 must have, as the next item of its list:%s", item);
+            place += strlen(item) - 1;
+        }
+        assert_non_null(place);
+        assert_int_equal(strncmp(place, " .El ", 5), 0);
     }
 }
 
@@ -397,6 +460,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_pin_is_never_repeated),
         cmocka_unit_test(the_pin_is_gone_after_wiping),
         cmocka_unit_test(the_readme_has_the_option_tables_as_they_are),
+        cmocka_unit_test(the_manual_page_has_the_options_as_they_are),
         cmocka_unit_test(help_and_markdown_have_every_option),
     };
 
