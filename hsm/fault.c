@@ -19,7 +19,8 @@ static void cut_at_character(char *text, size_t size)
         text[start - 1] = '\0';
 }
 
-static void append(char *text, size_t size, const char *format, va_list args)
+__attribute__((format(printf, 3, 0))) static void append(char *text, size_t size,
+                                                         const char *format, va_list args)
 {
     size_t used = strnlen(text, size);
 

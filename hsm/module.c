@@ -2,8 +2,10 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include <p11-kit/p11-kit.h>
 #include <p11-kit/uri.h>
@@ -37,6 +39,52 @@ static int check_file(const char *path, struct fault *fault)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "module: %s can be written by its group or by everybody (mode %04o)", path,
                          file.st_mode & 07777);
+    return 0;
+}
+
+/* Who may write to a folder may put another library in this one's place. Not in a sticky one
+ * (/tmp), and not on a read-only mount (an image, a volume of Kubernetes). */
+static int check_folder(const char *folder, struct fault *fault)
+{
+    struct stat about;
+    struct statvfs mount;
+
+    if (stat(folder, &about) != 0 || statvfs(folder, &mount) != 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "module: %s", folder);
+    if ((about.st_mode & (S_IWGRP | S_IWOTH)) == 0 || (about.st_mode & S_ISVTX) != 0 ||
+        (mount.f_flag & ST_RDONLY) != 0)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "module: its folder %s can be written by its group or by everybody (mode "
+                     "%04o), who could put another library there",
+                     folder, about.st_mode & 07777);
+}
+
+/* All the folders that lead there; `path` is absolute and has no links in it. */
+static int check_folders(const char *path, struct fault *fault)
+{
+    char folder[HSM_PATH_MAX];
+    char *end;
+
+    (void)snprintf(folder, sizeof folder, "%s", path);
+    while ((end = strrchr(folder, '/')) != NULL && end != folder) {
+        *end = '\0';
+        if (check_folder(folder, fault) != 0)
+            return -1;
+    }
+    return check_folder("/", fault);
+}
+
+/* Links are followed here, once: what has been checked is what is loaded. */
+static int resolve(char path[HSM_PATH_MAX], struct fault *fault)
+{
+    OWNED(scope_free) char *real = realpath(path, NULL);
+
+    if (!real)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "module: %s", path);
+    if (strlen(real) >= HSM_PATH_MAX)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "module: the path is too long");
+    memcpy(path, real, strlen(real) + 1);
     return 0;
 }
 
@@ -110,7 +158,8 @@ int module_open(const char *setting, struct module *module, struct fault *fault)
 
     memset(module, 0, sizeof *module);
     (void)pthread_mutex_init(&module->entered, NULL);
-    if (full_path(setting, path, fault) == 0 && check_file(path, fault) == 0 &&
+    if (full_path(setting, path, fault) == 0 && resolve(path, fault) == 0 &&
+        check_file(path, fault) == 0 && check_folders(path, fault) == 0 &&
         load(path, module, fault) == 0 && initialize(module, fault) == 0)
         return 0;
     module_close(module);

@@ -56,6 +56,7 @@ static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULON
 {
     CK_OBJECT_HANDLE batch[BATCH];
     CK_ULONG count;
+    bool mad;
     CK_RV ended;
     CK_RV rv =
         MODULE_CALL(session->module, C_FindObjectsInit, session->handle, template, attributes);
@@ -66,13 +67,17 @@ static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULON
     do {
         count = 0;
         rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
-        for (CK_ULONG i = 0; rv == CKR_OK && i < count && i < BATCH; i++)
+        mad = rv == CKR_OK && count > BATCH;
+        for (CK_ULONG i = 0; rv == CKR_OK && !mad && i < count; i++)
             if (list->count < OBJECT_FOUND_MAX)
                 list->handles[list->count++] = batch[i];
-    } while (rv == CKR_OK && count > 0 && list->count < OBJECT_FOUND_MAX);
+    } while (rv == CKR_OK && !mad && count > 0 && list->count < OBJECT_FOUND_MAX);
     ended = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_FindObjects", fault);
+    if (mad)
+        return fault_set(fault, FAULT_INTERNAL, "token found %lu objects where %d were asked",
+                         count, BATCH);
     return ended == CKR_OK ? 0 : rv_fault(ended, "C_FindObjectsFinal", fault);
 }
 

@@ -163,8 +163,11 @@ static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, s
     mechanisms->count = MECHANISMS_MAX;
     rv = MODULE_CALL(&token->module, C_GetMechanismList, token->pool.slot, mechanisms->list,
                      &mechanisms->count);
-    if (rv != CKR_OK || mechanisms->count > MECHANISMS_MAX)
+    if (rv != CKR_OK)
         return rv_fault(rv, "C_GetMechanismList", fault);
+    if (mechanisms->count > MECHANISMS_MAX)
+        return fault_set(fault, FAULT_INTERNAL, "token named %lu mechanisms where %d were asked",
+                         mechanisms->count, MECHANISMS_MAX);
     for (size_t i = 0; i < sizeof abilities / sizeof abilities[0]; i++) {
         const struct ability *ability = &abilities[i];
 

@@ -10,6 +10,7 @@
 #include "../hsm/scope.h"
 #include "child.h"
 #include "keymanager.h"
+#include "log.h"
 #include "message.h"
 #include "proto/keymanager.pb-c.h"
 
@@ -52,11 +53,26 @@ static void release(struct keymanager **keymanager)
         keymanager_release(*keymanager);
 }
 
+/* Libraries that are told so by their own variables write down what they are given, PINs too;
+ * most of them to their standard error, which is our log. */
+static void warn_of_talkers(void)
+{
+    static const char *const variables[] = {"PKCS11SPY", "YUBIHSM_PKCS11_DBG", "CKNFAST_DEBUG"};
+
+    for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++)
+        if (getenv(variables[i]))
+            log_write(LOG_WARN,
+                      "an environment variable makes PKCS#11 libraries log what they are given, "
+                      "the PIN too: not for production",
+                      "variable", variables[i], NULL);
+}
+
 int keymanager_configure(const struct config *config, struct fault *fault)
 {
     OWNED(release) struct keymanager *before = current_hold();
     struct keymanager *made;
 
+    warn_of_talkers();
     if (keymanager_open(config, before, &current.closing, &made, fault) != 0)
         return -1;
     (void)pthread_mutex_lock(&current.mutex);

@@ -37,6 +37,27 @@ static inline struct hsm_token *room_open(const struct hsm_settings *settings)
     return token;
 }
 
+/* The call must fail, with this code, and say this. */
+static inline struct fault room_refused(const struct hsm_settings *settings, enum fault_code code,
+                                        const char *words)
+{
+    struct hsm_token *token = NULL;
+    struct hsm_token_info info;
+    struct fault fault = {.code = FAULT_NONE};
+
+    assert_int_equal(hsm_open(settings, &token, &info, &fault), -1);
+    assert_null(token);
+    if (fault.code != code || !strstr(fault.message, words))
+        fail_msg("code %d, '%s'", (int)fault.code, fault.message);
+    assert_null(strstr(fault.message, SOFTHSM_PIN));
+    return fault;
+}
+
+static inline void room_opens(const struct hsm_settings *settings)
+{
+    hsm_close(room_open(settings));
+}
+
 /* A request about the key `name` of ours, whose id is made of the name too. */
 static inline struct hsm_request room_request(enum hsm_op op, const char *name,
                                               enum hsm_key_type type)

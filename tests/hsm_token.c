@@ -1,4 +1,4 @@
-/* Opening a token: which module, which token, which PIN, and what is said when it is none
+/* Opening a token: which token, which PIN, and what is said when it is none
  * of them. */
 #include "hsm_room.h"
 
@@ -26,27 +26,6 @@ static int teardown(void **state)
 static struct hsm_settings good(void)
 {
     return room_settings(&softhsm, "pkcs11:token=spire");
-}
-
-/* The call must fail, with this code, and say this. */
-static struct fault refused(const struct hsm_settings *settings, enum fault_code code,
-                            const char *words)
-{
-    struct hsm_token *token = NULL;
-    struct hsm_token_info info;
-    struct fault fault = {.code = FAULT_NONE};
-
-    assert_int_equal(hsm_open(settings, &token, &info, &fault), -1);
-    assert_null(token);
-    if (fault.code != code || !strstr(fault.message, words))
-        fail_msg("code %d, '%s'", (int)fault.code, fault.message);
-    assert_null(strstr(fault.message, SOFTHSM_PIN));
-    return fault;
-}
-
-static void opens_and_closes(const struct hsm_settings *settings)
-{
-    hsm_close(room_open(settings));
 }
 
 static void tells_what_the_token_is_and_can_do(void **state)
@@ -96,85 +75,6 @@ static void every_request_is_checked_before_the_token_is_asked(void **state)
     hsm_close(token);
 }
 
-/* ---- the module ---- */
-
-static void module_that_is_none_is_refused_by_name(void **state)
-{
-    struct hsm_settings settings = good();
-
-    (void)state;
-    (void)snprintf(settings.module, sizeof settings.module, "%s/none.so", softhsm.folder);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "module: ");
-    softhsm_write(settings.module, "not a library", 0644);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "is not a PKCS#11 module");
-    (void)snprintf(settings.module, sizeof settings.module, "%s", softhsm.folder);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "is not a regular file");
-    (void)snprintf(settings.module, sizeof settings.module, "relative/path.so");
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "neither an absolute path");
-    (void)snprintf(settings.module, sizeof settings.module, "no-such-module.so");
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "/no-such-module.so");
-    settings.module[0] = '\0';
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "no module is named");
-}
-
-static void library_that_is_no_pkcs11_module_is_refused(void **state)
-{
-    static const char *const libraries[] = {"/lib/x86_64-linux-gnu/libz.so.1",
-                                            "/lib/x86_64-linux-gnu/libm.so.6"};
-    struct hsm_settings settings = good();
-
-    (void)state;
-    for (size_t i = 0; i < 2; i++) {
-        if (access(libraries[i], R_OK) != 0)
-            continue;
-        (void)snprintf(settings.module, sizeof settings.module, "%s", libraries[i]);
-        (void)refused(&settings, FAULT_FAILED_PRECONDITION, "is not a PKCS#11 module");
-    }
-}
-
-static void module_that_others_may_write_is_not_loaded(void **state)
-{
-    struct hsm_settings settings = good();
-    const char *const copy[] = {"cp", SOFTHSM_MODULE, settings.module, NULL};
-
-    (void)state;
-    (void)snprintf(settings.module, sizeof settings.module, "%s/copy.so", softhsm.folder);
-    softhsm_run(copy);
-    assert_int_equal(chmod(settings.module, 0757), 0);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "can be written by");
-    assert_int_equal(chmod(settings.module, 0775), 0);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "can be written by");
-    assert_int_equal(chmod(settings.module, 0755), 0);
-    opens_and_closes(&settings);
-}
-
-/* Its daemon is not there, but the module is found and loaded. */
-static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
-{
-    struct hsm_settings settings = good();
-
-    (void)state;
-    (void)snprintf(settings.module, sizeof settings.module, "p11-kit-client.so");
-    if (access("/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so", R_OK) != 0)
-        skip();
-    assert_int_equal(setenv("P11_KIT_SERVER_ADDRESS", "unix:path=/nonexistent/socket", 1), 0);
-    (void)refused(&settings, FAULT_UNAVAILABLE, "tokens seen: none");
-}
-
-/* A daemon or a directory that is not there yet is waited for: this must say so. */
-static void module_that_cannot_start_may_do_so_later(void **state)
-{
-    struct hsm_settings settings = good();
-    char *conf = strdup(getenv("SOFTHSM2_CONF"));
-
-    (void)state;
-    assert_int_equal(setenv("SOFTHSM2_CONF", "/nonexistent/softhsm2.conf", 1), 0);
-    (void)refused(&settings, FAULT_UNAVAILABLE, "C_Initialize: CKR_GENERAL_ERROR");
-    assert_int_equal(setenv("SOFTHSM2_CONF", conf, 1), 0);
-    free(conf);
-    opens_and_closes(&settings);
-}
-
 /* ---- the token ---- */
 
 static void token_that_is_not_there_is_named_with_those_that_are(void **state)
@@ -183,7 +83,7 @@ static void token_that_is_not_there_is_named_with_those_that_are(void **state)
     struct fault fault;
 
     (void)state;
-    fault = refused(&settings, FAULT_UNAVAILABLE, "pkcs11:token=other is not there");
+    fault = room_refused(&settings, FAULT_UNAVAILABLE, "pkcs11:token=other is not there");
     assert_non_null(strstr(fault.message, "'spire' (serial "));
 }
 
@@ -193,14 +93,14 @@ static void several_tokens_that_match_are_ambiguous(void **state)
     struct fault fault;
 
     (void)state;
-    opens_and_closes(&settings); /* the free slot's token does not count */
+    room_opens(&settings); /* the free slot's token does not count */
     softhsm_token("second");
-    fault = refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
+    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
     assert_non_null(strstr(fault.message, "'spire'"));
     assert_non_null(strstr(fault.message, "'second'"));
     softhsm_token("spire");
     settings = good();
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
 }
 
 static void token_is_found_by_serial_number_and_by_slot(void **state)
@@ -213,7 +113,7 @@ static void token_is_found_by_serial_number_and_by_slot(void **state)
     (void)state;
     softhsm_token("spire");
     settings = room_settings(&softhsm, "pkcs11:model=SoftHSM%20v2");
-    fault = refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
+    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
     settings = room_settings(&softhsm, "pkcs11:");
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:serial=%.16s",
                    strstr(fault.message, "serial ") + strlen("serial "));
@@ -221,9 +121,9 @@ static void token_is_found_by_serial_number_and_by_slot(void **state)
     hsm_close(token);
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire;slot-id=%lu",
                    (unsigned long)info.slot);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire;slot-id=12");
-    (void)refused(&settings, FAULT_UNAVAILABLE, "is not there");
+    (void)room_refused(&settings, FAULT_UNAVAILABLE, "is not there");
 }
 
 static void uninitialized_token_is_called_that(void **state)
@@ -231,7 +131,7 @@ static void uninitialized_token_is_called_that(void **state)
     struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=");
 
     (void)state;
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "has not been initialized");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "has not been initialized");
 }
 
 static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
@@ -253,7 +153,7 @@ static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         struct hsm_settings settings = room_settings(&softhsm, rows[i].uri);
 
-        (void)refused(&settings, FAULT_FAILED_PRECONDITION, rows[i].words);
+        (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, rows[i].words);
     }
 }
 
@@ -266,24 +166,24 @@ static void pin_comes_from_each_of_its_sources(void **state)
     (void)state;
     settings.pin_kind = HSM_PIN_INLINE;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", SOFTHSM_PIN);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     settings.pin_kind = HSM_PIN_ENV;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "TEST_HSM_PIN");
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "TEST_HSM_PIN");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "TEST_HSM_PIN");
     assert_int_equal(setenv("TEST_HSM_PIN", SOFTHSM_PIN, 1), 0);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     assert_int_equal(unsetenv("TEST_HSM_PIN"), 0);
     settings.pin_kind = HSM_PIN_NONE;
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "none is configured");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "none is configured");
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire?pin-source=file:%s",
                    softhsm.pin_file);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire?pin-source=%s",
                    softhsm.pin_file);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     (void)snprintf(settings.token, sizeof settings.token,
                    "pkcs11:token=spire?pin-source=%%7Ccat%%20/etc/pin");
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "pin-source");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "pin-source");
 }
 
 static void pin_file_that_others_can_reach_is_refused(void **state)
@@ -295,11 +195,11 @@ static void pin_file_that_others_can_reach_is_refused(void **state)
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         assert_int_equal(chmod(softhsm.pin_file, bad[i]), 0);
-        (void)refused(&settings, FAULT_FAILED_PRECONDITION, softhsm.pin_file);
+        (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, softhsm.pin_file);
     }
     for (size_t i = 0; i < sizeof fine / sizeof fine[0]; i++) {
         assert_int_equal(chmod(softhsm.pin_file, fine[i]), 0);
-        opens_and_closes(&settings);
+        room_opens(&settings);
     }
 }
 
@@ -311,7 +211,7 @@ static void pin_file_of_another_user_is_refused(void **state)
     if (geteuid() != 0)
         skip();
     assert_int_equal(chown(softhsm.pin_file, 12345, 0), 0);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "belongs to user 12345");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "belongs to user 12345");
 }
 
 /* Kubernetes mounts a secret as a link to a link. */
@@ -322,12 +222,12 @@ static void pin_file_may_be_a_link_but_not_a_folder_or_fifo(void **state)
     (void)state;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s/link", softhsm.folder);
     assert_int_equal(symlink(softhsm.pin_file, settings.pin_text), 0);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     assert_int_equal(unlink(settings.pin_text), 0);
     assert_int_equal(mkfifo(settings.pin_text, 0600), 0);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "not a regular file");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "not a regular file");
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", softhsm.folder);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "not a regular file");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "not a regular file");
 }
 
 static void missing_pin_file_is_worth_waiting_for(void **state)
@@ -336,9 +236,9 @@ static void missing_pin_file_is_worth_waiting_for(void **state)
 
     (void)state;
     assert_int_equal(unlink(softhsm.pin_file), 0);
-    (void)refused(&settings, FAULT_UNAVAILABLE, softhsm.pin_file);
+    (void)room_refused(&settings, FAULT_UNAVAILABLE, softhsm.pin_file);
     softhsm_write(softhsm.pin_file, SOFTHSM_PIN, 0600);
-    opens_and_closes(&settings);
+    room_opens(&settings);
 }
 
 static void empty_and_endless_pins_are_refused(void **state)
@@ -348,15 +248,15 @@ static void empty_and_endless_pins_are_refused(void **state)
 
     (void)state;
     softhsm_write(softhsm.pin_file, "", 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
     softhsm_write(softhsm.pin_file, "\n", 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
     memset(text, '7', sizeof text);
     text[HSM_PIN_MAX + 1] = '\0';
     softhsm_write(softhsm.pin_file, text, 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "longer than 256");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "longer than 256");
     softhsm_write(softhsm.pin_file, SOFTHSM_PIN "\n\n", 0600); /* one newline, not two */
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
 }
 
 static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
@@ -366,15 +266,15 @@ static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
 
     (void)state;
     softhsm_write(softhsm.pin_file, "9999\n", 0600);
-    fault = refused(&settings, FAULT_FAILED_PRECONDITION, "C_Login: CKR_PIN_INCORRECT");
+    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "C_Login: CKR_PIN_INCORRECT");
     assert_int_equal(fault.ckr, 0xa0);
-    fault = refused(&settings, FAULT_FAILED_PRECONDITION, "refused this PIN before");
+    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "refused this PIN before");
     assert_int_equal(fault.ckr, 0);
     assert_non_null(strstr(fault.message, settings.latch));
     softhsm_write(softhsm.pin_file, "8888\n", 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "C_Login: CKR_PIN_INCORRECT");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "C_Login: CKR_PIN_INCORRECT");
     softhsm_write(softhsm.pin_file, SOFTHSM_PIN "\n", 0600);
-    opens_and_closes(&settings);
+    room_opens(&settings);
     assert_int_equal(access(settings.latch, F_OK), -1); /* forgiven */
 }
 
@@ -387,7 +287,7 @@ static void refusal_is_remembered_without_the_pin(void **state)
 
     (void)state;
     softhsm_write(softhsm.pin_file, "56789012\n", 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
     assert_int_equal(stat(settings.latch, &about), 0);
     assert_int_equal(about.st_mode & 0777, 0600);
     file = fopen(settings.latch, "r");
@@ -396,7 +296,7 @@ static void refusal_is_remembered_without_the_pin(void **state)
     (void)fclose(file);
     assert_null(strstr(record, "56789012"));
     softhsm_write(settings.latch, "1 garbage\n", 0600); /* no record is no refusal */
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
 }
 
 static void refusal_that_cannot_be_written_down_says_so(void **state)
@@ -406,7 +306,8 @@ static void refusal_that_cannot_be_written_down_says_so(void **state)
     (void)state;
     (void)snprintf(settings.latch, sizeof settings.latch, "/nonexistent/folder/latch");
     softhsm_write(softhsm.pin_file, "9999\n", 0600);
-    (void)refused(&settings, FAULT_FAILED_PRECONDITION, "cannot remember this in /nonexistent");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION,
+                       "cannot remember this in /nonexistent");
 }
 
 static void latch_knows_tokens_and_sources_apart(void **state)
@@ -447,11 +348,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(tells_what_the_token_is_and_can_do),
         TEST(every_request_is_checked_before_the_token_is_asked),
-        TEST(module_that_is_none_is_refused_by_name),
-        TEST(library_that_is_no_pkcs11_module_is_refused),
-        TEST(module_that_others_may_write_is_not_loaded),
-        TEST(bare_file_name_is_looked_for_in_p11_kits_folder),
-        TEST(module_that_cannot_start_may_do_so_later),
         TEST(token_that_is_not_there_is_named_with_those_that_are),
         TEST(several_tokens_that_match_are_ambiguous),
         TEST(token_is_found_by_serial_number_and_by_slot),

@@ -1,0 +1,412 @@
+// Package security looks at the plugin's processes as somebody would who has no business with
+// them: what can be read, dumped, connected to or inherited. Each look is first tried where it
+// must succeed, so that a look which sees nothing means something.
+package security
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/softhsm"
+)
+
+const (
+	domain = "example.org"
+	nobody = 65534
+
+	// Nowhere else: it is searched for in memory and in logs.
+	secret = "7Zq3xKw0-the-PIN-of-this-test"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("only root may look into other processes, or be somebody else")
+	}
+}
+
+// aToken has the secret as its PIN.
+func aToken(t *testing.T) *softhsm.Token {
+	t.Helper()
+	token := softhsm.New(t)
+	token.Label, token.PIN = "secret", secret
+	token.Init(t, token.Label)
+	must(t, os.WriteFile(token.PINFile, []byte(secret+"\n"), 0o600))
+	return token
+}
+
+// withPIN is plugin_data with another line in the place of pin_file.
+func withPIN(token *softhsm.Token, line string) string {
+	return strings.Replace(token.PluginData(""), fmt.Sprintf("pin_file = %q", token.PINFile), line, 1)
+}
+
+func start(t *testing.T, token *softhsm.Token, env ...string) *host.Plugin {
+	t.Helper()
+	return host.Start(t, host.Options{Type: "KeyManager", Env: append(append(os.Environ(), token.Env()...), env...)})
+}
+
+func children(t *testing.T, pid int) []int {
+	t.Helper()
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	must(t, err)
+	var found []int
+	for _, list := range lists {
+		text, _ := os.ReadFile(list)
+		for _, field := range strings.Fields(string(text)) {
+			child, _ := strconv.Atoi(field)
+			found = append(found, child)
+		}
+	}
+	return found
+}
+
+// worker is the one that is there: those of earlier configurations are waited for.
+func worker(t *testing.T, p *host.Plugin) int {
+	t.Helper()
+	for patience := time.Now().Add(time.Minute); time.Now().Before(patience); time.Sleep(10 * time.Millisecond) {
+		if all := children(t, p.PID()); len(all) == 1 {
+			return all[0]
+		}
+	}
+	t.Fatalf("workers after a minute: %v", children(t, p.PID()))
+	return 0
+}
+
+// inMemory counts how often something stands in a process's memory.
+func inMemory(t *testing.T, pid int, what string) int {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	must(t, err)
+	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	must(t, err)
+	defer memory.Close()
+	count := 0
+	for _, line := range strings.Split(strings.TrimSpace(string(maps)), "\n") {
+		var from, to uint64
+		var mode string
+		_, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode)
+		must(t, err)
+		if !strings.HasPrefix(mode, "rw") || to-from > 1<<30 { // a sanitizer's shadow is terabytes
+			continue
+		}
+		bytesThere := make([]byte, to-from)
+		n, _ := memory.ReadAt(bytesThere, int64(from))
+		count += bytes.Count(bytesThere[:n], []byte(what))
+	}
+	return count
+}
+
+// The PIN of a file is there for the length of a login.
+func TestThePINOfAFileIsInNoProcessAfterTheLogin(t *testing.T) {
+	needRoot(t)
+	token := aToken(t)
+	inline := start(t, token)
+	must(t, inline.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
+	if inMemory(t, inline.PID(), secret) == 0 || inMemory(t, worker(t, inline), secret) == 0 {
+		t.Error("an inline PIN is not found: this search finds nothing")
+	}
+	must(t, inline.Close())
+
+	p := start(t, token)
+	must(t, p.Configure(domain, token.PluginData("")))
+	if n := inMemory(t, p.PID(), secret); n > 0 {
+		t.Errorf("it is in the front's memory, %d times", n)
+	}
+	if n := inMemory(t, worker(t, p), secret); n > 0 {
+		t.Errorf("it is in the worker's memory, %d times", n)
+	}
+}
+
+// An inline PIN has been in gRPC's buffers, which nobody wipes; our own copy goes.
+func TestAnInlinePINIsWipedWhenAnotherSourceTakesItsPlace(t *testing.T) {
+	needRoot(t)
+	const kept = "\x03\x00\x00\x00" + secret // HSM_PIN_INLINE and the text, as in struct hsm_settings
+	token := aToken(t)
+	p := start(t, token)
+	must(t, p.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
+	if inMemory(t, p.PID(), kept) == 0 {
+		t.Error("the front's copy is not found: this search finds nothing")
+	}
+	must(t, p.Configure(domain, token.PluginData("")))
+	next := worker(t, p) // the old supervisor's end comes with its worker's
+	for patience := time.Now().Add(time.Minute); inMemory(t, p.PID(), kept) > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(patience) {
+			t.Fatal("the front's copy is still there")
+		}
+	}
+	if inMemory(t, next, secret) > 0 {
+		t.Error("the new worker has it")
+	}
+}
+
+// Every level of the log, every field, every status.
+func TestThePINIsInNoLogLineAndNoError(t *testing.T) {
+	token := aToken(t)
+	wrong := filepath.Join(token.Dir, "wrong")
+	must(t, os.WriteFile(wrong, []byte("wrong-"+secret+"\n"), 0o600))
+	uri := "pkcs11:token=" + token.Label
+	for _, pin := range []string{
+		fmt.Sprintf("pin_file = %q", token.PINFile),
+		`pin_env = "THE_PIN"`,
+		fmt.Sprintf("pin = %q", secret),
+		fmt.Sprintf("pin_file = %q", wrong),
+		`pin_env = "WRONG_PIN"`,
+		fmt.Sprintf("pin = %q", "wrong-"+secret),
+		fmt.Sprintf("pin = %q\npin_file = %q", secret, token.PINFile),
+		fmt.Sprintf("pin = [%q]", secret),
+		fmt.Sprintf("pin = %q", strings.Repeat(secret, 40)),
+		fmt.Sprintf("pin_env = %q", secret+"="),
+		fmt.Sprintf("pin = %q\nnonsense", secret),
+		fmt.Sprintf("pinn = %q", secret),
+	} {
+		p := start(t, token, "THE_PIN="+secret, "WRONG_PIN=wrong-"+secret)
+		errs := []error{p.Configure(domain, withPIN(token, pin)), p.Configure(domain, strings.Replace(withPIN(token, pin),
+			strconv.Quote(uri), strconv.Quote(uri+"?pin-value="+secret), 1))}
+		answer, err := p.Validate(domain, withPIN(token, pin))
+		errs = append(errs, err)
+		if strings.Contains(fmt.Sprint(errs, answer), secret) {
+			t.Errorf("%s: in an error: %v %v", pin, errs, answer)
+		}
+		_ = p.Close()
+		if len(p.Logs.Lines()) == 0 {
+			t.Errorf("%s: nothing was logged", pin)
+		}
+		if line, found := p.Logs.Find(secret); found {
+			t.Errorf("%s: in the log: %v", pin, line)
+		}
+	}
+}
+
+// cored: is there a core in this directory?
+func cored(t *testing.T, directory string) bool {
+	t.Helper()
+	cores, err := filepath.Glob(filepath.Join(directory, "core*"))
+	must(t, err)
+	return len(cores) > 0
+}
+
+// coreDumps on, for us and all we start, as a careless operator may have them.
+func coreDumps(t *testing.T) {
+	t.Helper()
+	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
+	must(t, err)
+	if !strings.HasPrefix(string(pattern), "core") {
+		t.Skipf("cores do not go into the current directory here, but to %s", pattern)
+	}
+	var before syscall.Rlimit
+	must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &before))
+	if before.Max != ^uint64(0) {
+		t.Skipf("cores are limited to %d bytes here", before.Max)
+	}
+	must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: before.Max, Max: before.Max}))
+	t.Cleanup(func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &before)) })
+}
+
+func TestNeitherProcessLeavesACore(t *testing.T) {
+	coreDumps(t)
+	control := exec.Command("sleep", "600")
+	control.Dir = t.TempDir()
+	must(t, control.Start())
+	must(t, control.Process.Signal(syscall.SIGABRT))
+	_ = control.Wait()
+	if !cored(t, control.Dir) {
+		t.Skip("not even sleep leaves a core here")
+	}
+
+	token := aToken(t)
+	directory := t.TempDir()
+	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), token.Env()...),
+		Change: func(cmd *exec.Cmd) { cmd.Dir = directory }})
+	must(t, p.Configure(domain, token.PluginData("")))
+	must(t, syscall.Kill(worker(t, p), syscall.SIGABRT))
+	p.Logs.Wait(t, "signal 6")
+	if cored(t, directory) {
+		t.Error("the worker left a core")
+	}
+	_ = worker(t, p)
+	must(t, p.Signal(syscall.SIGABRT))
+	for !p.Exited() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if cored(t, directory) {
+		t.Error("the front left a core")
+	}
+}
+
+// as runs a command as another user and says whether it succeeded.
+func as(uid uint32, name string, args ...string) bool {
+	cmd := exec.Command(name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	return cmd.Run() == nil
+}
+
+// belongTo gives everything below a directory away, and opens the way there.
+func belongTo(t *testing.T, uid int, directory string) {
+	t.Helper()
+	must(t, os.Chmod(filepath.Dir(directory), 0o755))
+	must(t, filepath.Walk(directory, func(path string, _ os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(path, uid, uid)
+	}))
+}
+
+// Not even processes of the same user, which could otherwise trace it.
+func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
+	needRoot(t)
+	token := aToken(t)
+	belongTo(t, nobody, token.Dir)
+	own := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	control := exec.Command("sleep", "600")
+	control.SysProcAttr = own
+	must(t, control.Start())
+	t.Cleanup(func() { _ = control.Process.Kill(); _ = control.Wait() })
+	if !as(nobody, "cat", fmt.Sprintf("/proc/%d/environ", control.Process.Pid)) {
+		t.Fatal("not even sleep can be looked into")
+	}
+
+	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), append(token.Env(), "TMPDIR="+token.Dir)...),
+		Change: func(cmd *exec.Cmd) { cmd.SysProcAttr = own; cmd.Dir = "/" }})
+	must(t, p.Configure(domain, token.PluginData("")))
+	for name, pid := range map[string]int{"front": p.PID(), "worker": worker(t, p)} {
+		for _, file := range []string{"environ", "mem", "maps"} {
+			if as(nobody, "head", "-c", "0", fmt.Sprintf("/proc/%d/%s", pid, file)) {
+				t.Errorf("%s: /proc/PID/%s is open to its user", name, file)
+			}
+		}
+	}
+}
+
+func TestTheSocketIsReachedByItsOwnerAlone(t *testing.T) {
+	needRoot(t)
+	directory := t.TempDir()
+	must(t, os.Chmod(filepath.Dir(directory), 0o755))
+	must(t, os.Chmod(directory, 0o777)) // as /tmp is
+	reaches := func(uid uint32, socket string) bool {
+		return as(uid, "perl", "-MSocket", "-e",
+			"socket(S, AF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un(shift)) or exit 1", socket)
+	}
+	control, err := net.Listen("unix", filepath.Join(directory, "open"))
+	must(t, err)
+	defer control.Close()
+	must(t, os.Chmod(control.Addr().String(), 0o777))
+	if !reaches(nobody, control.Addr().String()) {
+		t.Fatal("not even a socket that is open to all is reached")
+	}
+	b := host.StartBare(t, "KeyManager", "TMPDIR="+directory)
+	if !reaches(0, b.Socket) {
+		t.Error("its owner does not reach it")
+	}
+	if reaches(nobody, b.Socket) {
+		t.Error("somebody else reaches it")
+	}
+}
+
+// What the host has open may be a listening socket or a database.
+func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
+	token := aToken(t)
+	theirs, err := os.CreateTemp(t.TempDir(), "the-hosts-own-")
+	must(t, err)
+	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	must(t, err)
+	defer listener.Close()
+	listening, err := listener.(*net.UnixListener).File()
+	must(t, err)
+	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), token.Env()...),
+		Change: func(cmd *exec.Cmd) {
+			// beyond the numbers that the worker's own take
+			cmd.ExtraFiles = []*os.File{nil, nil, nil, nil, theirs, listening}
+		}})
+	must(t, p.Configure(domain, token.PluginData("")))
+	has := func(pid int, what string) bool {
+		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		must(t, err)
+		for _, link := range links {
+			if to, _ := os.Readlink(link); to == what {
+				return true
+			}
+		}
+		return false
+	}
+	socket, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", listening.Fd()))
+	must(t, err)
+	for _, what := range []string{theirs.Name(), socket} {
+		if !has(p.PID(), what) {
+			t.Errorf("not even the front has %s: this look sees nothing", what)
+		}
+		if has(worker(t, p), what) {
+			t.Errorf("the worker has %s", what)
+		}
+	}
+	first, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", p.PID())) // go-plugin's pipe
+	must(t, err)
+	if has(worker(t, p), first) {
+		t.Error("the worker has go-plugin's pipe, which then does not close with the front")
+	}
+}
+
+// status is a line of /proc/PID/status.
+func status(t *testing.T, pid int, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	must(t, err)
+	for _, line := range strings.Split(string(text), "\n") {
+		if value, found := strings.CutPrefix(line, name+":"); found {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("no %s in /proc/%d/status", name, pid)
+	return ""
+}
+
+func TestTheWorkerGetsNoNewPrivilegesAndMakesFilesForItsOwnerAlone(t *testing.T) {
+	token := aToken(t)
+	p := start(t, token)
+	must(t, p.Configure(domain, token.PluginData("")))
+	pid := worker(t, p)
+	if got := status(t, pid, "NoNewPrivs"); got != "1" {
+		t.Errorf("NoNewPrivs %s", got)
+	}
+	for name, pid := range map[string]int{"front": p.PID(), "worker": pid} {
+		if got := status(t, pid, "Umask"); got != "0077" {
+			t.Errorf("the %s has umask %s", name, got)
+		}
+	}
+}
+
+// Such a library writes the PIN to its standard error, which is our log.
+func TestALibraryThatWouldWriteThePINIntoTheLogIsWarnedOf(t *testing.T) {
+	token := aToken(t)
+	for _, name := range []string{"PKCS11SPY", "YUBIHSM_PKCS11_DBG", "CKNFAST_DEBUG"} {
+		p := start(t, token, name+"="+softhsm.Module())
+		must(t, p.Configure(domain, token.PluginData("")))
+		line := p.Logs.Wait(t, name)
+		if !strings.Contains(line.Message, "PIN") {
+			t.Errorf("%v", line)
+		}
+		must(t, p.Close())
+	}
+	p := start(t, token)
+	must(t, p.Configure(domain, token.PluginData("")))
+	if line, found := p.Logs.Find("PKCS11SPY"); found {
+		t.Errorf("without reason: %v", line)
+	}
+}
