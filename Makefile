@@ -29,10 +29,9 @@ TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit_*.c tests
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/*_dump.c))
 SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
-FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze fuzz layers format-check bench fuzz-now objects clean
+.PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
 all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
 
 $(BUILD)/spire-hsm: $(OBJECTS)
@@ -60,10 +59,8 @@ $(BUILD)/tests/faulty.so: $(wildcard tests/faulty_*.c) tests/faulty.h
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
 $(TESTS): | $(BUILD)/tests/faulty.so
 
-$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/driver.o $(BUILD)/rooms.a
-	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) -ldl
-
 .SECONDARY: # what is made on the way (headers from proto/, objects of tests) is kept
+
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 
 # Flags come from packages that deps may only now install: hence a make within make.
@@ -111,12 +108,6 @@ objects: $(OBJECTS)
 analyze: ## gcc's static analyzer over all of hsm/ and plugin/
 	@+CFLAGS=-fanalyzer $(MAKE) --no-print-directory BUILD=$(BUILD)/analyze objects
 
-fuzz: ## FUZZ_SECONDS (60) of new inputs for every parser
-	$(again) SAN=address,undefined BUILD=$(BUILD)/asan fuzz-now
-fuzz-now: $(FUZZERS)
-	@set -e; for f in $^; do n=$${f##*/fuzz_}; \
-	    echo "  FUZZ  $$n"; $$f --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$$n; done
-
 bench: ## signing beside the bare token, start, memory, slow tokens: a report of some 4 minutes
 	@tests/deps.sh build run
 	$(again) all $(BUILD)/tests/raw_sign $(BUILD)/tests/faulty.so
@@ -141,7 +132,7 @@ format-check: ## .clang-format and gofmt
 clean:
 	rm -rf $(BUILD)
 
-include $(wildcard packaging/*.mk)
+include tests/fuzz/fuzz.mk $(wildcard packaging/*.mk)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile packaging/*.mk | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile tests/fuzz/fuzz.mk packaging/*.mk | expand -t 20
