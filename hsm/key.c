@@ -21,6 +21,7 @@ static int find_pair(const struct call *call, const struct session *session,
                      struct object_halves *found, struct object_pair *pair, struct fault *fault)
 {
     const struct session_pool *pool = &call->token->pool;
+    uint32_t logins = pool->logins;
 
     if (object_find(session, &call->request->key, found, fault) != 0)
         return -1;
@@ -28,7 +29,7 @@ static int find_pair(const struct call *call, const struct session *session,
         (session_check(pool, session, fault) != 0 ||
          object_find(session, &call->request->key, found, fault) != 0))
         return -1;
-    if (found->private_keys.count == 0 && session_check(pool, session, fault) != 0)
+    if (found->private_keys.count == 0 && session_check_since(pool, session, logins, fault) != 0)
         return -1;
     pair->private_key =
         found->private_keys.count > 0 ? found->private_keys.handles[0] : CK_INVALID_HANDLE;

@@ -22,44 +22,55 @@ struct record {
     CK_OBJECT_HANDLE handle;
 };
 
+struct handles {
+    CK_OBJECT_HANDLE *list; /* owned */
+    size_t count;
+    size_t room;
+};
+
 struct survey {
-    CK_OBJECT_HANDLE *handles;
-    size_t handle_count;
-    size_t handle_room;
-    struct record *records;
+    struct handles objects;
+    CK_OBJECT_HANDLE readable; /* one that can be read, or CK_INVALID_HANDLE */
+    struct fault unreadable;   /* what came of the latest that cannot */
+    struct record *records;    /* owned */
     size_t record_count;
     size_t record_room;
     uint32_t nameless;
     uint32_t foreign;
 };
 
+static void release_handles(struct handles *handles)
+{
+    free(handles->list);
+}
+
 static void release_survey(struct survey *survey)
 {
-    free(survey->handles);
+    release_handles(&survey->objects);
     free(survey->records);
 }
 
 /* ---- walking ---- */
 
-static int add_handles(struct survey *survey, const CK_OBJECT_HANDLE *batch, size_t count,
+static int add_handles(struct handles *handles, const CK_OBJECT_HANDLE *batch, size_t count,
                        struct fault *fault)
 {
-    if (!survey->handles || survey->handle_count + count > survey->handle_room) {
-        size_t room = 2 * survey->handle_room + BATCH;
+    if (!handles->list || handles->count + count > handles->room) {
+        size_t room = 2 * handles->room + BATCH;
         CK_OBJECT_HANDLE *grown =
-            room <= HANDLES_MAX ? realloc(survey->handles, room * sizeof *grown) : NULL;
+            room <= HANDLES_MAX ? realloc(handles->list, room * sizeof *grown) : NULL;
 
         if (!grown)
             return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "too many objects on the token");
-        survey->handles = grown;
-        survey->handle_room = room;
+        handles->list = grown;
+        handles->room = room;
     }
-    memcpy(survey->handles + survey->handle_count, batch, count * sizeof *batch);
-    survey->handle_count += count;
+    memcpy(handles->list + handles->count, batch, count * sizeof *batch);
+    handles->count += count;
     return 0;
 }
 
-static int walk(const struct session *session, struct survey *survey, struct fault *fault)
+static int walk(const struct session *session, struct handles *handles, struct fault *fault)
 {
     CK_OBJECT_HANDLE batch[BATCH];
     CK_ULONG count;
@@ -74,14 +85,25 @@ static int walk(const struct session *session, struct survey *survey, struct fau
         if (count > BATCH)
             return fault_set(fault, FAULT_INTERNAL, "token found %lu objects where %d were asked",
                              count, BATCH);
-        if (add_handles(survey, batch, count, fault) != 0)
+        if (add_handles(handles, batch, count, fault) != 0)
             return -1;
     } while (count > 0);
     return 0;
 }
 
+/* What the search that has begun finds, and its end. */
+static int collect(const struct session *session, struct handles *handles, struct fault *fault)
+{
+    int done = walk(session, handles, fault);
+    CK_RV rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
+
+    if (done != 0)
+        return -1;
+    return rv == CKR_OK ? 0 : rv_fault(rv, "C_FindObjectsFinal", fault);
+}
+
 /* An empty template stands for everything, and CloudHSM refuses it. */
-static int begin(const struct session *session, struct fault *fault)
+static int enumerate(const struct session *session, struct handles *handles, struct fault *fault)
 {
     CK_BBOOL yes = CK_TRUE;
     CK_ATTRIBUTE on_token = {CKA_TOKEN, &yes, sizeof yes};
@@ -89,21 +111,18 @@ static int begin(const struct session *session, struct fault *fault)
 
     if (rv != CKR_OK && (rv_class(rv) == RV_TEMPLATE || rv_class(rv) == RV_PERMANENT))
         rv = MODULE_CALL(session->module, C_FindObjectsInit, session->handle, &on_token, 1);
-    return rv == CKR_OK ? 0 : rv_fault(rv, "C_FindObjectsInit", fault);
+    return rv == CKR_OK ? collect(session, handles, fault)
+                        : rv_fault(rv, "C_FindObjectsInit", fault);
 }
 
-static int enumerate(const struct session *session, struct survey *survey, struct fault *fault)
+static int enumerate_class(const struct session *session, CK_OBJECT_CLASS class,
+                           struct handles *handles, struct fault *fault)
 {
-    int done;
-    CK_RV rv;
+    CK_ATTRIBUTE of_class = {CKA_CLASS, &class, sizeof class};
+    CK_RV rv = MODULE_CALL(session->module, C_FindObjectsInit, session->handle, &of_class, 1);
 
-    if (begin(session, fault) != 0)
-        return -1;
-    done = walk(session, survey, fault);
-    rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
-    if (done != 0)
-        return -1;
-    return rv == CKR_OK ? 0 : rv_fault(rv, "C_FindObjectsFinal", fault);
+    return rv == CKR_OK ? collect(session, handles, fault)
+                        : rv_fault(rv, "C_FindObjectsInit", fault);
 }
 
 /* ---- reading ---- */
@@ -192,23 +211,68 @@ static int note(struct survey *survey, const struct glimpse *glimpse, CK_OBJECT_
     return 0;
 }
 
-/* An object may go while we walk. And one that SoftHSM was killed over in the middle of
- * writing answers CKR_GENERAL_ERROR for ever: if the token is well otherwise, it is counted
- * among the nameless. */
+/* An object may go while we walk. One that cannot be read is put back into the list, at the
+ * front of it, which has been dealt with by then. */
 static int look_at(const struct call *call, const struct session *session, CK_OBJECT_HANDLE handle,
                    struct survey *survey, struct fault *fault)
 {
     struct glimpse glimpse;
 
-    if (look(session, handle, &glimpse, fault) == 0)
+    if (look(session, handle, &glimpse, fault) == 0) {
+        survey->readable = handle;
         return note(survey, &glimpse, handle, call->request->prefix, fault);
+    }
     if (rv_class(fault->ckr) == RV_HANDLE)
         return 0;
     if (fault->ckr != CKR_GENERAL_ERROR && fault->ckr != CKR_FUNCTION_FAILED)
         return -1;
-    if (session_check(&call->token->pool, session, fault) != 0)
+    survey->objects.list[survey->objects.count++] = handle;
+    survey->unreadable = *fault;
+    return 0;
+}
+
+static int look_at_all(const struct call *call, const struct session *session,
+                       struct survey *survey, struct fault *fault)
+{
+    size_t count = survey->objects.count;
+
+    survey->objects.count = 0;
+    for (size_t i = 0; i < count; i++)
+        if (look_at(call, session, survey->objects.list[i], survey, fault) != 0)
+            return -1;
+    return 0;
+}
+
+static bool is_in(const struct handles *handles, CK_OBJECT_HANDLE handle)
+{
+    for (size_t i = 0; i < handles->count; i++)
+        if (handles->list[i] == handle)
+            return true;
+    return false;
+}
+
+/* What is left in the list could not be read twice. An object that SoftHSM was killed over in
+ * the middle of writing is so for ever, and counts as nameless. But a token may be away for
+ * the moment, and what we cannot read may be a key of ours: so something else must be
+ * readable just now, or the token itself not call it a key. */
+static int explain_unreadable(const struct session *session, struct survey *survey,
+                              struct fault *fault)
+{
+    OWNED(release_handles) struct handles keys = {.list = NULL};
+    const struct handles *left = &survey->objects;
+    struct glimpse glimpse;
+
+    survey->nameless += (uint32_t)left->count;
+    if (left->count == 0 || (survey->readable != CK_INVALID_HANDLE &&
+                             look(session, survey->readable, &glimpse, fault) == 0))
+        return 0;
+    if (enumerate_class(session, CKO_PRIVATE_KEY, &keys, fault) != 0 ||
+        enumerate_class(session, CKO_PUBLIC_KEY, &keys, fault) != 0)
         return -1;
-    survey->nameless++;
+    *fault = survey->unreadable;
+    for (size_t i = 0; i < left->count; i++)
+        if (is_in(&keys, left->list[i]))
+            return -1;
     return 0;
 }
 
@@ -286,16 +350,15 @@ static void tell(const struct call *call, const struct survey *survey, uint32_t 
 
 static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
 {
-    OWNED(release_survey) struct survey survey = {.handles = NULL};
+    OWNED(release_survey) struct survey survey = {.readable = CK_INVALID_HANDLE};
     uint32_t logins = call->token->pool.logins;
 
     if (session_check(&call->token->pool, session, fault) != 0 ||
-        enumerate(session, &survey, fault) != 0)
-        return -1;
-    for (size_t i = 0; i < survey.handle_count; i++)
-        if (look_at(call, session, survey.handles[i], &survey, fault) != 0)
-            return -1;
-    if (session_check(&call->token->pool, session, fault) != 0)
+        enumerate(session, &survey.objects, fault) != 0 ||
+        look_at_all(call, session, &survey, fault) != 0 || /* and those left over once more */
+        look_at_all(call, session, &survey, fault) != 0 ||
+        explain_unreadable(session, &survey, fault) != 0 ||
+        session_check_since(&call->token->pool, session, logins, fault) != 0)
         return -1;
     if (survey.record_count > 0)
         qsort(survey.records, survey.record_count, sizeof *survey.records, compare_records);

@@ -81,6 +81,16 @@ int session_check(const struct session_pool *pool, const struct session *session
     return check_token(pool, &info, fault);
 }
 
+int session_check_since(const struct session_pool *pool, const struct session *session,
+                        uint32_t logins, struct fault *fault)
+{
+    if (session_check(pool, session, fault) != 0)
+        return -1;
+    return pool->logins == logins
+               ? 0
+               : rv_fault(CKR_USER_NOT_LOGGED_IN, "another login came in between", fault);
+}
+
 /* The flags are the token's word that its patience is nearly at an end. Asked every time:
  * others may have used it up, or restored it. No CK_RV: nothing was tried, so nothing has to
  * change before the next look. */

@@ -74,6 +74,11 @@ void session_lost(struct session_pool *pool, const struct session *session);
 int session_check(const struct session_pool *pool, const struct session *session,
                   struct fault *fault);
 
+/* The same, and nobody has logged in since pool->logins was `logins`: in between, private
+ * objects were not to be seen, and handles are others now. */
+int session_check_since(const struct session_pool *pool, const struct session *session,
+                        uint32_t logins, struct fault *fault);
+
 /* Opens the anchor again if it is lost, and logs in if we are not. */
 int session_login(struct session_pool *pool, struct fault *fault);
 
