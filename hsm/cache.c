@@ -66,9 +66,12 @@ static struct cache_entry *add(struct cache *cache, const struct cache_key *key)
     return entry;
 }
 
-/* The last one to hear of a failure wipes it away: the next to ask looks anew. */
+/* The last one to hear of a failure wipes it away: the next to ask looks anew. Who came after
+ * a later login than the one who looked must look too: the handle's number may be another
+ * key's by now. */
 static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry,
-                                  CK_OBJECT_HANDLE *handle, struct fault *fault)
+                                  const struct cache_key *key, CK_OBJECT_HANDLE *handle,
+                                  struct fault *fault)
 {
     enum cache_answer answer = CACHE_HIT;
 
@@ -83,6 +86,10 @@ static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry
     }
     if (entry->state == CACHE_FAILED && entry->waiting == 0)
         entry->state = CACHE_EMPTY;
+    if (answer == CACHE_HIT && entry->logins != key->logins) {
+        entry->state = CACHE_SEARCHING;
+        answer = CACHE_LOOK;
+    }
     return answer;
 }
 
@@ -92,7 +99,7 @@ static enum cache_answer get(struct cache *cache, const struct cache_key *key,
     struct cache_entry *entry = find(cache, key);
 
     if (entry && entry->state != CACHE_KNOWN)
-        return wait_for(cache, entry, handle, fault);
+        return wait_for(cache, entry, key, handle, fault);
     if (entry && entry->logins == key->logins) {
         entry->used = ++cache->clock;
         *handle = entry->handle;
