@@ -171,7 +171,10 @@ int rv_fault(CK_RV rv, const char *call, struct fault *fault)
     return -1;
 }
 
+/* What a token may count as a try, and what goes by the PIN alone. An expired PIN, or one that
+ * is not set yet, is for a person to see to on the token, where our file shows no change. */
 bool hsm_refused_pin(uint64_t ckr)
 {
-    return ckr != CKR_OK && rv_class(ckr) == RV_PIN;
+    return ckr == CKR_PIN_INCORRECT || ckr == CKR_PIN_LOCKED || ckr == CKR_PIN_INVALID ||
+           ckr == CKR_PIN_LEN_RANGE;
 }

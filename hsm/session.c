@@ -143,14 +143,6 @@ static void explain_refusal(const struct session_pool *pool, struct fault *fault
                        sources[pool->pin_kind], named ? pool->pin_text : "");
 }
 
-/* What a token may count as a try, and what goes by the PIN alone. An expired PIN, or one that
- * is not set yet, is for a person to see to on the token, where our file shows no change. */
-static bool blames_pin(uint64_t ckr)
-{
-    return ckr == CKR_PIN_INCORRECT || ckr == CKR_PIN_LOCKED || ckr == CKR_PIN_INVALID ||
-           ckr == CKR_PIN_LEN_RANGE;
-}
-
 static int log_in(struct session_pool *pool, struct fault *fault)
 {
     OWNED(pin_wipe) struct pin pin = {.length = 0};
@@ -166,7 +158,7 @@ static int log_in(struct session_pool *pool, struct fault *fault)
         pool->logins++;
         return 0;
     }
-    if (blames_pin(fault->ckr)) {
+    if (hsm_refused_pin(fault->ckr)) {
         explain_refusal(pool, fault);
         pin_latch_set(&pool->latch, pool->serial, &pin, fault);
     }
