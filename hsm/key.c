@@ -61,7 +61,8 @@ static bool is_about_mechanism(uint64_t ckr)
            ckr == CKR_ARGUMENTS_BAD;
 }
 
-/* FIPS modes take no salt longer than the hash; what PSS a token cannot do, we pad. */
+/* FIPS modes take no salt longer than the hash; what PSS a token cannot do, we pad. Some take
+ * no digest shorter than the curve. */
 static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
                      const struct hsm_request *request, struct hsm_reply *reply,
                      struct fault *fault)
@@ -74,6 +75,8 @@ static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
     if (sign_plan(request, &plan, fault) != 0)
         return -1;
     done = sign_raw(session, handle, &plan, raw, &length, fault);
+    if (done != 0 && fault->ckr == CKR_DATA_LEN_RANGE && sign_plan_longer_digest(request, &plan))
+        done = sign_raw(session, handle, &plan, raw, &length, fault);
     if (done != 0 && fault->ckr == CKR_MECHANISM_PARAM_INVALID &&
         sign_plan_shorter_salt(request, &plan))
         done = sign_raw(session, handle, &plan, raw, &length, fault);
@@ -165,9 +168,10 @@ static int verdict(const struct call *call, enum hsm_state state, const char *wh
 static int try_signature(const struct session *session, CK_OBJECT_HANDLE handle,
                          const struct hsm_public_key *key, struct fault *fault)
 {
-    struct hsm_request trial = {.op = HSM_SIGN, .type = key->type, .hash = HSM_SHA256};
+    struct hsm_request trial = {.op = HSM_SIGN, .type = key->type};
     struct hsm_reply made = {.signature_length = 0};
 
+    trial.hash = key->type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* as SPIRE will */
     trial.digest_length = (uint32_t)hsm_hash_length(trial.hash);
     if (RAND_bytes(trial.digest, (int)trial.digest_length) != 1)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for a trial signature");

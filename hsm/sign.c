@@ -225,6 +225,20 @@ bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan 
     return true;
 }
 
+/* Zeros in front: the digest stands for a number. */
+bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan *plan)
+{
+    const CK_ULONG order = kind_of(request->type)->bytes;
+    const CK_ULONG length = plan->input_length;
+
+    if (plan->mechanism.mechanism != CKM_ECDSA || length >= order)
+        return false;
+    memmove(plan->input + order - length, plan->input, length);
+    memset(plan->input, 0, order - length);
+    plan->input_length = order;
+    return true;
+}
+
 static void release_signature(ECDSA_SIG **signature)
 {
     ECDSA_SIG_free(*signature);

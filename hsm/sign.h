@@ -28,6 +28,10 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
  * false: the request did not ask for HSM_SALT_MAX, there is nothing else to try. */
 bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan *plan);
 
+/* The same with a digest as long as the order of the curve, for tokens that take no shorter
+ * one. false: it is no shorter. */
+bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan *plan);
+
 /* Turns an RSA-PSS plan into one whose padding is done here, for tokens (and PKCS#11
  * itself) that do not know PSS with this hash: the token only exponentiates. */
 int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan,
