@@ -38,6 +38,17 @@ static int find_pair(const struct call *call, const struct session *session,
     return 0;
 }
 
+/* There may be more public keys of a name than ours: on many tokens anybody can make one,
+ * without a PIN. false: there are no more. */
+static bool next_public_key(const struct object_halves *found, uint32_t *index,
+                            struct object_pair *pair)
+{
+    if (*index + 1 >= found->public_keys.count)
+        return false;
+    pair->public_key = found->public_keys.handles[++*index];
+    return true;
+}
+
 /* ---- signing ---- */
 
 static int sign_raw(const struct session *session, CK_OBJECT_HANDLE handle, struct sign_plan *plan,
@@ -86,6 +97,12 @@ static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
     return done == 0 ? sign_result(request, &plan, raw, length, reply, fault) : -1;
 }
 
+static bool is_wanted(const struct hsm_request *request, const struct hsm_public_key *key)
+{
+    return key->type == request->type &&
+           memcmp(key->fingerprint, request->fingerprint, sizeof key->fingerprint) == 0;
+}
+
 static int look_up(const struct call *call, const struct session *session, CK_OBJECT_HANDLE *handle,
                    struct fault *fault)
 {
@@ -94,6 +111,7 @@ static int look_up(const struct call *call, const struct session *session, CK_OB
     struct object_halves found;
     struct object_pair pair;
     struct hsm_public_key key;
+    uint32_t next = 0;
 
     if (find_pair(call, session, &found, &pair, fault) != 0)
         return -1;
@@ -102,14 +120,17 @@ static int look_up(const struct call *call, const struct session *session, CK_OB
     if (found.private_keys.count > 1)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "the token has more than one private key %s", label);
-    if (object_public_key(session, &pair, &key, fault) != 0)
-        return -1;
-    if (key.type != request->type ||
-        memcmp(key.fingerprint, request->fingerprint, sizeof key.fingerprint) != 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the token has another key in the place of %s", label);
-    *handle = pair.private_key;
-    return 0;
+    do {
+        if (object_public_key(session, &pair, &key, fault) != 0) {
+            if (fault->ckr != CKR_OK || next + 1 >= found.public_keys.count)
+                return -1;
+        } else if (is_wanted(request, &key)) {
+            *handle = pair.private_key;
+            return 0;
+        }
+    } while (next_public_key(&found, &next, &pair));
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "the token has another key in the place of %s", label);
 }
 
 static int sign_step(const struct call *call, const struct session *session, struct fault *fault)
@@ -225,6 +246,7 @@ static int prove_step(const struct call *call, const struct session *session, st
 {
     struct object_halves found;
     struct object_pair pair;
+    uint32_t next = 0;
 
     if (find_by_hint(call, session, &pair))
         return prove_whole(call, session, &pair, fault);
@@ -235,7 +257,11 @@ static int prove_step(const struct call *call, const struct session *session, st
     if (found.private_keys.count == 0)
         return found.public_keys.count == 0 ? verdict(call, HSM_ABSENT, "")
                                             : verdict(call, HSM_HALF, "there is no private key");
-    return prove_whole(call, session, &pair, fault);
+    do
+        if (prove_whole(call, session, &pair, fault) != 0)
+            return -1;
+    while (call->reply->state != HSM_COMPLETE && next_public_key(&found, &next, &pair));
+    return 0;
 }
 
 int key_prove(const struct call *call, struct fault *fault)
