@@ -81,10 +81,10 @@ test: ## every test, from unit to the real SPIRE
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
-test-faults: ## every fault the plugin survives, two servers on one token, two minutes of soak
+test-faults: ## every fault the plugin survives, two servers on one token, the runbook, a soak
 	@tests/deps.sh build run test
 	$(again) all $(BUILD)/tests/faulty.so
-	@BUILD=$(BUILD) tests/run faults ha soak
+	@BUILD=$(BUILD) tests/run faults ha runbook soak
 
 test-long: ## both at length: a thousand kills, 20,000 histories, half an hour of soak
 	@+HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 $(MAKE) --no-print-directory test
