@@ -23,8 +23,9 @@ $(BUILD)/tests/fuzz/llvm_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/rooms.a
 fuzz-llvm: ## the same with libFuzzer, which sees what an input reaches (clang, libclang-rt-dev)
 	$(again) CC=clang SAN=address,undefined,fuzzer-no-link BUILD=$(BUILD)/llvm fuzz-llvm-now
 fuzz-llvm-now: $(LLVM_FUZZERS)
-	@set -e; for f in $^; do n=$${f##*/llvm_}; \
+	@set -e; for f in $^; do n=$${f##*/llvm_}; log=$(BUILD)/corpus/$$n.log; \
 	    echo "  FUZZ  $$n"; mkdir -p $(BUILD)/corpus/$$n; \
-	    $$f -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -use_value_profile=1 -verbosity=0 \
+	    $$f -max_total_time=$(FUZZ_SECONDS) -max_len=16384 -use_value_profile=1 \
 	        -print_final_stats=1 -artifact_prefix=$(BUILD)/corpus/$$n- \
-	        $(BUILD)/corpus/$$n tests/corpus/$$n; done
+	        $(BUILD)/corpus/$$n tests/corpus/$$n >$$log 2>&1 || { tail -n 60 $$log; exit 1; }; \
+	    grep number_of_executed_units $$log; done
