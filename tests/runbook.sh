@@ -67,9 +67,10 @@ refused_saying() {
     not server_start && server_complaints | grep -F -- "$1"
 }
 
-# The agent as it is, with what it remembers.
+# The agent as it is, with what it remembers. It tries for a while.
 agent_is_turned_away() {
-    not agent_start && grep -F "certificate signed by unknown authority" "$logs/agent.log"
+    not agent_start
+    grep -F "certificate signed by unknown authority" "$logs/agent.log" && stop agent
 }
 
 # The agent as if it were new, trusting what the bundle file says.
@@ -103,6 +104,7 @@ kill -KILL "$(front_pid)"
 check "SPIRE says so" await 5 server_said '.msg == "plugin process exited"'
 check "and starts no other: a mint fails" mint_fails_saying "connection refused"
 check "/live becomes 500 within two minutes" await 120 live 500
+check "and spire-server healthcheck says the same" not server_healthy
 must "the server stops" stop server
 must "it starts" server_start
 check "it finds its CA journal" found_its_journal
