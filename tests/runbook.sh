@@ -80,6 +80,24 @@ agent_joins_anew() {
         jwt_verifies "$scratch/fetched"
 }
 
+# A key as the server makes them, of the last generation there can be.
+plant() {
+    planted=$(token_labels | grep -m 1 -- -x509-CA-A | sed 's/-[^-]*-x509/-vvvvvv-x509/')
+    token_tool --keypairgen --key-type EC:prime256v1 --sensitive --label "$planted" \
+        --id 30313233343536373839616263646566
+}
+
+uproot() {
+    token_tool --delete-object --type privkey --label "$planted" &&
+        token_tool --delete-object --type pubkey --label "$planted"
+}
+
+prepare_fails_saying() {
+    not server localauthority x509 prepare >"$scratch/prepare" 2>&1 || return 1
+    cat "$scratch/prepare"
+    grep -qF -- "$1" "$scratch/prepare"
+}
+
 conf_for_outages
 must "a token is made" token_make
 must "spire-server starts" server_start
@@ -122,7 +140,20 @@ kill -KILL "$worker"
 check "the next login has the PIN from the file: nothing fails" mints
 check "another worker is at work" another_worker_than "$worker"
 
+section "A key was planted"
+remember_authorities
+check "by somebody with the PIN" plant
+check "no key can be made" prepare_fails_saying "another process makes keys"
+check "the log says why" server_said '.msg | test("two servers share one identity")'
+check "signing goes on" mints
+must "the server stops" stop server
+check "the key is destroyed" uproot
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+check "keys can be made again" rotate_all
+
 section "The server moves to another host"
+remember_authorities
 must "it stops" stop server
 cp -a "$STATE_DIRECTORY" "$scratch/new-host"
 mv "$STATE_DIRECTORY" "$scratch/old-host"
