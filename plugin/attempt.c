@@ -109,11 +109,13 @@ static void submit(struct attempt *attempt, const struct hsm_request *request,
 
 /* ---- looking ---- */
 
-/* What the label names is no key to serve: never again that label. A token that goes on
- * making unfit keys is not asked five times. */
+/* What the label names is no key to serve: never again that label. A token that says it made
+ * a key, and that one is unfit, is not asked five times. After a doubt an unfit key is but one
+ * that was not finished: killed in C_GenerateKeyPair, SoftHSM leaves a pair without CKA_LOCAL. */
 static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 {
-    unsigned most = reply->state == HSM_UNFIT ? UNFIT_MAX : GENERATIONS_MAX;
+    bool unfit = reply->state == HSM_UNFIT && attempt->doubt.code == FAULT_NONE;
+    unsigned most = unfit ? UNFIT_MAX : GENERATIONS_MAX;
     struct fault fault;
 
     disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
@@ -124,7 +126,7 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
             stall(attempt, generate, &attempt->doubt);
         return;
     }
-    if (reply->state == HSM_UNFIT)
+    if (unfit)
         (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
                         reply->why);
     else
