@@ -145,8 +145,8 @@ static const struct trait private_traits[] = {
 };
 
 static const struct trait public_traits[] = {
-    {CKA_TOKEN, CK_TRUE, 3},           {CKA_VERIFY, CK_TRUE, 3},      {CKA_PRIVATE, CK_FALSE, 2},
-    {CKA_ENCRYPT, CK_FALSE, 2},        {CKA_WRAP, CK_FALSE, 2},       {CKA_DERIVE, CK_FALSE, 1},
+    {CKA_TOKEN, CK_TRUE, 3},           {CKA_VERIFY, CK_TRUE, 3},      {CKA_ENCRYPT, CK_FALSE, 2},
+    {CKA_WRAP, CK_FALSE, 2},           {CKA_PRIVATE, CK_FALSE, 1},    {CKA_DERIVE, CK_FALSE, 1},
     {CKA_VERIFY_RECOVER, CK_FALSE, 1}, {CKA_MODIFIABLE, CK_FALSE, 1}, {CKA_COPYABLE, CK_FALSE, 1},
 };
 
