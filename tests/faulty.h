@@ -75,7 +75,8 @@ bool faulty_known(const char *function);
 /* The module behind this one; set before anything else is called. */
 extern CK_FUNCTION_LIST *faulty_real;
 
-/* The script's files are opened, or it all ends: a test must not go on without them. */
+/* The files of the script that is named now are opened, or it all ends: a test must not go on
+ * without them. */
 void faulty_open(void);
 void faulty_close(void);
 

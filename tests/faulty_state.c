@@ -108,14 +108,33 @@ static void unlock_page(void)
 
 /* ---- the script ---- */
 
+void faulty_close(void)
+{
+    if (page)
+        (void)munmap(page, sizeof *page);
+    if (page_fd >= 0)
+        (void)close(page_fd);
+    page = NULL;
+    page_fd = -1;
+    current = NULL;
+    identity = (struct identity){.size = 0};
+    while (scripts) {
+        struct faulty_script *script = scripts;
+
+        scripts = script->previous;
+        free(script);
+    }
+}
+
 void faulty_open(void)
 {
     const char *script = getenv("FAULTY_SCRIPT");
     char name[sizeof path + 8];
     struct stat file;
 
-    if (!script)
+    if (!script || strcmp(script, path) == 0)
         return;
+    faulty_close();
     if ((size_t)snprintf(path, sizeof path, "%s", script) >= sizeof path)
         give_up("path too long");
     (void)snprintf(name, sizeof name, "%s.page", path);
@@ -128,20 +147,6 @@ void faulty_open(void)
     if (page == MAP_FAILED)
         give_up("cannot map the page beside it");
     looked = -1;
-}
-
-void faulty_close(void)
-{
-    if (page)
-        (void)munmap(page, sizeof *page);
-    if (page_fd >= 0)
-        (void)close(page_fd);
-    while (scripts) {
-        struct faulty_script *script = scripts;
-
-        scripts = script->previous;
-        free(script);
-    }
 }
 
 static uint64_t mix(uint64_t hash, const void *bytes, size_t length)

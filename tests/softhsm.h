@@ -1,11 +1,15 @@
 /* A SoftHSM of a test's own: a folder with its configuration, its tokens and a PIN file,
- * gone when the test is. Every function aborts when the machine does not play along. */
+ * gone when the test is. Every function aborts when the machine does not play along.
+ *
+ * HSM_PROFILE gives it the habits of another HSM: lines for faulty.so (faulty_module.c),
+ * which stands before it then, as `lag 2`. */
 #ifndef TESTS_SOFTHSM_H
 #define TESTS_SOFTHSM_H
 
 #include <fcntl.h>
 #include <ftw.h>
 #include <spawn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +62,55 @@ static inline void softhsm_run(const char *const *arguments)
         free(copies[i]);
 }
 
+/* The profile's name and the number behind it, "" for SoftHSM as it is. */
+static inline const char *softhsm_profile(void)
+{
+    const char *profile = getenv("HSM_PROFILE");
+
+    return profile ? profile : "";
+}
+
+static inline int softhsm_is(const char *profile)
+{
+    return strncmp(softhsm_profile(), profile, strlen(profile)) == 0;
+}
+
+/* faulty.so is built beside the tests. */
+static inline void softhsm_module(char *path, size_t size)
+{
+    char self[256];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+
+    if (*softhsm_profile() == '\0') {
+        (void)snprintf(path, size, "%s", SOFTHSM_MODULE);
+        return;
+    }
+    softhsm_must(length > 0, "/proc/self/exe");
+    self[length] = '\0';
+    *strrchr(self, '/') = '\0';
+    (void)snprintf(path, size, "%s/faulty.so", self);
+}
+
+/* These habits from the next call on, "" = none. */
+static inline void softhsm_habits(const char *profile)
+{
+    const char *script = getenv("FAULTY_SCRIPT");
+    static uint64_t rings;
+    char name[96];
+    char text[128];
+    int fd;
+
+    (void)snprintf(text, sizeof text, "%s%s\n", *profile ? "profile " : "", profile);
+    (void)snprintf(name, sizeof name, "%s.new", script);
+    softhsm_write(name, text, 0600);
+    softhsm_must(rename(name, script) == 0, script);
+    (void)snprintf(name, sizeof name, "%s.page", script);
+    fd = open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    rings++;
+    softhsm_must(fd >= 0 && pwrite(fd, &rings, sizeof rings, 0) == (ssize_t)sizeof rings, name);
+    softhsm_must(close(fd) == 0, name);
+}
+
 /* One more token, whose PIN is SOFTHSM_PIN. */
 static inline void softhsm_token(const char *label)
 {
@@ -85,6 +138,10 @@ static inline void softhsm_make(struct softhsm *softhsm)
     softhsm_must(setenv("SOFTHSM2_CONF", path, 1) == 0, path);
     (void)snprintf(softhsm->pin_file, sizeof softhsm->pin_file, "%s/pin", softhsm->folder);
     softhsm_write(softhsm->pin_file, SOFTHSM_PIN "\n", 0600);
+    (void)snprintf(path, sizeof path, "%s/script", softhsm->folder);
+    softhsm_must(setenv("FAULTY_MODULE", SOFTHSM_MODULE, 1) == 0, "FAULTY_MODULE");
+    softhsm_must(setenv("FAULTY_SCRIPT", path, 1) == 0, "FAULTY_SCRIPT");
+    softhsm_habits(softhsm_profile());
 }
 
 static inline int softhsm_remove_one(const char *path, const struct stat *about, int kind,
