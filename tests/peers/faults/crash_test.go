@@ -78,8 +78,8 @@ func TestACrashOfTheLibraryWhileNobodyCallsIsMended(t *testing.T) {
 	t.Parallel()
 	s := newStage(t, group("1 crash while idle"), "keep_alive = \"1s\"\n")
 	everyCrash(idle, 3, func(script string) {
-		s.load.paused.Store(true)
-		s.suffer(fault{name: script, script: script, ends: true, after: func(s *stage) { s.load.paused.Store(false) }})
+		s.load.Pause(true)
+		s.suffer(fault{name: script, script: script, ends: true, after: func(s *stage) { s.load.Pause(false) }})
 	})
 	s.finish()
 }

@@ -3,6 +3,8 @@ package faults_test
 import (
 	"testing"
 	"time"
+
+	"spire-hsm/peers/load"
 )
 
 const hasty = "operation_timeout = \"2s\"\ngenerate_timeout = \"10s\"\n"
@@ -14,9 +16,9 @@ func (s *stage) hung(script string, provoke func()) {
 		if provoke != nil {
 			return // nobody can sign with a token that is not open yet
 		}
-		begin, signed := time.Now(), s.load.signed.Load()
-		await(s, 70*time.Second, "other calls", func() bool { return s.load.signed.Load() >= signed+20 })
-		if took := time.Since(begin); took > spiresPatience/2 {
+		begin, signed := time.Now(), s.load.Signed()
+		await(s, 70*time.Second, "other calls", func() bool { return s.load.Signed() >= signed+20 })
+		if took := time.Since(begin); took > load.Patience/2 {
 			s.Errorf("%s: others had 20 signatures in %v only", script, took)
 		}
 	}})

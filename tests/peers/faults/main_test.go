@@ -49,14 +49,20 @@ var table struct {
 	rows []*row
 }
 
-func (r *row) count(survived bool, refused int) {
+func (r *row) add(what func(*row)) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	r.faults++
-	r.refused += refused
-	if survived {
-		r.survived++
-	}
+	what(r)
+}
+
+func (r *row) count(survived bool, refused int) {
+	r.add(func(r *row) {
+		r.faults++
+		r.refused += refused
+		if survived {
+			r.survived++
+		}
+	})
 }
 
 // failed: calls that should not have. refused: those the token itself would not do, which

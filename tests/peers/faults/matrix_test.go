@@ -5,6 +5,8 @@ import (
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/load"
 )
 
 // quiet: the key was made, its predecessor is gone. What else this process does with the
@@ -31,7 +33,7 @@ type made struct {
 func (s *stage) remake(id string) <-chan made {
 	done := make(chan made, 1)
 	go func() {
-		key, err := generate(s.p, id)
+		key, err := load.Generate(s.p, id, keymanagerv1.KeyType_EC_P256)
 		done <- made{key, err}
 	}()
 	return done
@@ -49,19 +51,20 @@ func TestAWorkerKilledAtEveryCallOfGenerateKeyIsMadeUpFor(t *testing.T) {
 			for n, reached := 1, true; reached; n++ {
 				reached = s.killWorkerAt(n, when)
 			}
-			s.matrixEnd()
+			s.play("")
+			s.restart()
 		})
 	}
 }
 
 func (s *stage) killWorkerAt(n int, when string) bool {
 	s.Helper()
-	ends, destroyed := len(s.ends()), s.count("superseded key destroyed")
+	ends, destroyed := len(s.p.Ends()), s.count("superseded key destroyed")
 	s.play("* %d %s kill once shared", n, when)
 	result := <-s.remake("x509-CA-A")
 	if result.err != nil {
 		s.Errorf("killed %s call %d: %v", when, n, result.err)
-		s.row.failed++
+		s.row.add(func(r *row) { r.failed++ })
 		s.row.count(false, 0)
 		return true
 	}
@@ -71,32 +74,13 @@ func (s *stage) killWorkerAt(n int, when string) bool {
 		return false
 	}
 	s.keys[0] = result.key
-	err := sign(s.p, result.key)
-	await(s, 10*time.Second, "a line for the end of the worker", func() bool { return len(s.ends()) == ends+1 })
+	err := load.Sign(s.p, result.key)
+	await(s, 10*time.Second, "a line for the end of the worker", func() bool { return len(s.p.Ends()) == ends+1 })
 	if err != nil {
 		s.Errorf("killed %s call %d: %v", when, n, err)
 	}
 	s.row.count(err == nil, 0)
 	return true
-}
-
-func (s *stage) matrixEnd() {
-	s.Helper()
-	s.play("")
-	s.row.mutex.Lock()
-	s.row.restarts += len(s.ends())
-	s.row.took = max(s.row.took, time.Since(s.began))
-	s.row.mutex.Unlock()
-	if err := s.p.Close(); err != nil {
-		s.Errorf("unload: %v", err)
-	}
-	s.tellLog()
-	s.start()
-	s.checkKeys()
-	s.checkObjects()
-	if err := s.p.Close(); err != nil {
-		s.Errorf("unload: %v", err)
-	}
 }
 
 // The front dies too, and whatever worker it started meanwhile: the next process finds the
@@ -116,7 +100,8 @@ func TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns(t *testing.T
 			for n, reached := 1, true; reached; n += step {
 				reached = s.killPluginAt(n, when)
 			}
-			s.matrixEnd()
+			s.play("")
+			s.restart()
 		})
 	}
 }

@@ -1,14 +1,8 @@
 package faults_test
 
 import (
-	"encoding/binary"
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
-	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,7 +11,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 
+	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -26,33 +22,23 @@ type stage struct {
 	*testing.T
 	row    *row
 	token  *softhsm.Token
+	module *faulty.Module
 	p      *host.Plugin
-	load   *load
+	load   *load.Load
 	keys   []*keymanagerv1.PublicKey
-	data   string // plugin_data
-	script string // the file
-	env    []string
-	rings  uint64
-	mark   int64        // where in SCRIPT.fired the present script's record begins
+	data   string       // plugin_data
 	killed int64        // signatures up to the last kill
 	ended  map[int]bool // workers that had to end
-	before resources
 	began  time.Time
 }
 
 const (
-	callers = 4
-	slow    = 3 * time.Second // worth a line in the log of the test
+	callers    = 4
+	sessions   = 4                     // max_sessions, beside the one that is logged in
+	pace       = 12 * time.Millisecond // of each caller
+	slow       = 3 * time.Second       // worth a line in the log of the test
+	rotatingID = "rotating"
 )
-
-func faultyModule(t testing.TB) string {
-	t.Helper()
-	path := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "faulty.so")
-	if _, err := os.Stat(path); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // bare is a stage whose token has objects of others (a pair with a name, a pair without)
 // and no key of ours yet.
@@ -61,17 +47,15 @@ func bare(t *testing.T, r *row, options string) *stage {
 	token := softhsm.New(t)
 	token.Tool(t, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "somebody else's", "--id", "01")
 	token.Tool(t, "--keypairgen", "--key-type", "EC:prime256v1")
-	s := &stage{T: t, row: r, token: token, script: filepath.Join(token.Dir, "script"), ended: map[int]bool{},
-		began: time.Now()}
-	s.env = append(token.Env(), "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+s.script)
-	s.data = strings.Replace(token.PluginData(options), softhsm.Module(), faultyModule(t), 1)
+	s := &stage{T: t, row: r, token: token, module: faulty.Wrap(t, token), ended: map[int]bool{}, began: time.Now()}
+	s.data = s.module.In(token.PluginData(options))
 	s.start()
 	return s
 }
 
 func (s *stage) start() {
 	s.Helper()
-	p, err := host.Load(s.Context(), host.Options{Type: "KeyManager", Path: host.Binary(s), Env: s.env})
+	p, err := host.Load(s.Context(), host.Options{Type: "KeyManager", Path: host.Binary(s), Env: append(s.token.Env(), s.module.Env()...)})
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -94,18 +78,20 @@ func newStage(t *testing.T, r *row, options string) *stage {
 	for _, id := range []string{"x509-CA-A", "JWT-Signer-A"} {
 		s.makeKey(id)
 	}
-	s.load = startLoad(s.p, s.keys, callers, true)
-	s.load.round(s)
+	s.load = load.New(t, s.p, pace)
+	s.load.Sign(callers, s.keys...)
+	s.load.Rotate(rotatingID)
+	s.load.Round()
 	s.kill() // the first restart makes the front connect to the host's Metrics service
-	await(s, 10*time.Second, "the first restart", func() bool { return len(s.ends()) == 1 })
-	s.load.round(s)
-	s.before = s.resources()
+	await(s, 10*time.Second, "the first restart", func() bool { return len(s.p.Ends()) == 1 })
+	s.load.Round()
+	s.load.Begin()
 	return s
 }
 
 func (s *stage) makeKey(id string) {
 	s.Helper()
-	key, err := generate(s.p, id)
+	key, err := load.Generate(s.p, id, keymanagerv1.KeyType_EC_P256)
 	if err != nil {
 		s.Fatalf("GenerateKey %s: %v", id, err)
 	}
@@ -114,88 +100,31 @@ func (s *stage) makeKey(id string) {
 
 // ---- the script ----
 
-// play a new script; the next call reads it.
 func (s *stage) play(format string, args ...any) {
 	s.Helper()
-	if info, err := os.Stat(s.script + ".fired"); err == nil {
-		s.mark = info.Size()
-	}
-	text := fmt.Sprintf(format, args...)
-	if err := os.WriteFile(s.script+".new", []byte(text+"\n"), 0o600); err != nil {
-		s.Fatal(err)
-	}
-	if err := os.Rename(s.script+".new", s.script); err != nil {
-		s.Fatal(err)
-	}
-	page, err := os.OpenFile(s.script+".page", os.O_WRONLY, 0)
-	if err != nil {
-		return // nobody has read a script yet
-	}
-	defer page.Close()
-	s.rings++
-	if _, err := page.WriteAt(binary.NativeEndian.AppendUint64(nil, s.rings), 0); err != nil {
-		s.Fatal(err)
-	}
-}
-
-type firing struct {
-	pid      int
-	function string
+	s.module.Play(s, format, args...)
 }
 
 // fired of the present script so far.
-func (s *stage) fired() []firing {
+func (s *stage) fired() []faulty.Firing {
 	s.Helper()
-	text, err := os.ReadFile(s.script + ".fired")
-	if errors.Is(err, os.ErrNotExist) || int64(len(text)) < s.mark {
-		return nil
-	}
-	var all []firing
-	for _, line := range strings.Split(string(text[s.mark:]), "\n") {
-		if fields := strings.Fields(line); len(fields) == 4 {
-			pid, _ := strconv.Atoi(fields[0])
-			all = append(all, firing{pid, fields[3]})
-		}
-	}
-	return all
+	return s.module.Fired(s)
 }
 
 // ---- workers ----
 
-// workers the front has started and not yet buried.
-func workers(t testing.TB, p *host.Plugin) []int {
-	t.Helper()
-	var pids []int
-	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
-	for _, path := range threads {
-		text, _ := os.ReadFile(path)
-		for _, field := range strings.Fields(string(text)) {
-			pid, _ := strconv.Atoi(field)
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
 // kill the worker, if it has signed anything since the last time.
 func (s *stage) kill() {
-	signed := s.load.signed.Load()
+	signed := s.load.Signed()
 	if signed <= s.killed {
 		return
 	}
 	s.killed = signed + callers // those on their way when it dies
-	for _, pid := range workers(s, s.p) {
+	for _, pid := range s.p.Workers() {
 		if !s.ended[pid] && syscall.Kill(pid, syscall.SIGKILL) == nil {
 			s.ended[pid] = true
 		}
 	}
-}
-
-const endedLine = "PKCS#11 worker ended; starting another"
-
-// ends of workers as the log tells them.
-func (s *stage) ends() []host.Line {
-	return slices.DeleteFunc(s.p.Logs.Lines(), func(line host.Line) bool { return line.Message != endedLine })
 }
 
 // ---- one fault ----
@@ -219,9 +148,9 @@ func (s *stage) suffer(f fault) {
 	if only := os.Getenv("ONLY"); !regexp.MustCompile(only).MatchString(f.name) {
 		return
 	}
-	s.load.failures()
+	s.load.Failures()
 	start := time.Now()
-	lines := len(s.ends())
+	lines := len(s.p.Ends())
 	known := len(s.ended)
 	if f.want == 0 {
 		f.want = 1
@@ -235,26 +164,26 @@ func (s *stage) suffer(f fault) {
 	if f.after != nil {
 		f.after(s)
 	}
-	s.load.round(s)
+	s.load.Round()
 	for _, firing := range s.fired() {
 		if f.ends {
-			s.ended[firing.pid] = true
+			s.ended[firing.PID] = true
 		}
 	}
 	s.play("")
 	survived := true
 	if expected := len(s.ended) - known; f.ends {
 		end := time.Now().Add(5 * time.Second)
-		for len(s.ends())-lines < expected && time.Now().Before(end) {
+		for len(s.p.Ends())-lines < expected && time.Now().Before(end) {
 			time.Sleep(time.Millisecond)
 		}
-		if got := len(s.ends()) - lines; got != expected {
+		if got := len(s.p.Ends()) - lines; got != expected {
 			s.Errorf("%s: the log tells of %d ended workers; want %d", f.name, got, expected)
 			survived = false
 		}
 	}
 	refused, wrong := 0, 0
-	for _, err := range s.load.failures() {
+	for _, err := range s.load.Failures() {
 		if f.allow != nil && f.allow(err) {
 			refused++
 			continue
@@ -262,9 +191,7 @@ func (s *stage) suffer(f fault) {
 		wrong++
 		s.Errorf("%s: %v", f.name, err)
 	}
-	s.row.mutex.Lock()
-	s.row.failed += wrong
-	s.row.mutex.Unlock()
+	s.row.add(func(r *row) { r.failed += wrong })
 	s.row.count(survived && wrong == 0, refused)
 	if took := time.Since(start); took > slow {
 		s.Logf("%s: mended in %.1f s", f.name, took.Seconds())
@@ -289,55 +216,17 @@ func (s *stage) awaitFault(f fault) {
 	})
 }
 
-// ---- what may not grow ----
+// ---- afterwards ----
 
-type resources struct {
-	front, worker []string // descriptors
-	kilobytes     int      // resident, of the front
-}
-
-func descriptors(pid int) (all []string) {
-	entries, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	for _, entry := range entries {
-		to, _ := os.Readlink(entry)
-		all = append(all, to)
-	}
-	return all
-}
-
-func (s *stage) resources() resources {
-	r := resources{front: descriptors(s.p.PID())}
-	if pids := workers(s, s.p); len(pids) == 1 {
-		r.worker = descriptors(pids[0])
-	}
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.p.PID()))
-	for _, line := range strings.Split(string(status), "\n") {
-		if strings.HasPrefix(line, "VmRSS:") {
-			_, _ = fmt.Sscanf(line, "VmRSS: %d kB", &r.kilobytes)
-		}
-	}
-	return r
-}
-
-// SoftHSM opens a file for a moment now and then, and the front connects to the host's
-// Metrics service when gRPC sees fit. What leaks leaks more often than once.
-func (s *stage) checkGrowth() {
+// checkSessions: those of workers that ended do not linger, those of the one there is are few.
+func (s *stage) checkSessions() {
 	s.Helper()
-	const (
-		growth = 24 << 10 // kB
-		extra  = 2        // descriptors
-	)
-	var now resources
-	end := time.Now().Add(5 * time.Second)
-	for time.Now().Before(end) {
-		now = s.resources()
-		if len(now.front) <= len(s.before.front)+extra && len(now.worker) <= len(s.before.worker)+extra {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
+	n := s.module.Sessions(s)
+	for end := time.Now().Add(10 * time.Second); (n < 1 || n > sessions+1) && time.Now().Before(end); n = s.module.Sessions(s) {
+		time.Sleep(10 * time.Millisecond) // a reconfiguration has twice as many for a moment
 	}
-	if len(now.front) > len(s.before.front)+extra || len(now.worker) > len(s.before.worker)+extra || now.kilobytes > s.before.kilobytes+growth {
-		s.Errorf("front's descriptors, worker's descriptors, front's kB: %v before, %v now", s.before, now)
+	if n < 1 || n > sessions+1 {
+		s.Errorf("%d sessions are open; want 1 to %d", n, sessions+1)
 	}
 }
 
@@ -368,19 +257,27 @@ func (s *stage) objects() (found objects) {
 func (s *stage) finish() {
 	s.Helper()
 	s.play("")
-	s.load.paused.Store(false)
-	s.load.round(s)
-	s.load.end()
-	s.checkGrowth()
-	if s.load.current != nil {
-		s.keys = append(s.keys, s.load.current)
+	s.load.Pause(false)
+	s.load.Round()
+	s.checkSessions()
+	s.load.End()
+	if key := s.load.Current(rotatingID); key != nil {
+		s.keys = append(s.keys, key)
 	}
-	s.row.mutex.Lock()
-	s.row.signatures += s.load.signed.Load()
-	s.row.keys += s.load.made.Load()
-	s.row.restarts += len(s.ends())
-	s.row.took = max(s.row.took, time.Since(s.began))
-	s.row.mutex.Unlock()
+	s.row.add(func(r *row) {
+		r.signatures += s.load.Signed()
+		r.keys += s.load.Made()
+	})
+	s.restart()
+}
+
+// restart the plugin: what it finds is what there was.
+func (s *stage) restart() {
+	s.Helper()
+	s.row.add(func(r *row) {
+		r.restarts += len(s.p.Ends())
+		r.took = max(r.took, time.Since(s.began))
+	})
 	if err := s.p.Close(); err != nil {
 		s.Errorf("unload: %v", err)
 	}
@@ -423,7 +320,7 @@ func (s *stage) checkKeys() {
 	for _, key := range s.keys {
 		if served[key.Id] != key.Fingerprint {
 			s.Errorf("key %s: another one is served than was handed out", key.Id)
-		} else if err := sign(s.p, key); err != nil {
+		} else if err := load.Sign(s.p, key); err != nil {
 			s.Errorf("key %s: %v", key.Id, err)
 		}
 	}
@@ -440,5 +337,14 @@ func (s *stage) checkObjects() {
 	}
 	if got.ours != want.ours || got.others != want.others || got.nameless < want.nameless {
 		s.Errorf("objects on the token: %+v; want %+v", got, want)
+	}
+}
+
+func await(t testing.TB, patience time.Duration, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v in vain: %s", patience, what)
+		}
 	}
 }

@@ -71,6 +71,16 @@ func (l *Logs) Find(text string) (Line, bool) {
 	return Line{}, false
 }
 
+// Count the lines with this message.
+func (l *Logs) Count(message string) (n int) {
+	for _, line := range l.Lines() {
+		if line.Message == message {
+			n++
+		}
+	}
+	return n
+}
+
 // Wait for a line whose message or fields contain `text`.
 func (l *Logs) Wait(t testing.TB, text string) Line {
 	t.Helper()

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 
 	_ "crypto/sha3"
@@ -27,6 +26,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -129,34 +129,11 @@ func pss(id string, hash crypto.Hash, salt int32, data []byte) *keymanagerv1.Sig
 			SaltLength: salt, HashAlgorithm: keymanagerv1.HashAlgorithm(hash)}}}
 }
 
-// verify a signature as SPIRE's facade and any relying party would.
-func verify(key *keymanagerv1.PublicKey, request *keymanagerv1.SignDataRequest, response *keymanagerv1.SignDataResponse) error {
-	if response.KeyFingerprint != key.Fingerprint {
-		return fmt.Errorf("signed by key %s, not %s", response.KeyFingerprint, key.Fingerprint)
-	}
-	public, err := x509.ParsePKIXPublicKey(key.PkixData)
-	if err != nil {
-		return err
-	}
-	if public, ok := public.(*ecdsa.PublicKey); ok {
-		if !ecdsa.VerifyASN1(public, request.Data, response.Signature) {
-			return fmt.Errorf("ECDSA signature %x is wrong", response.Signature)
-		}
-		return nil
-	}
-	if options := request.GetPssOptions(); options != nil {
-		salt := int(options.SaltLength)
-		return rsa.VerifyPSS(public.(*rsa.PublicKey), crypto.Hash(options.HashAlgorithm), request.Data,
-			response.Signature, &rsa.PSSOptions{SaltLength: salt})
-	}
-	return rsa.VerifyPKCS1v15(public.(*rsa.PublicKey), crypto.Hash(request.GetHashAlgorithm()), request.Data, response.Signature)
-}
-
 func sign(t testing.TB, p *host.Plugin, key *keymanagerv1.PublicKey, request *keymanagerv1.SignDataRequest) {
 	t.Helper()
 	response, err := p.KeyManager().SignData(ctx, request)
 	if err == nil {
-		err = verify(key, request, response)
+		err = load.Verify(key, request, response)
 	}
 	if err != nil {
 		t.Fatalf("SignData %v: %v", request, err)
@@ -385,9 +362,7 @@ func TestTheHostsTelemetryHearsOfKeysAndWorkers(t *testing.T) {
 		}
 		p.AwaitCounter(t, "pkcs11.key_made", 3)
 		p.AwaitCounter(t, "pkcs11.key_destroyed", 2)
-		if err := syscall.Kill(workers(t, p)[0], syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		p.KillWorkers()
 		p.AwaitCounter(t, "pkcs11.worker_ended", 1)
 		if err := p.Close(); err != nil {
 			t.Fatal(err)

@@ -1,234 +1,83 @@
 package keymanager_test
 
 import (
-	"crypto"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 	"google.golang.org/grpc/codes"
 
-	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
 )
 
-// workers are the processes the front has started and not yet buried.
-func workers(t testing.TB, p *host.Plugin) []int {
-	t.Helper()
-	var pids []int
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range threads {
-		text, _ := os.ReadFile(path)
-		for _, field := range strings.Fields(string(text)) {
-			pid, _ := strconv.Atoi(field)
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// load keeps a number of callers signing, each signature verified, until stopped.
-type load struct {
-	t      testing.TB
-	stop   atomic.Bool
-	group  sync.WaitGroup
-	signed atomic.Int64
-	failed atomic.Int64
-}
-
-func startLoad(t testing.TB, p *host.Plugin, callers int, keys ...*keymanagerv1.PublicKey) *load {
-	l := &load{t: t}
-	for i := range callers {
-		key := keys[i%len(keys)]
-		l.group.Go(func() {
-			for !l.stop.Load() {
-				request := plain(key.Id, crypto.SHA256, digest(crypto.SHA256))
-				response, err := p.KeyManager().SignData(ctx, request)
-				if err == nil {
-					err = verify(key, request, response)
-				}
-				if err != nil {
-					l.failed.Add(1)
-					t.Errorf("signature failed: %v", err)
-					return
-				}
-				l.signed.Add(1)
-			}
-		})
-	}
-	return l
-}
-
-// await that many more signatures.
-func (l *load) await(more int64) {
-	l.t.Helper()
-	until := l.signed.Load() + more
-	for patience := time.Now().Add(time.Minute); l.signed.Load() < until && l.failed.Load() == 0; {
-		if time.Now().After(patience) {
-			l.t.Fatal("no signature for a minute")
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-
-func (l *load) end() {
-	l.stop.Store(true)
-	l.group.Wait()
-}
-
-func countLogs(p *host.Plugin, message string) int {
-	n := 0
-	for _, line := range p.Logs.Lines() {
-		if strings.Contains(line.Message, message) {
-			n++
-		}
-	}
-	return n
-}
-
-func descriptors(t testing.TB, pid int) int {
-	t.Helper()
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(entries)
-}
-
-// hits counts the workers that ended with requests in flight.
-func hits(p *host.Plugin) int {
-	n := 0
-	for _, line := range p.Logs.Lines() {
-		if strings.Contains(line.Message, "worker ended") && line.Fields["in_flight"] != "0" {
-			n++
-		}
-	}
-	return n
-}
-
-func TestKillingTheWorkerUnderLoadCostsNoSignature(t *testing.T) {
-	const wanted, most = 30, 90
-	p := ready(t, softhsm.New(t))
-	var public []*keymanagerv1.PublicKey
-	for _, id := range []string{"x509-CA-A", "x509-CA-B", "JWT-Signer-A", "JWT-Signer-B"} {
-		public = append(public, generate(t, p, id, p256))
-	}
-	l := startLoad(t, p, 8, public...)
-	l.await(200)
-	p.AwaitCounter(t, "pkcs11.key_made", 4) // the connection to the host stays
-	before := descriptors(t, p.PID())
-	kills := 0
-	for ; hits(p) < wanted && kills < most; kills++ {
-		pids := workers(t, p)
-		if len(pids) != 1 {
-			t.Fatalf("kill %d: workers %v", kills, pids)
-		}
-		if err := syscall.Kill(pids[0], syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
-		l.await(100)
-	}
-	l.end()
-	t.Logf("%d signatures, %d failed, %d kills, %d of them with requests in flight", l.signed.Load(), l.failed.Load(), kills, hits(p))
-	if n := countLogs(p, "worker ended"); n != kills {
-		t.Errorf("%d workers ended, %d were killed", n, kills)
-	}
-	if hits(p) < wanted {
-		t.Errorf("only %d of %d kills hit requests in flight", hits(p), kills)
-	}
-	if after := descriptors(t, p.PID()); after > before {
-		t.Errorf("descriptors of the front: %d before, %d after", before, after)
-	}
-}
-
-func TestKillingTheWorkerWhileKeysAreMadeLosesNoneAndLeavesOnePerId(t *testing.T) {
+func TestKillingTheWorkerUnderLoadCostsNoCallAndLosesNoKey(t *testing.T) {
 	const kills = 15
 	token := softhsm.New(t)
 	p := ready(t, token)
-	stop := make(chan struct{})
-	var group sync.WaitGroup
-	var made atomic.Int64
-	last := make([]*keymanagerv1.PublicKey, 2)
-	for i := range last {
-		id := fmt.Sprintf("x509-CA-%d", i)
-		group.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				response, err := p.KeyManager().GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: p256})
-				if err != nil {
-					t.Errorf("GenerateKey %s: %v", id, err)
-					return
-				}
-				last[i] = response.PublicKey
-				made.Add(1)
-			}
-		})
+	key := generate(t, p, "JWT-Signer-A", p256)
+	l := load.Start(t, p, 4, key)
+	rotated := []string{"x509-CA-A", "x509-CA-B"}
+	for _, id := range rotated {
+		l.Rotate(id)
 	}
 	for range kills {
-		until := made.Load() + 5
-		for made.Load() < until && !t.Failed() {
-			time.Sleep(time.Millisecond)
+		until := l.Made() + 5
+		for l.Made() < until && !t.Failed() {
+			l.Await(1)
 		}
-		for _, pid := range workers(t, p) {
-			_ = syscall.Kill(pid, syscall.SIGKILL)
+		p.KillWorkers()
+		l.Await(20)
+	}
+	l.Round()
+	l.EndWithoutFailures()
+	if ends := p.Ends(); len(ends) != kills {
+		t.Errorf("%d workers ended, %d were killed", len(ends), kills)
+	}
+	last := []*keymanagerv1.PublicKey{key}
+	for _, id := range rotated {
+		last = append(last, l.Current(id))
+	}
+	for range 2 {
+		for _, key := range last {
+			if err := load.Sign(p, key); err != nil {
+				t.Errorf("key %s: %v", key.Id, err)
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		p = ready(t, token)
+	}
+	for patience := time.Now().Add(30 * time.Second); len(token.Labels(t)) != len(last); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(patience) {
+			t.Fatalf("on the token: %v; want one key for each of %d ids", token.Labels(t), len(last))
 		}
 	}
-	until := made.Load() + 5
-	for made.Load() < until && !t.Failed() {
-		time.Sleep(time.Millisecond)
-	}
-	close(stop)
-	group.Wait()
-	for _, key := range last {
-		sign(t, p, key, plain(key.Id, crypto.SHA256, digest(crypto.SHA256)))
-	}
-	if err := p.Close(); err != nil {
-		t.Fatal(err)
-	}
-	p = ready(t, token)
-	for _, key := range last {
-		sign(t, p, key, plain(key.Id, crypto.SHA256, digest(crypto.SHA256)))
-	}
-	t.Logf("%d keys made under %d kills", made.Load(), kills)
 }
 
 func TestReconfigureUnderLoadCostsNoSignature(t *testing.T) {
 	token := softhsm.New(t)
 	p := ready(t, token)
 	key := generate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	for i := range 5 {
-		l.await(50)
+		l.Await(50)
 		configure(t, p, token.PluginData(fmt.Sprintf("max_sessions = %d", i+2)))
 		expect(t, p.Configure("example.org", token.PluginData(`tokn = "x"`)), codes.InvalidArgument, `tokn`)
 		wrong := strings.Replace(token.PluginData("startup_wait = \"0s\""), "token=spire", "token=absent", 1)
 		expect(t, p.Configure("example.org", wrong), codes.Unavailable, "absent")
 	}
-	l.await(50)
-	l.end()
+	l.Await(50)
+	l.EndWithoutFailures()
 	generate(t, p, "x509-CA-B", p256)
-	for patience := time.Now().Add(30 * time.Second); len(workers(t, p)) != 1; time.Sleep(10 * time.Millisecond) {
+	for patience := time.Now().Add(30 * time.Second); len(p.Workers()) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(patience) {
-			t.Fatalf("workers left behind: %v", workers(t, p))
+			t.Fatalf("workers left behind: %v", p.Workers())
 		}
-	}
-	if l.failed.Load() != 0 {
-		t.Errorf("%d signatures failed", l.failed.Load())
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 )
 
 func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
@@ -28,16 +29,14 @@ func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
 	b := newBench(t, "")
 	p := b.ready(t)
 	a, c := mustGenerate(t, p, "x509-CA-A", p256), mustGenerate(t, p, "JWT-Signer-A", rsa2048)
-	l := startLoad(t, p, 8, a, c)
-	for killed := 0; killed < kills; killed += killWorkers(t, p) {
-		l.await(50)
+	l := load.Start(t, p, 8, a, c)
+	for killed := 0; killed < kills; killed += p.KillWorkers() {
+		l.Await(50)
 		time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // at random is the point
 	}
-	l.await(50)
-	l.endWithoutFailures()
-	if n := countLogs(p, "worker ended"); n != kills {
-		t.Errorf("%d workers ended, %d were killed", n, kills)
-	}
+	l.Await(50)
+	l.EndWithoutFailures()
+	expectEnds(t, p, kills)
 }
 
 // rotator overwrites one id for ever, and knows which keys the plugin may hold for it: the
@@ -52,7 +51,7 @@ func (r *rotator) run(p *host.Plugin, made *atomic.Int64, group *sync.WaitGroup)
 	group.Go(func() {
 		for {
 			r.asked = true
-			key, err := generate(p, r.id, p256)
+			key, err := load.Generate(p, r.id, p256)
 			if err != nil {
 				return
 			}
@@ -95,11 +94,11 @@ func TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing(t *testing.T) {
 		until := made.Load() + 6
 		eventually(t, "keys are made", func() bool { return made.Load() >= until })
 		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond) // at random is the point
-		workers := children(t, p.PID())
+		workers := p.Workers()
 		p.Kill()
 		group.Wait()
 		for _, worker := range workers {
-			eventually(t, "the worker goes after its front", func() bool { return gone(worker) })
+			eventually(t, "the worker goes after its front", func() bool { return host.Gone(worker) })
 		}
 		p = b.ready(t)
 		found := served(t, p)
@@ -259,7 +258,7 @@ func (s *server) complaints() []string {
 // family of a process: itself and all below it.
 func family(t testing.TB, pid int) []int {
 	all := []int{pid}
-	for _, child := range children(t, pid) {
+	for _, child := range host.Children(pid) {
 		all = append(all, family(t, child)...)
 	}
 	return all
@@ -294,7 +293,7 @@ func TestASpireServerKilledWhileMintingFindsItsKeysAgain(t *testing.T) {
 		s.kill()
 		group.Wait()
 		for _, pid := range all {
-			eventually(t, "front and worker go with spire-server", func() bool { return gone(pid) })
+			eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
 		}
 		s.start()
 		for _, line := range s.complaints() {
@@ -334,7 +333,7 @@ func TestASpireServerKilledWhileItMakesAuthoritiesLeavesNoKeyBehind(t *testing.T
 		s.kill()
 		group.Wait()
 		for _, pid := range all {
-			eventually(t, "front and worker go with spire-server", func() bool { return gone(pid) })
+			eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
 		}
 		s.start()
 		_, err := s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a")

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 )
 
 // ---- no room ----
@@ -24,19 +25,19 @@ func TestAFullTokenSaysSoAndGoesOnServingWhatItHas(t *testing.T) {
 	b := newFaulty(t, "", "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
-	write(t, b.script(), "profile full\n")
+	l := load.Start(t, p, 4, key)
+	b.module.Play(t, "profile full\n")
 	for range 3 {
-		_, err := generate(p, "x509-CA-A", p256)
+		_, err := load.Generate(p, "x509-CA-A", p256)
 		expect(t, err, codes.ResourceExhausted, `failed to generate key "x509-CA-A"`, "CKR_DEVICE_MEMORY")
 	}
 	if n := len(b.Labels(t)); n != 1 {
 		t.Errorf("%d keys on the full token", n)
 	}
-	l.await(100)
-	write(t, b.script(), "")
+	l.Await(100)
+	b.module.Play(t, "")
 	mustGenerate(t, p, "x509-CA-B", p256)
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	b.expectPairs(t, 2)
 }
 
@@ -60,17 +61,17 @@ func TestAFullDiskUnderTheTokenLosesNoKey(t *testing.T) {
 	faults(t, 1)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	filler := fill(t, b.Tokens)
-	_, err := generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-A", p256)
 	t.Logf("GenerateKey: %v", err)
 	if code := status.Code(err); code != codes.Unavailable && code != codes.ResourceExhausted {
 		t.Errorf("GenerateKey on a full disk: %v", err)
 	}
-	l.await(100)
+	l.Await(100)
 	must(t, os.Remove(filler))
 	made := mustGenerate(t, p, "x509-CA-B", p256)
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	mustSign(t, p, key, made)
 	b.expectPairs(t, 2)
 }
@@ -83,16 +84,16 @@ func TestAReadOnlyTokenDirectoryLosesNoKey(t *testing.T) {
 	mustGenerate(t, p, "x509-CA-A", p256)
 	key := mustGenerate(t, p, "x509-CA-A", p256) // what this one supersedes may have to stay for a while
 	remount(t, b.Tokens, true)
-	l := startLoad(t, p, 4, key)
-	_, err := generate(p, "x509-CA-A", p256)
+	l := load.Start(t, p, 4, key)
+	_, err := load.Generate(p, "x509-CA-A", p256)
 	t.Logf("GenerateKey: %v", err)
 	if code := status.Code(err); code != codes.Unavailable && code != codes.FailedPrecondition && code != codes.DeadlineExceeded {
 		t.Errorf("GenerateKey on a read-only disk: %v", err)
 	}
-	l.await(100)
+	l.Await(100)
 	remount(t, b.Tokens, false)
 	made := mustGenerate(t, p, "x509-CA-B", p256)
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	mustSign(t, p, key, made)
 	unload(t, p)
 	p = b.ready(t)
@@ -112,15 +113,15 @@ func TestSlowKeyGenerationCostsFailedCallsButExactlyOneKey(t *testing.T) {
 	b := newFaulty(t, `call_timeout = "2s"`, "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	write(t, b.script(), "profile slowgen 8000\n")
-	l := startLoad(t, p, 4, key)
+	b.module.Play(t, "profile slowgen 8000\n")
+	l := load.Start(t, p, 4, key)
 	failed := 0
 	var made string
 	for start := time.Now(); made == ""; time.Sleep(500 * time.Millisecond) {
 		if time.Since(start) > time.Minute {
 			t.Fatal("no key after a minute")
 		}
-		next, err := generate(p, "JWT-Signer-A", rsa2048)
+		next, err := load.Generate(p, "JWT-Signer-A", rsa2048)
 		if err == nil {
 			made = next.Fingerprint
 			mustSign(t, p, next)
@@ -129,12 +130,12 @@ func TestSlowKeyGenerationCostsFailedCallsButExactlyOneKey(t *testing.T) {
 		failed++
 		expect(t, err, codes.DeadlineExceeded, "the next request for this key takes its result")
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	if failed == 0 {
 		t.Error("no call failed: the token was not slow")
 	}
 	t.Logf("%d calls for a key failed, then there was one", failed)
-	if n := countLogs(p, "key made"); n != 2 {
+	if n := p.Logs.Count("key made"); n != 2 {
 		t.Errorf("%d keys were made", n)
 	}
 	b.expectPairs(t, 2)
@@ -148,9 +149,9 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 	mustGenerate(t, p, "x509-CA-A", p256)
 	failed := 0
 	for lag := 1; lag <= 4; lag++ {
-		write(t, b.script(), fmt.Sprintf("profile lag %d\n", lag))
+		b.module.Play(t, "profile lag %d\n", lag)
 		id := fmt.Sprintf("key-%d", lag)
-		key, err := generate(p, id, p256)
+		key, err := load.Generate(p, id, p256)
 		if err != nil {
 			failed++
 			t.Errorf("a lag of %d searches: %v", lag, err)
@@ -161,7 +162,7 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 	t.Logf("%d failed calls", failed)
 	keys := served(t, p)
 	unload(t, p)
-	write(t, b.script(), "")
+	b.module.Play(t, "")
 	p = b.ready(t)
 	for id, key := range served(t, p) {
 		if keys[id] == nil || keys[id].Fingerprint != key.Fingerprint {
@@ -257,17 +258,12 @@ func TestADuplicatedKeyIsNotServedAndNotDestroyedAndOthersAre(t *testing.T) {
 		must(t, os.WriteFile(strings.TrimSuffix(name, ".object")+".lock", nil, 0o600))
 	}
 	copies(private)
-	l := startLoad(t, p, 4, key, other) // it was proven when it was one
-	killWorkers(t, p)
-	time.Sleep(200 * time.Millisecond)
-	l.await(20)
-	l.end()
-	for text, count := range l.failures() {
-		t.Logf("%d x %s", count, text)
-		if !strings.Contains(text, "more than one private key") {
-			t.Errorf("%d x %s", count, text)
-		}
-	}
+	l := load.Start(t, p, 4, key, other) // it was proven when it was one
+	p.KillWorkers()
+	eventually(t, "the next worker looks for it", func() bool { return status.Code(load.Sign(p, key)) == codes.FailedPrecondition })
+	l.Await(20)
+	l.EndFailing("more than one private key", codes.FailedPrecondition)
+	expectEnds(t, p, 1)
 	unload(t, p)
 	p = b.ready(t)
 	found := served(t, p)
@@ -430,7 +426,7 @@ func TestThePlantedLastGenerationIsNamed(t *testing.T) {
 		"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
 	p = b.ready(t)
 	mustSign(t, p, key)
-	_, err := generate(p, key.Id, p256)
+	_, err := load.Generate(p, key.Id, p256)
 	t.Logf("GenerateKey: %v", err)
 	expect(t, err, codes.Internal, "no generations are left", "label of a key on the token")
 	mustSign(t, p, key)

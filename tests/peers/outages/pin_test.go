@@ -9,12 +9,13 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 )
 
 // counted is a script that leaves a line for each login, whatever comes of it.
 const counted = "C_Login before sleep 0\n"
 
-func (b *bench) logins(t *testing.T) int { return b.fired(t, "C_Login") }
+func (b *bench) logins(t *testing.T) int { return b.module.Count(t, "C_Login") }
 
 func (b *bench) expectLogins(t *testing.T, when string, want int) {
 	t.Helper()
@@ -107,15 +108,15 @@ func TestTheLastTryOfAPINIsNotOursToTake(t *testing.T) {
 		}
 		b.expectLogins(t, "in all", 0)
 
-		write(t, b.script(), counted) // its owner has logged in once
+		b.module.Play(t, counted) // its owner has logged in once
 		must(t, p.Configure(domain, b.data))
 		key := mustGenerate(t, p, "x509-CA-A", p256)
-		write(t, b.script(), counted+"profile token-flags "+flag+"\n")
+		b.module.Play(t, "%s", counted+"profile token-flags "+flag+"\n")
 		mustSign(t, p, key) // who is logged in stays so
-		killWorkers(t, p)
-		expect(t, sign(p, key), codes.Unavailable, text)
-		write(t, b.script(), counted)
-		eventually(t, "it signs again", func() bool { return sign(p, key) == nil })
+		p.KillWorkers()
+		expect(t, load.Sign(p, key), codes.Unavailable, text)
+		b.module.Play(t, counted)
+		eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
 		b.expectLogins(t, "in all", 2)
 	}
 }
@@ -126,18 +127,18 @@ func TestAPINThatIsChangedWhileWeRunCostsNoCallIfItsFileFollows(t *testing.T) {
 	b := newFaulty(t, "", counted)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	b.changePIN(t, "4321")
-	l.await(100) // who is logged in stays so
+	l.Await(100) // who is logged in stays so
 	b.expectLogins(t, "before the worker died", 1)
-	killWorkers(t, p)
+	p.KillWorkers()
 	p.Logs.Wait(t, "was refused")
 	time.Sleep(3 * time.Second) // the file follows late
 	b.expectLogins(t, "with the old PIN", 2)
 	b.setPIN(t, b.PIN)
-	l.await(100)
+	l.Await(100)
 	mustGenerate(t, p, "x509-CA-B", p256)
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	b.expectLogins(t, "in all", 3)
 }
 
@@ -147,17 +148,17 @@ func TestAPINThatIsChangedForGoodFailsCallsWithTheReason(t *testing.T) {
 	b := newFaulty(t, `call_timeout = "2s"`, counted)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	b.changePIN(t, "4321")
-	killWorkers(t, p)
+	p.KillWorkers()
 	p.Logs.Wait(t, "was refused")
 	time.Sleep(5 * time.Second) // calls are to run out of time
-	_, err := generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-A", p256)
 	expect(t, err, codes.Unavailable, "PIN")
 	b.expectLogins(t, "with the old PIN", 2)
 	b.setPIN(t, b.PIN)
-	l.await(100)
-	l.endFailing(codes.Unavailable, "was refused")
+	l.Await(100)
+	l.EndFailing("was refused", codes.Unavailable)
 	b.expectLogins(t, "in all", 3)
 }
 
@@ -197,14 +198,14 @@ func TestAPINFileThatVanishesWhileWeRunIsWaitedForAtTheNextLogin(t *testing.T) {
 	b := newFaulty(t, "", counted)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	must(t, os.Remove(b.PINFile))
-	l.await(50)
-	killWorkers(t, p)
+	l.Await(50)
+	p.KillWorkers()
 	time.Sleep(pause)
 	b.setPIN(t, b.PIN)
-	l.await(100)
-	l.endWithoutFailures()
+	l.Await(100)
+	l.EndWithoutFailures()
 	b.expectLogins(t, "in all", 2)
 }
 
@@ -214,13 +215,13 @@ func TestARefusedPINDoesNotStopTheWorkerThatIsLoggedIn(t *testing.T) {
 	b := newFaulty(t, "", counted)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	b.setPIN(t, "9999")
 	refused(t, p, b.data)
-	l.await(100)
+	l.Await(100)
 	b.setPIN(t, b.PIN)
 	must(t, p.Configure(domain, b.data))
-	l.await(100)
-	l.endWithoutFailures()
+	l.Await(100)
+	l.EndWithoutFailures()
 	b.expectLogins(t, "in all", 3)
 }

@@ -1,6 +1,7 @@
 package outages
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 )
 
 // SPIRE's SIGUSR1 ends in Configure; here it is called under load, as often as it takes.
@@ -20,11 +22,11 @@ func TestReconfiguringUnderLoadCostsNoCall(t *testing.T) {
 	b := newBench(t, "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
-	l.rotate(p, "JWT-Signer-A")
+	l := load.Start(t, p, 8, key)
+	l.Rotate("JWT-Signer-A")
 	for i := range rounds {
 		must(t, p.Configure(domain, b.data+fmt.Sprintf("max_sessions = %d\n", 2+i%6)))
-		l.await(20)
+		l.Await(20)
 		for _, bad := range []struct {
 			data string
 			code codes.Code
@@ -36,11 +38,11 @@ func TestReconfiguringUnderLoadCostsNoCall(t *testing.T) {
 			{strings.Replace(b.data, "pin_file", "key_identifier_value = \"x\"\npin_file", 1), codes.InvalidArgument, "key_identifier"},
 		} {
 			expect(t, p.Configure(domain, bad.data), bad.code, bad.text)
-			l.await(20)
+			l.Await(20)
 		}
 	}
-	l.endWithoutFailures()
-	eventually(t, "one worker is left", func() bool { return len(children(t, p.PID())) == 1 })
+	l.EndWithoutFailures()
+	eventually(t, "one worker is left", func() bool { return len(p.Workers()) == 1 })
 	if found := served(t, p); len(found) != 2 || found[key.Id].Fingerprint != key.Fingerprint {
 		t.Errorf("served: %v", found)
 	}
@@ -53,22 +55,22 @@ func TestReconfiguringWithAnotherPINUnderLoadCostsNoCall(t *testing.T) {
 	b := newBench(t, "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	b.Tool(t, "--change-pin", "--new-pin", "4321")
 	b.PIN = "4321"
 	expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, "PIN") // the file has the old one
-	l.await(50)
+	l.Await(50)
 	other := b.PINFile + ".other"
 	write(t, other, b.PIN+"\n")
 	data := strings.Replace(b.data, b.PINFile, other, 1)
 	must(t, p.Configure(domain, data))
-	l.await(50)
-	killWorkers(t, p) // the new PIN is the one that is used from now on
-	l.await(50)
+	l.Await(50)
+	p.KillWorkers() // the new PIN is the one that is used from now on
+	l.Await(50)
 	must(t, os.WriteFile(b.PINFile, []byte("9999\n"), 0o600))
 	expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, "PIN")
-	l.await(50)
-	l.endWithoutFailures()
+	l.Await(50)
+	l.EndWithoutFailures()
 	mustGenerate(t, p, "x509-CA-B", p256)
 }
 
@@ -86,7 +88,7 @@ func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 	if found := served(t, p); len(found) != 0 {
 		t.Errorf("an empty token serves %v", found)
 	}
-	err := sign(p, here)
+	err := load.Sign(p, here)
 	expect(t, err, codes.NotFound, `key "x509-CA-A" not found`)
 	there := mustGenerate(t, p, "x509-CA-A", p256)
 	for range rounds {
@@ -95,11 +97,11 @@ func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 		}{{b.data, here.Fingerprint}, {other, there.Fingerprint}} {
 			l := startEither(t, p, here.Fingerprint, there.Fingerprint)
 			must(t, p.Configure(domain, side.data))
-			l.await(20)
+			l.Await(20)
 			if found := served(t, p); len(found) != 1 || found["x509-CA-A"].Fingerprint != side.fingerprint {
 				t.Errorf("served: %v", found)
 			}
-			l.endWithoutFailures()
+			l.EndWithoutFailures()
 		}
 	}
 	must(t, p.Configure(domain, b.data))
@@ -109,28 +111,24 @@ func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 }
 
 // startEither is a load whose signatures may be of either key.
-func startEither(t testing.TB, p *host.Plugin, fingerprints ...string) *load {
+func startEither(t testing.TB, p *host.Plugin, fingerprints ...string) *load.Load {
 	t.Helper()
-	l := &load{t: t, errors: map[string]int{}}
+	l := load.New(t, p, 0)
 	for range 4 {
-		l.group.Go(func() {
-			for !l.stop.Load() {
-				key := served(t, p)["x509-CA-A"]
-				if key == nil {
-					l.fail(fmt.Errorf("no key is served"))
-					continue
-				}
-				// between the question and the signature the token may have become the other one
-				err := sign(p, key)
-				if err != nil && !strings.Contains(err.Error(), "signed by key "+fingerprints[0]) &&
-					!strings.Contains(err.Error(), "signed by key "+fingerprints[1]) {
-					l.fail(err)
-					continue
-				}
-				l.signed.Add(1)
+		l.Repeat(func() error {
+			key := served(t, p)["x509-CA-A"]
+			if key == nil {
+				return errors.New("no key is served")
 			}
+			// between the question and the signature the token may have become the other one
+			err := load.Sign(p, key)
+			if err != nil && !strings.Contains(err.Error(), "signed by key "+fingerprints[0]) &&
+				!strings.Contains(err.Error(), "signed by key "+fingerprints[1]) {
+				return err
+			}
+			return nil
 		})
 	}
-	l.await(20)
+	l.Await(20)
 	return l
 }

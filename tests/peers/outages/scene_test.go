@@ -3,26 +3,17 @@
 // how many faults it injected, and its target: no failed call where a call can be repeated
 // in its time, else the right error, nothing lost, and recovery unaided.
 //
-// SPIRE_HSM is the binary; FAULTY_SO the fault-injecting module, tests/faulty.so beside it
-// if unset. LONG=1 is for the repetitions and waits that take minutes.
+// SPIRE_HSM is the binary. LONG=1 is for the repetitions and waits that take minutes.
 package outages
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/rand"
-	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -32,7 +23,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -102,9 +95,10 @@ func write(t testing.TB, path, text string) {
 // bench is a token and what a plugin is told to find it.
 type bench struct {
 	*softhsm.Token
-	data    string   // plugin_data
-	env     []string // of the plugin
-	workers []int    // that were there at the plugins' ends
+	module  *faulty.Module // nil if it is SoftHSM itself
+	data    string         // plugin_data
+	env     []string       // of the plugin
+	workers []int          // that were there at the plugins' ends
 }
 
 func newBench(t testing.TB, more string) *bench {
@@ -113,7 +107,7 @@ func newBench(t testing.TB, more string) *bench {
 	b := &bench{Token: token, data: token.PluginData(more), env: token.Env()}
 	t.Cleanup(func() { // a worker may still be writing where all is to be removed
 		for _, worker := range b.workers {
-			eventually(t, "the worker goes after its front", func() bool { return gone(worker) })
+			eventually(t, "the worker goes after its front", func() bool { return host.Gone(worker) })
 		}
 	})
 	return b
@@ -122,36 +116,18 @@ func newBench(t testing.TB, more string) *bench {
 // newFaulty has the fault-injecting module between the plugin and the token.
 func newFaulty(t testing.TB, more, script string) *bench {
 	t.Helper()
-	module := os.Getenv("FAULTY_SO")
-	if module == "" {
-		module = filepath.Join(filepath.Dir(host.Binary(t)), "tests", "faulty.so")
-	}
-	if _, err := os.Stat(module); err != nil {
-		t.Fatalf("FAULTY_SO must be the path of faulty.so: %v", err)
-	}
 	b := newBench(t, more)
-	b.data = strings.Replace(b.data, softhsm.Module(), module, 1)
-	b.env = append(b.env, "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+b.script())
-	write(t, b.script(), script)
+	b.module = faulty.Wrap(t, b.Token)
+	b.data = b.module.In(b.data)
+	b.env = append(b.env, b.module.Env()...)
+	b.module.Play(t, "%s", script)
 	return b
-}
-
-func (b *bench) script() string { return filepath.Join(b.Dir, "script") }
-
-// fired counts the faults that came due, of any rule.
-func (b *bench) fired(t testing.TB, function string) int {
-	t.Helper()
-	text, err := os.ReadFile(b.script() + ".fired")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		t.Fatal(err)
-	}
-	return strings.Count(string(text), " "+function+"\n")
 }
 
 func (b *bench) start(t testing.TB) *host.Plugin {
 	t.Helper()
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: b.env})
-	t.Cleanup(func() { b.workers = append(b.workers, children(t, p.PID())...) })
+	t.Cleanup(func() { b.workers = append(b.workers, p.Workers()...) })
 	return p
 }
 
@@ -168,17 +144,9 @@ func unload(t testing.TB, p *host.Plugin) {
 	must(t, p.Close())
 }
 
-func generate(p *host.Plugin, id string, keyType keymanagerv1.KeyType) (*keymanagerv1.PublicKey, error) {
-	response, err := p.KeyManager().GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: keyType})
-	if err != nil {
-		return nil, err
-	}
-	return response.PublicKey, nil
-}
-
 func mustGenerate(t testing.TB, p *host.Plugin, id string, keyType keymanagerv1.KeyType) *keymanagerv1.PublicKey {
 	t.Helper()
-	key, err := generate(p, id, keyType)
+	key, err := load.Generate(p, id, keyType)
 	if err != nil {
 		t.Fatalf("GenerateKey %s: %v", id, err)
 	}
@@ -197,35 +165,10 @@ func served(t testing.TB, p *host.Plugin) map[string]*keymanagerv1.PublicKey {
 	return found
 }
 
-// sign a random digest and verify the signature with the key SPIRE was given.
-func sign(p *host.Plugin, key *keymanagerv1.PublicKey) error {
-	digest := make([]byte, sha256.Size)
-	_, _ = rand.Read(digest)
-	response, err := p.KeyManager().SignData(ctx, &keymanagerv1.SignDataRequest{KeyId: key.Id, Data: digest,
-		SignerOpts: &keymanagerv1.SignDataRequest_HashAlgorithm{HashAlgorithm: keymanagerv1.HashAlgorithm(crypto.SHA256)}})
-	if err != nil {
-		return err
-	}
-	if response.KeyFingerprint != key.Fingerprint {
-		return fmt.Errorf("signed by key %s, not %s", response.KeyFingerprint, key.Fingerprint)
-	}
-	public, err := x509.ParsePKIXPublicKey(key.PkixData)
-	if err != nil {
-		return err
-	}
-	if public, ok := public.(*rsa.PublicKey); ok {
-		return rsa.VerifyPKCS1v15(public, crypto.SHA256, digest, response.Signature)
-	}
-	if !ecdsa.VerifyASN1(public.(*ecdsa.PublicKey), digest, response.Signature) {
-		return errors.New("the signature is wrong")
-	}
-	return nil
-}
-
 func mustSign(t testing.TB, p *host.Plugin, keys ...*keymanagerv1.PublicKey) {
 	t.Helper()
 	for _, key := range keys {
-		if err := sign(p, key); err != nil {
+		if err := load.Sign(p, key); err != nil {
 			t.Fatalf("SignData %s: %v", key.Id, err)
 		}
 	}
@@ -240,14 +183,13 @@ func expect(t testing.TB, err error, code codes.Code, texts ...string) {
 	}
 }
 
-func countLogs(p *host.Plugin, message string) int {
-	n := 0
-	for _, line := range p.Logs.Lines() {
-		if strings.Contains(line.Message, message) {
-			n++
-		}
+// expectEnds of workers: those that were to die, and no other.
+func expectEnds(t testing.TB, p *host.Plugin, want int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d workers ended", want), func() bool { return len(p.Ends()) >= want })
+	if n := len(p.Ends()); n != want {
+		t.Errorf("%d workers ended, want %d", n, want)
 	}
-	return n
 }
 
 // named objects: how many there are of each class and label.
@@ -267,155 +209,7 @@ func (b *bench) named(t *testing.T) map[string]int {
 	return found
 }
 
-// ---- load ----
-
-// load keeps callers signing, each signature verified, until it is ended.
-type load struct {
-	t      testing.TB
-	stop   atomic.Bool
-	group  sync.WaitGroup
-	signed atomic.Int64
-	made   atomic.Int64
-	failed atomic.Int64
-	mutex  sync.Mutex
-	errors map[string]int
-}
-
-func startLoad(t testing.TB, p *host.Plugin, callers int, keys ...*keymanagerv1.PublicKey) *load {
-	t.Helper()
-	l := &load{t: t, errors: map[string]int{}}
-	for i := range callers {
-		key := keys[i%len(keys)]
-		l.group.Go(func() {
-			for !l.stop.Load() {
-				if err := sign(p, key); err != nil {
-					l.fail(err)
-				} else {
-					l.signed.Add(1)
-				}
-			}
-		})
-	}
-	l.await(50)
-	return l
-}
-
-// rotate overwrites one key id as fast as the token makes keys.
-func (l *load) rotate(p *host.Plugin, id string) {
-	l.group.Go(func() {
-		for !l.stop.Load() {
-			key, err := generate(p, id, p256)
-			if err == nil {
-				err = sign(p, key)
-			}
-			if err != nil {
-				l.fail(fmt.Errorf("rotating %s: %w", id, err))
-			} else {
-				l.made.Add(1)
-			}
-		}
-	})
-}
-
-func (l *load) fail(err error) {
-	l.failed.Add(1)
-	l.mutex.Lock()
-	l.errors[err.Error()]++
-	l.mutex.Unlock()
-	time.Sleep(10 * time.Millisecond) // as SPIRE's callers have other things to do, too
-}
-
-// await that many more signatures.
-func (l *load) await(more int64) {
-	l.t.Helper()
-	until := l.signed.Load() + more
-	for patience := time.Now().Add(time.Minute); l.signed.Load() < until; time.Sleep(time.Millisecond) {
-		if time.Now().After(patience) {
-			l.t.Fatalf("no signature for a minute; failures so far: %v", l.failures())
-		}
-	}
-}
-
-func (l *load) failures() map[string]int {
-	l.mutex.Lock()
-	defer l.mutex.Unlock()
-	failures := map[string]int{}
-	for text, count := range l.errors {
-		failures[text] = count
-	}
-	return failures
-}
-
-// end of it; says how it went.
-func (l *load) end() {
-	l.t.Helper()
-	l.stop.Store(true)
-	l.group.Wait()
-	l.t.Logf("%d signatures, %d keys made, %d failed calls", l.signed.Load(), l.made.Load(), l.failed.Load())
-}
-
-// endWithoutFailures is the target wherever a call can be repeated in its time.
-func (l *load) endWithoutFailures() {
-	l.t.Helper()
-	l.end()
-	for text, count := range l.failures() {
-		l.t.Errorf("%d x %s", count, text)
-	}
-}
-
-// endFailing: all failures had this code, and some the text.
-func (l *load) endFailing(code codes.Code, some string) {
-	l.t.Helper()
-	l.end()
-	found := false
-	for text, count := range l.failures() {
-		l.t.Logf("%d x %s", count, text)
-		if !strings.Contains(text, "code = "+code.String()) {
-			l.t.Errorf("want only %v: %s", code, text)
-		}
-		found = found || strings.Contains(text, some)
-	}
-	if !found {
-		l.t.Errorf("no call failed with %q", some)
-	}
-}
-
 // ---- processes ----
-
-// children of a process that it has not buried yet.
-func children(t testing.TB, pid int) []int {
-	t.Helper()
-	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	must(t, err)
-	var found []int
-	for _, path := range threads {
-		text, _ := os.ReadFile(path)
-		for _, field := range strings.Fields(string(text)) {
-			child, _ := strconv.Atoi(field)
-			found = append(found, child)
-		}
-	}
-	return found
-}
-
-// gone, or a zombie whose parent takes its time.
-func gone(pid int) bool {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	return fields[0] == "Z" || fields[0] == "X"
-}
-
-func killWorkers(t testing.TB, p *host.Plugin) int {
-	t.Helper()
-	pids := children(t, p.PID())
-	for _, pid := range pids {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
-	return len(pids)
-}
 
 // daemon is a program that runs until the test ends or kills it.
 type daemon struct {

@@ -1,7 +1,6 @@
 package outages
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -28,16 +28,16 @@ func TestATokenThatIsAwayForThreeSecondsCostsNoCall(t *testing.T) {
 	b := newBench(t, "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
-	l.rotate(p, "JWT-Signer-A")
-	l.rotate(p, "JWT-Signer-B")
+	l := load.Start(t, p, 8, key)
+	l.Rotate("JWT-Signer-A")
+	l.Rotate("JWT-Signer-B")
 	for range times {
 		b.takeAway(t)
 		time.Sleep(pause)
 		b.bringBack(t)
-		l.await(200)
+		l.Await(200)
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	b.expectPairs(t, 3)
 }
 
@@ -47,19 +47,19 @@ func TestATokenThatIsAwayForLongerThanCallsMayTakeFailsThemWithTheReason(t *test
 	b := newBench(t, `call_timeout = "2s"`)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	b.takeAway(t)
 	time.Sleep(pause)
-	_, err := generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-A", p256)
 	expect(t, err, codes.Unavailable, "away")
 	b.bringBack(t)
-	l.await(200)
-	l.endFailing(codes.Unavailable, "the token is away")
+	l.Await(200)
+	l.EndFailing("the token is away", codes.Unavailable)
 	if found := served(t, p); found[key.Id] == nil {
 		t.Errorf("served: %v", found)
 	}
 	eventually(t, "a key is made", func() bool {
-		_, err := generate(p, "x509-CA-A", p256)
+		_, err := load.Generate(p, "x509-CA-A", p256)
 		return err == nil
 	})
 	b.expectPairs(t, 1)
@@ -137,17 +137,17 @@ func TestANetworkHSMThatIsKilledAndRestartedCostsNoCall(t *testing.T) {
 	r := newRemote(t, "")
 	p := r.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
-	l.rotate(p, "x509-CA-B")
+	l := load.Start(t, p, 8, key)
+	l.Rotate("x509-CA-B")
 	for i := range deaths {
 		r.die()
 		if i%2 == 1 {
 			time.Sleep(time.Second) // it takes a while to come back
 		}
 		r.serve()
-		l.await(200)
+		l.Await(200)
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	r.expectPairs(t, 2)
 }
 
@@ -157,20 +157,18 @@ func TestANetworkHSMThatIsFrozenForThreeSecondsCostsNoCall(t *testing.T) {
 	r := newRemote(t, "")
 	p := r.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	made := make(chan error, 1)
 	go func() {
 		time.Sleep(pause / 2) // in the middle of it
-		_, err := generate(p, "x509-CA-B", p256)
+		_, err := load.Generate(p, "x509-CA-B", p256)
 		made <- err
 	}()
 	r.freeze(pause)
 	must(t, <-made)
-	l.await(200)
-	l.endWithoutFailures()
-	if n := countLogs(p, "worker ended"); n != 0 {
-		t.Errorf("%d workers ended although the pause was short", n)
-	}
+	l.Await(200)
+	l.EndWithoutFailures()
+	expectEnds(t, p, 0)
 }
 
 // In the short run all times are a tenth of what they are by default.
@@ -181,7 +179,7 @@ func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *tes
 	r := newRemote(t, options)
 	p := r.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 4, key)
+	l := load.Start(t, p, 4, key)
 	longest := either(2500*time.Millisecond, 25*time.Second) + 4*time.Second
 	stop := make(chan struct{})
 	slowest := make(chan time.Duration, 1)
@@ -195,26 +193,17 @@ func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *tes
 			default:
 			}
 			start := time.Now()
-			_ = sign(p, key)
+			_ = load.Sign(p, key)
 			most = max(most, time.Since(start))
 		}
 	}()
 	r.freeze(either(6*time.Second, time.Minute))
-	l.await(200)
+	l.Await(200)
 	close(stop)
 	if most := <-slowest; most > longest {
 		t.Errorf("a call took %v", most)
 	}
-	l.end()
-	for text, count := range l.failures() {
-		t.Logf("%d x %s", count, text)
-		if !strings.Contains(text, "code = Unavailable") && !strings.Contains(text, "code = DeadlineExceeded") {
-			t.Errorf("%d x %s", count, text)
-		}
-	}
-	if l.failed.Load() == 0 {
-		t.Error("no call failed: the HSM was not away for long enough")
-	}
+	l.EndFailing("", codes.Unavailable, codes.DeadlineExceeded)
 }
 
 // ---- sessions ----
@@ -228,13 +217,13 @@ func TestSessionsOfKilledWorkersThatStillCountCostNoCall(t *testing.T) {
 	b := newFaulty(t, "max_sessions = 4", "profile dangling 8 5\n")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	for range kills {
-		l.await(100)
-		killWorkers(t, p)
-		l.await(100)
+		l.Await(100)
+		p.KillWorkers()
+		l.Await(100)
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 }
 
 // All 5 of 5 are a dead process's.
@@ -245,13 +234,13 @@ func TestASessionLimitThatKilledWorkersUseUpCostsNoCall(t *testing.T) {
 	b := newFaulty(t, "max_sessions = 4", "profile dangling 5 4\n")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	for range kills {
-		l.await(100)
-		killWorkers(t, p)
-		l.await(100)
+		l.Await(100)
+		p.KillWorkers()
+		l.Await(100)
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 }
 
 // One session for logging in is left over by somebody else, and none to work with.
@@ -261,12 +250,12 @@ func TestATokenWithOneSessionLeftIsWaitedFor(t *testing.T) {
 	b := newFaulty(t, "max_sessions = 4", "profile dangling 6 4\n")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
-	killWorkers(t, p)
-	l.await(100)
-	_, err := generate(p, "x509-CA-B", p256)
+	l := load.Start(t, p, 8, key)
+	p.KillWorkers()
+	l.Await(100)
+	_, err := load.Generate(p, "x509-CA-B", p256)
 	must(t, err)
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 }
 
 func TestFewerSessionsThanWantedWillDo(t *testing.T) {
@@ -275,13 +264,11 @@ func TestFewerSessionsThanWantedWillDo(t *testing.T) {
 	b := newFaulty(t, "max_sessions = 16", "profile sessions 3\n")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
-	l.await(200)
+	l := load.Start(t, p, 8, key)
+	l.Await(200)
 	mustGenerate(t, p, "x509-CA-B", p256)
-	l.endWithoutFailures()
-	if n := countLogs(p, "worker ended"); n != 0 {
-		t.Errorf("%d workers ended", n)
-	}
+	l.EndWithoutFailures()
+	expectEnds(t, p, 0)
 }
 
 // Nobody is logged in any more, and searches find nothing, with CKR_OK.
@@ -292,16 +279,16 @@ func TestASilentLogoutLosesNoKeyAndCostsNoCall(t *testing.T) {
 	b := newFaulty(t, "", "")
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := startLoad(t, p, 8, key)
+	l := load.Start(t, p, 8, key)
 	for i := range times {
-		write(t, b.script(), fmt.Sprintf("profile logout # %d\n", i))
-		l.await(100)
+		b.module.Play(t, "profile logout # %d\n", i)
+		l.Await(100)
 		mustGenerate(t, p, "x509-CA-B", p256)
 	}
-	l.endWithoutFailures()
+	l.EndWithoutFailures()
 	b.expectPairs(t, 2)
 	unload(t, p)
-	write(t, b.script(), "profile logout\n")
+	b.module.Play(t, "profile logout\n")
 	p = b.ready(t)
 	if found := served(t, p); len(found) != 2 {
 		t.Errorf("served after a restart: %v", found)
@@ -317,11 +304,11 @@ func idleTest(t *testing.T, profile, options string, idle time.Duration, rounds 
 	failed := 0
 	for range rounds {
 		time.Sleep(idle)
-		if err := sign(p, key); err != nil {
+		if err := load.Sign(p, key); err != nil {
 			failed++
 			t.Error(err)
 		}
-		if _, err := generate(p, "x509-CA-B", p256); err != nil {
+		if _, err := load.Generate(p, "x509-CA-B", p256); err != nil {
 			failed++
 			t.Error(err)
 		}
@@ -338,9 +325,7 @@ func TestSessionsThatWereClosedForIdlenessCostNoCall(t *testing.T) {
 func TestKeepAliveKeepsSessionsAlive(t *testing.T) {
 	t.Parallel()
 	p := idleTest(t, "profile idle 3000\n", `keep_alive = "1s"`, 5*time.Second, 2)
-	if n := countLogs(p, "worker ended"); n != 0 {
-		t.Errorf("%d workers ended", n)
-	}
+	expectEnds(t, p, 0)
 }
 
 func TestAYubiHSMsThirtySecondsOfIdlenessCostNoCall(t *testing.T) {
