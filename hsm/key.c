@@ -234,12 +234,12 @@ static bool find_by_hint(const struct call *call, const struct session *session,
 {
     struct hsm_token *token = call->token;
     const struct hsm_key_name *name = &call->request->key;
-    bool named[2] = {false, false};
+    enum object_naming naming[2] = {OBJECT_UNREADABLE, OBJECT_UNREADABLE};
 
     return hints_take(&token->hints, name, token->pool.logins, pair) &&
-           object_is_named(session, pair->private_key, name, &named[0], NULL) == 0 &&
-           object_is_named(session, pair->public_key, name, &named[1], NULL) == 0 && named[0] &&
-           named[1];
+           object_naming(session, pair->private_key, name, &naming[0], NULL) == 0 &&
+           object_naming(session, pair->public_key, name, &naming[1], NULL) == 0 &&
+           naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED;
 }
 
 static int prove_step(const struct call *call, const struct session *session, struct fault *fault)
@@ -310,25 +310,27 @@ static int after_full(const struct call *call, const struct session *session, st
 }
 
 /* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
- * again, by us or by who asked, so it goes now. */
+ * again, by us or by who asked, so it goes now; but not for a name that cannot be read. */
 static int check_names(const struct call *call, const struct session *session,
                        const struct object_pair *pair, struct fault *fault)
 {
     const struct hsm_key_name *name = &call->request->key;
-    bool private_named = false;
-    bool public_named = pair->public_key == CK_INVALID_HANDLE;
+    const CK_OBJECT_HANDLE halves[] = {pair->private_key, pair->public_key};
+    enum object_naming naming[] = {OBJECT_NAMED, OBJECT_NAMED};
 
-    if (object_is_named(session, pair->private_key, name, &private_named, fault) != 0)
-        return doubt(fault);
-    if (!public_named &&
-        object_is_named(session, pair->public_key, name, &public_named, fault) != 0)
-        return doubt(fault);
-    if (private_named && public_named)
+    for (size_t i = 0; i < 2; i++)
+        if (halves[i] != CK_INVALID_HANDLE &&
+            object_naming(session, halves[i], name, &naming[i], fault) != 0)
+            return doubt(fault);
+    if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
         return 0;
-    if (object_destroy(session, pair->private_key, fault) != 0 ||
-        (pair->public_key != CK_INVALID_HANDLE &&
-         object_destroy(session, pair->public_key, fault) != 0))
+    if (naming[0] == OBJECT_UNREADABLE || naming[1] == OBJECT_UNREADABLE) {
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
         return doubt(fault);
+    }
+    for (size_t i = 0; i < 2; i++)
+        if (halves[i] != CK_INVALID_HANDLE && object_destroy(session, halves[i], fault) != 0)
+            return doubt(fault);
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
                      "the token changes labels or ids (of %zu and %u bytes); the key it made "
                      "under another name was destroyed",

@@ -30,21 +30,27 @@ static bool holds(const struct object_value *value, const void *bytes, size_t le
            (length == 0 || memcmp(value->bytes, bytes, length) == 0);
 }
 
-int object_is_named(const struct session *session, CK_OBJECT_HANDLE handle,
-                    const struct hsm_key_name *name, bool *named, struct fault *fault)
+static enum object_naming compare(const struct object_value *value, const void *bytes,
+                                  size_t length)
+{
+    if (!value->readable)
+        return OBJECT_UNREADABLE;
+    return holds(value, bytes, length) ? OBJECT_NAMED : OBJECT_OTHERWISE;
+}
+
+int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
+                  const struct hsm_key_name *name, enum object_naming *naming, struct fault *fault)
 {
     struct object_value value;
-    bool same;
 
     if (object_read(session, handle, CKA_LABEL, &value, fault) != 0)
         return -1;
-    same = holds(&value, name->label, strlen(name->label));
-    if (same && name->id_length > 0) {
-        if (object_read(session, handle, CKA_ID, &value, fault) != 0)
-            return -1;
-        same = holds(&value, name->id, name->id_length);
-    }
-    *named = same;
+    *naming = compare(&value, name->label, strlen(name->label));
+    if (*naming != OBJECT_NAMED || name->id_length == 0)
+        return 0;
+    if (object_read(session, handle, CKA_ID, &value, fault) != 0)
+        return -1;
+    *naming = compare(&value, name->id, name->id_length);
     return 0;
 }
 
@@ -88,14 +94,14 @@ static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
     struct object_value value;
     CK_OBJECT_CLASS class = CKO_DATA;
     struct object_list *list;
-    bool named = false;
+    enum object_naming naming = OBJECT_UNREADABLE;
 
-    if (object_is_named(session, handle, name, &named, fault) != 0 ||
+    if (object_naming(session, handle, name, &naming, fault) != 0 ||
         object_read(session, handle, CKA_CLASS, &value, fault) != 0)
         return -1;
     if (value.readable && value.length == sizeof class)
         memcpy(&class, value.bytes, sizeof class);
-    if (!named || (class != CKO_PRIVATE_KEY && class != CKO_PUBLIC_KEY))
+    if (naming != OBJECT_NAMED || (class != CKO_PRIVATE_KEY && class != CKO_PUBLIC_KEY))
         return 0;
     list = class == CKO_PRIVATE_KEY ? &found->private_keys : &found->public_keys;
     list->handles[list->count++] = handle;

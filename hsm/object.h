@@ -45,9 +45,11 @@ int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRI
 int object_find(const struct session *session, const struct hsm_key_name *name,
                 struct object_halves *found, struct fault *fault);
 
+enum object_naming { OBJECT_NAMED, OBJECT_OTHERWISE, OBJECT_UNREADABLE };
+
 /* Does the object bear exactly this label (and id)? */
-int object_is_named(const struct session *session, CK_OBJECT_HANDLE handle,
-                    const struct hsm_key_name *name, bool *named, struct fault *fault);
+int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
+                  const struct hsm_key_name *name, enum object_naming *naming, struct fault *fault);
 
 /* Makes a pair from the template of this tier (0 .. OBJECT_TEMPLATE_TIERS - 1). A fault of
  * class RV_TEMPLATE may be answered with the next tier. */

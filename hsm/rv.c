@@ -1,5 +1,7 @@
 #include "rv.h"
 
+#include <string.h>
+
 #include "hsm.h"
 
 /* PKCS#11 3.0; p11-kit 0.24 stops at 2.40. */
@@ -158,6 +160,8 @@ bool rv_is_about_attribute(CK_RV rv)
            rv == CKR_INFORMATION_SENSITIVE;
 }
 
+/* A code about the PIN is a refusal of ours from C_Login alone. From any other call it must
+ * not make anyone wait for another PIN. */
 int rv_fault(CK_RV rv, const char *call, struct fault *fault)
 {
     const struct row *row = row_of(rv);
@@ -167,7 +171,7 @@ int rv_fault(CK_RV rv, const char *call, struct fault *fault)
     else
         (void)fault_set(fault, row->code, "%s: %s", call, row->name);
     if (fault)
-        fault->ckr = rv;
+        fault->ckr = row->class == RV_PIN && strcmp(call, "C_Login") != 0 ? CKR_GENERAL_ERROR : rv;
     return -1;
 }
 

@@ -122,6 +122,31 @@ static void label_that_was_cut_short_is_noticed_and_the_key_destroyed(void **sta
     assert_int_equal(room_must(token, &request).state, HSM_ABSENT);
 }
 
+static CK_RV names_unreadable(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                              CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    return template->type == CKA_LABEL && fails_now()
+               ? plan.with
+               : real->C_GetAttributeValue(session, object, template, count);
+}
+
+static void name_that_cannot_be_read_is_no_reason_to_destroy(void **state)
+{
+    static const CK_RV codes[] = {CKR_ATTRIBUTE_TYPE_INVALID, CKR_ATTRIBUTE_VALUE_INVALID,
+                                  CKR_ATTRIBUTE_SENSITIVE};
+    static const char *const names[] = {"a", "b", "c"};
+
+    (void)state;
+    bent.C_GetAttributeValue = names_unreadable;
+    for (size_t i = 0; i < 3; i++) {
+        struct hsm_request request = room_request(HSM_GENERATE, names[i], HSM_EC_P256);
+
+        fail_next(1, codes[i]);
+        assert_int_equal(room_execute(token, &request).fault.code, FAULT_ABORTED);
+        assert_int_equal(room_state(token, names[i]), HSM_COMPLETE);
+    }
+}
+
 /* ---- attributes and permissions ---- */
 
 static struct {
@@ -251,6 +276,7 @@ int main(void)
         MAKING(key_that_cannot_be_proven_yet_is_a_doubt),
         MAKING(token_that_takes_few_attributes_is_asked_for_fewer),
         MAKING(label_that_was_cut_short_is_noticed_and_the_key_destroyed),
+        MAKING(name_that_cannot_be_read_is_no_reason_to_destroy),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
