@@ -4,12 +4,15 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"spire-hsm/peers/load"
 )
 
 // answer a token may give, as the recovery table has it: what it means to who asked, and
@@ -194,23 +197,73 @@ func (s *stage) touchPIN() {
 	}
 }
 
-func TestATokenThatFailsForTenSecondsCostsNoCall(t *testing.T) {
+// The functions whose every answer is told of above get them all; of these the classes do,
+// in the long run all codes.
+func TestWhatTheTokenAnswersToAnythingElseIsMendedOrSaid(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		functions []string
+		provoke   func(*stage) func()
+	}{
+		"signing":    {signing, nil},
+		"generating": {generating, nil},
+		"opening":    {opening, func(s *stage) func() { return s.kill }},
+		"closing":    {closing, func(s *stage) func() { return s.configure }},
+		"idle":       {idle, nil},
+	} {
+		for _, when := range both {
+			t.Run(name+" "+when, func(t *testing.T) {
+				t.Parallel()
+				s := newStage(t, group("2 error code while "+name), "keep_alive = \"1s\"\n")
+				all := oneOfEach(answers(t))
+				if long {
+					all = answers(t)
+				}
+				var provoke func()
+				if c.provoke != nil {
+					provoke = c.provoke(s)
+				}
+				for _, function := range c.functions {
+					if !everyAnswer[function] {
+						s.anythingElse(function, when, all, provoke)
+					}
+				}
+				s.finish()
+			})
+		}
+	}
+}
+
+var everyAnswer = map[string]bool{"C_Sign": true, "C_SignInit": true, "C_GenerateKeyPair": true,
+	"C_FindObjects": true, "C_GetAttributeValue": true, "C_Login": true, "C_OpenSession": true}
+
+func (s *stage) anythingElse(function, when string, all []answer, provoke func()) {
+	s.Helper()
+	for _, a := range all {
+		script := fmt.Sprintf("%s %s %s once shared", function, when, a.word)
+		s.load.Pause(slices.Contains(idle, function))
+		s.suffer(fault{name: script, script: script, allow: a.allows, provoke: provoke, pace: 500 * time.Millisecond,
+			after: func(s *stage) { s.load.Pause(false) }})
+	}
+}
+
+// The code of each class stays for longer than it takes to try everything once.
+func TestATokenThatFailsForTenSecondsIsMendedOrSaid(t *testing.T) {
 	t.Parallel()
 	for _, function := range []string{"C_Sign", "C_GenerateKeyPair"} {
-		t.Run(function, func(t *testing.T) {
-			t.Parallel()
-			s := newStage(t, group("2 error code for 10 s from "+function), "")
+		for _, when := range both {
 			for _, a := range oneOfEach(answers(t)) {
-				if !mended[a.class] && !long {
-					continue
-				}
-				script := fmt.Sprintf("%s before %s for 10000", function, a.word)
-				s.suffer(fault{name: script, script: script, allow: a.allows, hold: func(s *stage) {
-					await(s, 30*time.Second, script, func() bool { return len(s.fired()) > 0 })
-					<-time.After(10 * time.Second) // how long the fault lasts
-				}})
+				script := fmt.Sprintf("%s %s %s for 10000", function, when, a.word)
+				t.Run(script, func(t *testing.T) {
+					t.Parallel()
+					s := newStage(t, group("2 error code for 10 s from "+function), "")
+					s.suffer(fault{name: script, script: script, allow: a.allows, hold: func(s *stage) {
+						await(s, load.Patience, script, func() bool { return len(s.fired()) > 0 })
+						<-time.After(10 * time.Second) // how long the fault lasts
+					}})
+					s.finish()
+				})
 			}
-			s.finish()
-		})
+		}
 	}
 }

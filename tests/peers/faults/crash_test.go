@@ -2,6 +2,10 @@ package faults_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"testing"
 	"time"
 )
@@ -14,6 +18,33 @@ var (
 	closing    = []string{"C_CloseSession", "C_Logout", "C_Finalize"}
 	idle       = []string{"C_GenerateRandom"}
 )
+
+// What the source names is what is crashed and what fails: no function is forgotten here.
+func TestEveryFunctionThatIsCalledFailsHere(t *testing.T) {
+	sources, err := filepath.Glob("../../../hsm/*.c")
+	if err != nil || len(sources) < 10 {
+		t.Fatalf("%d files in hsm/: %v", len(sources), err)
+	}
+	called := map[string]bool{}
+	for _, path := range sources {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\bC_[A-Z][a-z]\w+`).FindAllString(string(text), -1) {
+			called[name] = true
+		}
+	}
+	for _, name := range slices.Concat(opening, signing, generating, closing, idle) {
+		if !called[name] {
+			t.Errorf("%s fails here and is not called", name)
+		}
+		delete(called, name)
+	}
+	for name := range called {
+		t.Errorf("%s is called and does not fail here", name)
+	}
+}
 
 var ends = []string{"segv", "abort", "kill"}
 

@@ -30,6 +30,7 @@ type stage struct {
 	killed int64        // signatures up to the last kill
 	ended  map[int]bool // workers that had to end
 	began  time.Time
+	habit  string // of the token, to the next process too
 }
 
 const (
@@ -75,18 +76,24 @@ func (s *stage) configure() {
 func newStage(t *testing.T, r *row, options string) *stage {
 	t.Helper()
 	s := bare(t, r, options)
+	s.begin()
+	return s
+}
+
+func (s *stage) begin() {
+	s.Helper()
 	for _, id := range []string{"x509-CA-A", "JWT-Signer-A"} {
 		s.makeKey(id)
 	}
-	s.load = load.New(t, s.p, pace)
+	s.load = load.New(s, s.p, pace)
 	s.load.Sign(callers, s.keys...)
 	s.load.Rotate(rotatingID)
 	s.load.Round()
+	ends := len(s.p.Ends())
 	s.kill() // the first restart makes the front connect to the host's Metrics service
-	await(s, 10*time.Second, "the first restart", func() bool { return len(s.p.Ends()) == 1 })
+	await(s, 10*time.Second, "the first restart", func() bool { return len(s.p.Ends()) > ends })
 	s.load.Round()
 	s.load.Begin()
-	return s
 }
 
 func (s *stage) makeKey(id string) {
@@ -282,6 +289,7 @@ func (s *stage) restart() {
 		s.Errorf("unload: %v", err)
 	}
 	s.tellLog()
+	s.play("%s", s.habit)
 	s.start()
 	s.checkKeys()
 	s.checkObjects()

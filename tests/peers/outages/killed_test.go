@@ -23,20 +23,34 @@ import (
 	"spire-hsm/peers/load"
 )
 
+// hits are ends of workers with requests in flight.
+func hits(p *host.Plugin) (n int) {
+	for _, end := range p.Ends() {
+		if end.Fields["in_flight"] != "0" {
+			n++
+		}
+	}
+	return n
+}
+
 func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
-	kills := either(20, 100)
+	kills := either(100, 1000)
 	faults(t, kills)
 	b := newBench(t, "")
 	p := b.ready(t)
 	a, c := mustGenerate(t, p, "x509-CA-A", p256), mustGenerate(t, p, "JWT-Signer-A", rsa2048)
 	l := load.Start(t, p, 8, a, c)
-	for killed := 0; killed < kills; killed += p.KillWorkers() {
-		l.Await(50)
+	killed := 0
+	for ; hits(p) < kills && killed < 2*kills; killed += p.KillWorkers() {
+		l.Await(20)
 		time.Sleep(time.Duration(rand.IntN(20)) * time.Millisecond) // at random is the point
 	}
 	l.Await(50)
 	l.EndWithoutFailures()
-	expectEnds(t, p, kills)
+	expectEnds(t, p, killed)
+	if n := hits(p); n < kills {
+		t.Errorf("only %d of %d kills hit requests in flight", n, killed)
+	}
 }
 
 // rotator overwrites one id for ever, and knows which keys the plugin may hold for it: the

@@ -153,7 +153,7 @@ func TestAPINThatIsChangedForGoodFailsCallsWithTheReason(t *testing.T) {
 	p.KillWorkers()
 	p.Logs.Wait(t, "was refused")
 	time.Sleep(5 * time.Second) // calls are to run out of time
-	_, err := load.Generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-B", p256)
 	expect(t, err, codes.Unavailable, "PIN")
 	b.expectLogins(t, "with the old PIN", 2)
 	b.setPIN(t, b.PIN)
