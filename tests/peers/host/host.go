@@ -157,6 +157,9 @@ func (p *Plugin) load(ctx context.Context, name string, services []pluginsdk.Ser
 	return err
 }
 
+// A worker finishes the call it is in, and is gone 10 s after its front at the latest.
+const workersPatience = 12 * time.Second
+
 // Close unloads the plugin and says what was wrong with that. Further calls do nothing.
 func (p *Plugin) Close() error {
 	var err error
@@ -168,6 +171,7 @@ func (p *Plugin) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	exited := p.client.Exited()
+	workers := p.Workers()
 	var problems []error
 	if err := private.Deinit(ctx, p.Conn); err != nil && !exited {
 		problems = append(problems, fmt.Errorf("Deinit: %w", err))
@@ -179,6 +183,14 @@ func (p *Plugin) close() error {
 	}
 	if _, err := os.Stat(p.Socket()); !exited && !errors.Is(err, os.ErrNotExist) {
 		problems = append(problems, fmt.Errorf("left its socket behind: %v", err))
+	}
+	for _, worker := range workers {
+		for end := time.Now().Add(workersPatience); !Gone(worker); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				problems = append(problems, fmt.Errorf("left worker %d behind", worker))
+				break
+			}
+		}
 	}
 	return errors.Join(problems...)
 }

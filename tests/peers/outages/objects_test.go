@@ -63,7 +63,7 @@ func TestAFullDiskUnderTheTokenLosesNoKey(t *testing.T) {
 	key := mustGenerate(t, p, "x509-CA-A", p256)
 	l := load.Start(t, p, 4, key)
 	filler := fill(t, b.Tokens)
-	_, err := load.Generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-B", p256)
 	t.Logf("GenerateKey: %v", err)
 	if code := status.Code(err); code != codes.Unavailable && code != codes.ResourceExhausted {
 		t.Errorf("GenerateKey on a full disk: %v", err)
@@ -85,7 +85,7 @@ func TestAReadOnlyTokenDirectoryLosesNoKey(t *testing.T) {
 	key := mustGenerate(t, p, "x509-CA-A", p256) // what this one supersedes may have to stay for a while
 	remount(t, b.Tokens, true)
 	l := load.Start(t, p, 4, key)
-	_, err := load.Generate(p, "x509-CA-A", p256)
+	_, err := load.Generate(p, "x509-CA-B", p256)
 	t.Logf("GenerateKey: %v", err)
 	if code := status.Code(err); code != codes.Unavailable && code != codes.FailedPrecondition && code != codes.DeadlineExceeded {
 		t.Errorf("GenerateKey on a read-only disk: %v", err)

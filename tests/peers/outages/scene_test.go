@@ -95,22 +95,15 @@ func write(t testing.TB, path, text string) {
 // bench is a token and what a plugin is told to find it.
 type bench struct {
 	*softhsm.Token
-	module  *faulty.Module // nil if it is SoftHSM itself
-	data    string         // plugin_data
-	env     []string       // of the plugin
-	workers []int          // that were there at the plugins' ends
+	module *faulty.Module // nil if it is SoftHSM itself
+	data   string         // plugin_data
+	env    []string       // of the plugin
 }
 
 func newBench(t testing.TB, more string) *bench {
 	t.Helper()
 	token := softhsm.New(t)
-	b := &bench{Token: token, data: token.PluginData(more), env: token.Env()}
-	t.Cleanup(func() { // a worker may still be writing where all is to be removed
-		for _, worker := range b.workers {
-			eventually(t, "the worker goes after its front", func() bool { return host.Gone(worker) })
-		}
-	})
-	return b
+	return &bench{Token: token, data: token.PluginData(more), env: token.Env()}
 }
 
 // newFaulty has the fault-injecting module between the plugin and the token.
@@ -126,9 +119,7 @@ func newFaulty(t testing.TB, more, script string) *bench {
 
 func (b *bench) start(t testing.TB) *host.Plugin {
 	t.Helper()
-	p := host.Start(t, host.Options{Type: "KeyManager", Env: b.env})
-	t.Cleanup(func() { b.workers = append(b.workers, p.Workers()...) })
-	return p
+	return host.Start(t, host.Options{Type: "KeyManager", Env: b.env})
 }
 
 func (b *bench) ready(t testing.TB) *host.Plugin {
