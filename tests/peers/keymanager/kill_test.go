@@ -3,6 +3,7 @@ package keymanager_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -52,9 +53,12 @@ func TestKillingTheWorkerUnderLoadCostsNoCallAndLosesNoKey(t *testing.T) {
 		}
 		p = ready(t, token)
 	}
-	for patience := time.Now().Add(30 * time.Second); len(token.Labels(t)) != len(last); time.Sleep(10 * time.Millisecond) {
+	named := func() []string { // SoftHSM leaves objects without a name, killed in a write
+		return slices.DeleteFunc(token.Labels(t), func(label string) bool { return label == "" })
+	}
+	for patience := time.Now().Add(30 * time.Second); len(named()) != len(last); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(patience) {
-			t.Fatalf("on the token: %v; want one key for each of %d ids", token.Labels(t), len(last))
+			t.Fatalf("on the token: %v; want one key for each of %d ids", named(), len(last))
 		}
 	}
 }
