@@ -101,10 +101,22 @@ func New(t testing.TB, p *host.Plugin, pause time.Duration) *Load {
 		current: map[string]*keymanagerv1.PublicKey{}}
 }
 
-// Start so many callers that sign as fast as they can, each with one of the keys.
+// Start so many callers that sign, each with one of the keys, with pauses that leave the
+// processor to those who wait for something else.
 func Start(t testing.TB, p *host.Plugin, callers int, keys ...*keymanagerv1.PublicKey) *Load {
 	t.Helper()
-	l := New(t, p, 0)
+	return start(t, p, callers, 5*time.Millisecond, keys...)
+}
+
+// Rush is Start without pauses: there is a call in flight at every moment.
+func Rush(t testing.TB, p *host.Plugin, callers int, keys ...*keymanagerv1.PublicKey) *Load {
+	t.Helper()
+	return start(t, p, callers, 0, keys...)
+}
+
+func start(t testing.TB, p *host.Plugin, callers int, pause time.Duration, keys ...*keymanagerv1.PublicKey) *Load {
+	t.Helper()
+	l := New(t, p, pause)
 	l.Sign(callers, keys...)
 	l.Await(50)
 	l.Begin()

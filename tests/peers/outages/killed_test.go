@@ -39,7 +39,7 @@ func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
 	b := newBench(t, "")
 	p := b.ready(t)
 	a, c := mustGenerate(t, p, "x509-CA-A", p256), mustGenerate(t, p, "JWT-Signer-A", rsa2048)
-	l := load.Start(t, p, 8, a, c)
+	l := load.Rush(t, p, 8, a, c)
 	killed := 0
 	for ; hits(p) < kills && killed < 2*kills; killed += p.KillWorkers() {
 		l.Await(20)

@@ -171,16 +171,13 @@ func TestANetworkHSMThatIsFrozenForThreeSecondsCostsNoCall(t *testing.T) {
 	expectEnds(t, p, 0)
 }
 
-// In the short run all times are a tenth of what they are by default.
 func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
-	options := either(`call_timeout = "2500ms"`+"\n"+`operation_timeout = "1s"`, "")
-	r := newRemote(t, options)
+	r := newRemote(t, "")
 	p := r.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
 	l := load.Start(t, p, 4, key)
-	longest := either(2500*time.Millisecond, 25*time.Second) + 4*time.Second
 	stop := make(chan struct{})
 	slowest := make(chan time.Duration, 1)
 	go func() {
@@ -197,11 +194,11 @@ func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *tes
 			most = max(most, time.Since(start))
 		}
 	}()
-	r.freeze(either(6*time.Second, time.Minute))
+	r.freeze(time.Minute)
 	l.Await(200)
 	close(stop)
-	if most := <-slowest; most > longest {
-		t.Errorf("a call took %v", most)
+	if most := <-slowest; most >= load.Patience {
+		t.Errorf("a call took %v: SPIRE has given it up", most)
 	}
 	l.EndFailing("", codes.Unavailable, codes.DeadlineExceeded)
 }
@@ -329,9 +326,6 @@ func TestKeepAliveKeepsSessionsAlive(t *testing.T) {
 }
 
 func TestAYubiHSMsThirtySecondsOfIdlenessCostNoCall(t *testing.T) {
-	if !long {
-		t.Skip("takes two minutes: LONG=1")
-	}
 	t.Parallel()
-	idleTest(t, "profile yubihsm\n", "cka_id_length = 2\nlabel_max = 40\nkeep_alive = \"0\"", 35*time.Second, 3)
+	idleTest(t, "profile yubihsm\n", "cka_id_length = 2\nlabel_max = 40\nkeep_alive = \"0\"", 35*time.Second, either(1, 3))
 }
