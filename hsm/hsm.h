@@ -27,6 +27,7 @@
 #include <stdint.h>
 
 #include "fault.h"
+#include "look.h"
 
 enum {
     HSM_LABEL_MAX = 800,     /* bytes of CKA_LABEL; 28 + 3 x 255 is format 1's longest */
@@ -200,6 +201,10 @@ const char *hsm_rv_name(uint64_t ckr);
 /* Does a fault with this CKR mean that the PIN was refused, so that trying it again may lock
  * the token? */
 bool hsm_refused_pin(uint64_t ckr);
+
+/* What the PIN's source looks like, without a look into it: the file's that pin_text or the
+ * URI's pin-source names. All zero for a source without looks, or one that is not there. */
+void hsm_look_at_pin(const struct hsm_settings *settings, struct look *look);
 
 /* Bytes of a digest of `hash`, 0 for a number that is no hash of ours. */
 size_t hsm_hash_length(enum hsm_hash hash);

@@ -252,6 +252,15 @@ static int parse_uri(const char *text, P11KitUri *uri, char pin_source[HSM_PATH_
     return 0;
 }
 
+int module_pin_source(const char *uri, char pin_source[HSM_PATH_MAX], struct fault *fault)
+{
+    OWNED(release_uri) P11KitUri *parsed = p11_kit_uri_new();
+
+    if (!parsed)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    return parse_uri(uri, parsed, pin_source, fault);
+}
+
 /* The URI without what says where the PIN is. */
 static char *printable(P11KitUri *uri)
 {

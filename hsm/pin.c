@@ -17,18 +17,6 @@ void pin_wipe(struct pin *pin)
     explicit_bzero(pin, sizeof *pin);
 }
 
-static void stamp_of(const struct stat *file, struct pin_stamp *stamp)
-{
-    memset(stamp, 0, sizeof *stamp);
-    stamp->device = file->st_dev;
-    stamp->inode = file->st_ino;
-    stamp->size = (uint64_t)file->st_size;
-    stamp->modified[0] = file->st_mtim.tv_sec;
-    stamp->modified[1] = file->st_mtim.tv_nsec;
-    stamp->changed[0] = file->st_ctim.tv_sec;
-    stamp->changed[1] = file->st_ctim.tv_nsec;
-}
-
 /* Of the file that is open: a path may lead elsewhere the next moment, and Kubernetes
  * mounts secrets as symbolic links. */
 static int check_file(const char *path, const struct stat *file, struct fault *fault)
@@ -81,7 +69,7 @@ static int read_file(const char *path, struct pin *pin, struct fault *fault)
         return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot look at PIN file %s", path);
     if (check_file(path, &file, fault) != 0)
         return -1;
-    stamp_of(&file, &pin->stamp);
+    look_of(&file, &pin->look);
     return read_all(fd, path, pin, fault);
 }
 
@@ -159,7 +147,7 @@ int pin_source_path(const char *source, const char **path, struct fault *fault)
 
 /* ---- the memory of a refusal ---- */
 
-/* One line: version, serial number in hexadecimal (it is the token's text), the stamp. */
+/* One line: version, serial number in hexadecimal (it is the token's text), the look. */
 static const char record_out[] =
     "1 %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n";
 static const char record_in[] =
@@ -209,15 +197,15 @@ static bool serial_of_hex(const char *hex, char serial[17])
 
 static bool parse(const char *line, struct pin_latch *latch)
 {
-    struct pin_stamp stamp = {0};
+    struct look look = {0};
     char hex[SERIAL_HEX] = "";
 
-    if (sscanf(line, record_in, hex, &stamp.device, &stamp.inode, &stamp.size, &stamp.modified[0],
-               &stamp.modified[1], &stamp.changed[0], &stamp.changed[1]) != RECORD_FIELDS)
+    if (sscanf(line, record_in, hex, &look.device, &look.inode, &look.size, &look.modified[0],
+               &look.modified[1], &look.changed[0], &look.changed[1]) != RECORD_FIELDS)
         return false;
     if (!serial_of_hex(hex, latch->serial))
         return false;
-    latch->stamp = stamp;
+    latch->look = look;
     return true;
 }
 
@@ -243,7 +231,7 @@ int pin_latch_check(const struct pin_latch *latch, const char *serial, const str
                     struct fault *fault)
 {
     if (!latch->set || strcmp(latch->serial, serial) != 0 ||
-        memcmp(&latch->stamp, &pin->stamp, sizeof pin->stamp) != 0)
+        !look_untouched(&latch->look, &pin->look))
         return 0;
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
                      "the token refused this PIN before; it is not tried again until its source "
@@ -255,7 +243,7 @@ static int write_record(const struct pin_latch *latch, const char *path)
 {
     OWNED(scope_close)
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
-    const struct pin_stamp *stamp = &latch->stamp;
+    const struct look *look = &latch->look;
     char line[RECORD_MAX];
     char hex[SERIAL_HEX];
     int length;
@@ -263,8 +251,8 @@ static int write_record(const struct pin_latch *latch, const char *path)
     if (fd < 0)
         return -1;
     serial_hex(latch->serial, hex);
-    length = snprintf(line, sizeof line, record_out, hex, stamp->device, stamp->inode, stamp->size,
-                      stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
+    length = snprintf(line, sizeof line, record_out, hex, look->device, look->inode, look->size,
+                      look->modified[0], look->modified[1], look->changed[0], look->changed[1]);
     if (write(fd, line, (size_t)length) != length || fsync(fd) != 0)
         return -1;
     return rename(path, latch->file);
@@ -276,10 +264,10 @@ void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin
     char beside[HSM_PATH_MAX + 8];
 
     latch->set = true;
-    latch->stamp = pin->stamp;
+    latch->look = pin->look;
     memset(latch->serial, 0, sizeof latch->serial);
     memcpy(latch->serial, serial, strnlen(serial, sizeof latch->serial - 1));
-    if (latch->file[0] == '\0' || pin->stamp.inode == 0)
+    if (latch->file[0] == '\0' || pin->look.inode == 0)
         return;
     (void)snprintf(beside, sizeof beside, "%s.new", latch->file);
     if (write_record(latch, beside) != 0)

@@ -7,24 +7,13 @@
 #ifndef HSM_PIN_H
 #define HSM_PIN_H
 
-#include <time.h>
-
 #include "hsm.h"
-
-/* Equal stamps: the source was not touched in between. All zero for a source that has no
- * looks (environment, inline). */
-struct pin_stamp {
-    uint64_t device;
-    uint64_t inode;
-    uint64_t size;
-    int64_t modified[2]; /* seconds, nanoseconds */
-    int64_t changed[2];
-};
+#include "look.h"
 
 struct pin {
     uint8_t bytes[HSM_PIN_MAX + 2]; /* room to see that a file holds too much */
     size_t length;
-    struct pin_stamp stamp;
+    struct look look; /* of its source; all zero for one that has no looks (environment, inline) */
 };
 
 /* Reads the PIN. FAULT_UNAVAILABLE: the file is not there (yet).
@@ -45,7 +34,7 @@ struct pin_latch {
     char file[HSM_PATH_MAX];
     bool set;
     char serial[17];
-    struct pin_stamp stamp;
+    struct look look;
 };
 
 /* Is there a refusal on record? An unreadable record is none. */

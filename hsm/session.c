@@ -222,6 +222,21 @@ static int take_pin_source(struct session_pool *pool, const struct module_token 
     return 0;
 }
 
+void hsm_look_at_pin(const struct hsm_settings *settings, struct look *look)
+{
+    char source[HSM_PATH_MAX];
+    const char *path = NULL;
+
+    memset(look, 0, sizeof *look);
+    if (settings->pin_kind == HSM_PIN_FILE)
+        path = settings->pin_text;
+    else if (settings->pin_kind == HSM_PIN_NONE &&
+             module_pin_source(settings->token, source, NULL) == 0)
+        (void)pin_source_path(source, &path, NULL);
+    if (path)
+        (void)look_at_path(path, look);
+}
+
 /* The token's own limit counts the anchor. 0 and ~0 stand for "no limit" and "cannot say";
  * one that is too low is no reason not to work at all. */
 static uint32_t limit_of(const CK_TOKEN_INFO *info, CK_FLAGS flags, uint32_t wanted)

@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
-#include <sys/stat.h>
 
 #include "../hsm/frame.h"
 #include "child.h"
@@ -43,7 +42,7 @@ struct supervisor {
     int64_t leave_until;
     int64_t last_tick;
     bool pin_refused; /* to the latest worker, and what its source looked like before */
-    struct stat pin_look;
+    struct look pin_look;
     unsigned failures; /* workers in a row that came to nothing */
 };
 

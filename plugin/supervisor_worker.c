@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include "../hsm/clock.h"
 #include "log.h"
@@ -144,33 +143,16 @@ static void await_end(struct supervisor *s)
 
 /* ---- the beginning of a worker ---- */
 
-/* What the PIN's source looks like; all zero for one without looks. */
-static void look_at_pin(const struct supervisor *s, struct stat *look)
-{
-    memset(look, 0, sizeof *look);
-    if (s->options.settings.pin_kind == HSM_PIN_FILE)
-        (void)stat(s->options.settings.pin_text, look);
-}
-
-static bool same_look(const struct stat *a, const struct stat *b)
-{
-    return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
-           a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec &&
-           a->st_ctim.tv_sec == b->st_ctim.tv_sec && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
-}
-
 /* A refused PIN is not tried again, by any worker, until its source has changed: HSMs count
  * the tries and lock. */
 static bool pin_is_still_wrong(const struct supervisor *s)
 {
-    struct stat look;
+    struct look look;
 
-    /* a pin-source inside the URI is the worker's to look at; its latch is as good */
-    if (!s->pin_refused ||
-        (s->options.settings.pin_kind == HSM_PIN_NONE && s->options.settings.latch[0] != '\0'))
+    if (!s->pin_refused)
         return false;
-    look_at_pin(s, &look);
-    return same_look(&look, &s->pin_look);
+    hsm_look_at_pin(&s->options.settings, &look);
+    return look_untouched(&look, &s->pin_look);
 }
 
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
@@ -200,7 +182,7 @@ static void begin(struct supervisor *s)
     struct child child;
     struct fault fault;
 
-    look_at_pin(s, &s->pin_look);
+    hsm_look_at_pin(&s->options.settings, &s->pin_look);
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
         supervisor_worker_refused(s, &fault);
         s->failures++;

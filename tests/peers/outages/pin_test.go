@@ -123,9 +123,22 @@ func TestTheLastTryOfAPINIsNotOursToTake(t *testing.T) {
 
 func TestAPINThatIsChangedWhileWeRunCostsNoCallIfItsFileFollows(t *testing.T) {
 	t.Parallel()
-	faults(t, 1)
 	b := newFaulty(t, "", counted)
-	p := b.ready(t)
+	b.changeWhileRunning(t, b.ready(t))
+}
+
+// Without an identity file nothing beside it says that a PIN was refused.
+func TestSoDoesOneThatThePinSourceOfTheURINames(t *testing.T) {
+	t.Parallel()
+	b := newFaulty(t, "", counted)
+	b.data = strings.Replace(b.data, "pin_file = \""+b.PINFile+"\"", "", 1)
+	b.data = strings.Replace(b.data, "token=spire", "token=spire?pin-source=file:"+b.PINFile, 1)
+	b.takeValue()
+	b.changeWhileRunning(t, b.readyOn(t, "host"))
+}
+
+func (b *bench) changeWhileRunning(t *testing.T, p *host.Plugin) {
+	faults(t, 1)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
 	l := load.Start(t, p, 4, key)
 	b.changePIN(t, "4321")
