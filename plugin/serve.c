@@ -73,14 +73,6 @@ static void arrange_signals(sigset_t *watched)
     (void)pthread_sigmask(SIG_BLOCK, watched, NULL);
 }
 
-/* An inline PIN may be in our memory. The leak checker cannot do without. */
-static void refuse_dumps(void)
-{
-#ifndef __SANITIZE_ADDRESS__
-    (void)prctl(PR_SET_DUMPABLE, 0);
-#endif
-}
-
 /* SPIRE asks the kernel to kill us when it dies. That leaves our socket behind, gives the
  * worker no word, and follows the thread that started us, not the process: a thread that
  * ends early takes the plugin along. We see the parent's end ourselves.
@@ -207,7 +199,6 @@ int serve(const struct role *role)
 
     (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
     (void)umask(077);
-    refuse_dumps();
     log_open(role->type);
     if (start(role, &fault) != 0) {
         log_fault(LOG_ERROR, &fault, "cannot start", NULL);

@@ -232,7 +232,7 @@ func coreDumps(t *testing.T) {
 	t.Cleanup(func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &before)) })
 }
 
-func TestNeitherProcessLeavesACore(t *testing.T) {
+func TestNoProcessLeavesACore(t *testing.T) {
 	coreDumps(t)
 	control := exec.Command("sleep", "600")
 	control.Dir = t.TempDir()
@@ -260,6 +260,22 @@ func TestNeitherProcessLeavesACore(t *testing.T) {
 	}
 	if cored(t, directory) {
 		t.Error("the front left a core")
+	}
+
+	// an operator's command has the library in its own process
+	config, script := filepath.Join(token.Dir, "plugin_data"), filepath.Join(token.Dir, "script")
+	faulty := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "faulty.so")
+	must(t, os.WriteFile(config, []byte(strings.Replace(token.PluginData(""),
+		softhsm.Module(), faulty, 1)), 0o600))
+	must(t, os.WriteFile(script, []byte("C_Login after abort\n"), 0o600))
+	command := exec.Command(host.Binary(t), "check", "--config", config, "--trust-domain", domain)
+	command.Dir = directory
+	command.Env = append(append(os.Environ(), token.Env()...), "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+script)
+	if output, err := command.CombinedOutput(); err == nil || !strings.Contains(err.Error(), "signal: aborted") {
+		t.Errorf("check did not crash: %v\n%s", err, output)
+	}
+	if cored(t, directory) {
+		t.Error("the command left a core")
 	}
 }
 
