@@ -393,6 +393,28 @@ func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 	}
 }
 
+// Every library more is code beside the PIN: p11-kit's configuration names some on most systems.
+func TestNoModuleIsLoadedButTheOneThatIsNamed(t *testing.T) {
+	const trust = "p11-kit-trust.so" // comes with p11-kit, and is configured for every program
+	named := []byte(filepath.Base(softhsm.Module())) // its path may be a link
+	token := aToken(t)
+	if listed := token.Run(t, "p11-kit", "list-modules"); !strings.Contains(listed, trust) {
+		t.Skipf("p11-kit would load no other here:\n%s", listed)
+	}
+	p := start(t, token)
+	must(t, p.Configure(domain, token.PluginData("")))
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", worker(t, p)))
+	must(t, err)
+	if !bytes.Contains(maps, named) || bytes.Contains(maps, []byte(trust)) {
+		t.Errorf("the worker has loaded:\n%s", maps)
+	}
+	front, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.PID()))
+	must(t, err)
+	if bytes.Contains(front, named) {
+		t.Error("the front has loaded the module")
+	}
+}
+
 // status is a line of /proc/PID/status.
 func status(t *testing.T, pid int, name string) string {
 	t.Helper()
