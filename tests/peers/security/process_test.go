@@ -395,7 +395,7 @@ func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 
 // Every library more is code beside the PIN: p11-kit's configuration names some on most systems.
 func TestNoModuleIsLoadedButTheOneThatIsNamed(t *testing.T) {
-	const trust = "p11-kit-trust.so" // comes with p11-kit, and is configured for every program
+	const trust = "p11-kit-trust.so"                 // comes with p11-kit, and is configured for every program
 	named := []byte(filepath.Base(softhsm.Module())) // its path may be a link
 	token := aToken(t)
 	if listed := token.Run(t, "p11-kit", "list-modules"); !strings.Contains(listed, trust) {
