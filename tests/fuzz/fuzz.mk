@@ -14,8 +14,8 @@ fuzz-now: $(FUZZERS)
 	    echo "  FUZZ  $$n"; $$f --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$$n; done
 
 # What it finds worth keeping stays in build/llvm/corpus, and is where it goes on next time.
-# Into tests/corpus go the few that reach something new: llvm_NAME -merge=1 tests/corpus/NAME
-# build/llvm/corpus/NAME
+# Into tests/corpus go the few that reach something new: llvm_NAME -set_cover_merge=1
+# tests/corpus/NAME build/llvm/corpus/NAME
 LLVM_FUZZERS := $(subst /fuzz_,/llvm_,$(FUZZERS))
 $(BUILD)/tests/fuzz/llvm_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) -ldl
