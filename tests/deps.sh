@@ -2,6 +2,7 @@
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
 #   tests/deps.sh [GROUP...]      build run tutorial test check image deb; all when none is named
+#                                 llvm is only installed when it is named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -15,6 +16,7 @@ declare -A packages=(
     [test]="libcmocka-dev p11-kit postgresql"
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
+    [llvm]="clang libclang-rt-dev"
     [deb]="debhelper fakeroot lintian man-db mandoc systemd debootstrap"
 )
 declare -A purpose=(
@@ -24,6 +26,7 @@ declare -A purpose=(
     [test]="for the tests"
     [check]="to check the source"
     [image]="for the plugin image: what goes into it, and tools to make it"
+    [llvm]="to fuzz with libFuzzer"
     [deb]="for the Debian package: tools to make and to check it"
 )
 

@@ -20,7 +20,8 @@ LLVM_FUZZERS := $(subst /fuzz_,/llvm_,$(FUZZERS))
 $(BUILD)/tests/fuzz/llvm_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) -ldl
 
-fuzz-llvm: ## the same with libFuzzer, which sees what an input reaches (clang, libclang-rt-dev)
+fuzz-llvm: ## the same with clang's libFuzzer, which sees what an input reaches
+	@tests/deps.sh build llvm
 	$(again) CC=clang SAN=address,undefined,fuzzer-no-link BUILD=$(BUILD)/llvm fuzz-llvm-now
 fuzz-llvm-now: $(LLVM_FUZZERS)
 	@set -e; for f in $^; do n=$${f##*/llvm_}; log=$(BUILD)/corpus/$$n.log; \
