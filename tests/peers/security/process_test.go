@@ -282,6 +282,7 @@ func TestNoProcessLeavesACore(t *testing.T) {
 // as runs a command as another user and says whether it succeeded.
 func as(uid uint32, name string, args ...string) bool {
 	cmd := exec.Command(name, args...)
+	cmd.Dir = "/" // ours may be closed to him
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	return cmd.Run() == nil
 }
@@ -302,6 +303,10 @@ func belongTo(t *testing.T, uid int, directory string) {
 func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
 	needRoot(t)
 	token := aToken(t)
+	ours, err := os.ReadFile(host.Binary(t))
+	must(t, err)
+	program := filepath.Join(token.Dir, "spire-hsm") // where he gets at it
+	must(t, os.WriteFile(program, ours, 0o755))
 	belongTo(t, nobody, token.Dir)
 	own := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	control := exec.Command("sleep", "600")
@@ -312,7 +317,8 @@ func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
 		t.Fatal("not even sleep can be looked into")
 	}
 
-	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), append(token.Env(), "TMPDIR="+token.Dir)...),
+	p := host.Start(t, host.Options{Path: program, Type: "KeyManager",
+		Env:    append(os.Environ(), append(token.Env(), "TMPDIR="+token.Dir)...),
 		Change: func(cmd *exec.Cmd) { cmd.SysProcAttr = own; cmd.Dir = "/" }})
 	unsanitized(t, p)
 	must(t, p.Configure(domain, token.PluginData("")))
