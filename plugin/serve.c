@@ -59,17 +59,17 @@ static void wake(void)
 }
 
 /* The host's operators signal by name ("pkill -USR1 spire"), by terminal and by
- * control group; none of that is meant for a plugin. */
+ * control group; none of that is meant for a plugin. A hang-up least of all: a host started
+ * with nohup lives on without its terminal, and any other host dies of it, which we see. */
 static void arrange_signals(sigset_t *watched)
 {
-    static const int ignored[] = {SIGINT, SIGPIPE, SIGUSR1, SIGUSR2};
+    static const int ignored[] = {SIGHUP, SIGINT, SIGPIPE, SIGUSR1, SIGUSR2};
     struct sigaction ignore = {.sa_handler = SIG_IGN};
 
     for (size_t i = 0; i < sizeof ignored / sizeof ignored[0]; i++)
         (void)sigaction(ignored[i], &ignore, NULL);
     (void)sigemptyset(watched);
     (void)sigaddset(watched, SIGTERM);
-    (void)sigaddset(watched, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, watched, NULL);
 }
 
@@ -84,9 +84,9 @@ static int open_watch(struct fault *fault)
     sigset_t signals;
 
     arrange_signals(&signals);
-    (void)prctl(PR_SET_PDEATHSIG, 0);
     server.term_end = CLOCK_NEVER;
-    server.parent = getppid();
+    server.parent = getppid(); /* before the kernel is told not to kill us any more */
+    (void)prctl(PR_SET_PDEATHSIG, 0);
     server.fds[WATCH_SIGNALS].fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     server.fds[WATCH_WAKE].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server.thread_end = eventfd(0, EFD_CLOEXEC);

@@ -362,14 +362,20 @@ func TestShutdownUnderLoadEndsWell(t *testing.T) {
 	}
 }
 
-func TestInterruptAndUserSignalsAreIgnored(t *testing.T) {
+func TestHangUpInterruptAndUserSignalsAreIgnored(t *testing.T) {
 	p := host.Start(t, host.Options{Type: "KeyManager"})
-	for _, signal := range []os.Signal{syscall.SIGINT, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE} {
+	for _, signal := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGINT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE} {
 		if err := p.Signal(signal); err != nil {
 			t.Error(err)
 		}
 	}
 	expectHealthy(t, p.Conn)
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	if line, ok := p.Logs.Find("asked to end"); ok {
+		t.Errorf("it took a signal for SIGTERM: %v", line)
+	}
 }
 
 func TestAfterSigtermItServesUntilShutdown(t *testing.T) {
