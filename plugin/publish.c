@@ -114,12 +114,16 @@ int publish_check(const char *path, struct fault *fault)
 
 /* ---- the lock ---- */
 
+/* Open for writing, though nothing is written: NFS grants no other exclusive flock. On a disk
+ * that is read-only for now, a file that is as it should be is no mistake. */
 static int open_lock(const struct place *place, const char *name, int *fd, struct fault *fault)
 {
+    const int flags = O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
     struct stat status;
 
-    *fd = openat(place->directory, name,
-                 O_RDONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0600);
+    *fd = openat(place->directory, name, O_RDWR | flags, 0600);
+    if (*fd < 0 && errno == EROFS)
+        *fd = openat(place->directory, name, O_RDONLY | flags, 0600);
     if (*fd < 0)
         return disk_fault(fault, errno, "cannot open the lock file of", place->path);
     if (fstat(*fd, &status) != 0)

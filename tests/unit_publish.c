@@ -2,6 +2,7 @@
 #include "../plugin/publish.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -252,6 +253,63 @@ static void a_lock_held_elsewhere_is_waited_for_but_not_for_ever(void **state)
     assert_published(scene, "new", PUBLISH_WRITTEN);
 }
 
+/* The flags of our open file of that path, or -1. */
+static int flags_of(const char *path)
+{
+    DIR *entries = opendir("/proc/self/fd");
+    const struct dirent *entry;
+    char target[PATH_MAX];
+    int flags = -1;
+
+    while ((entry = readdir(entries))) {
+        ssize_t length = readlinkat(dirfd(entries), entry->d_name, target, sizeof target - 1);
+
+        if (length <= 0)
+            continue;
+        target[length] = '\0';
+        if (strcmp(target, path) == 0)
+            flags = fcntl(atoi(entry->d_name), F_GETFL);
+    }
+    (void)closedir(entries);
+    return flags;
+}
+
+struct lock_seen {
+    const char *path;
+    int flags;
+};
+
+static int note_flags(void *context, const char *bytes, size_t length, struct fault *fault)
+{
+    struct lock_seen *lock = context;
+
+    (void)bytes;
+    (void)length;
+    (void)fault;
+    lock->flags = flags_of(lock->path);
+    return 0;
+}
+
+static void the_lock_is_one_that_nfs_grants(void **state)
+{
+    const struct scene *scene = *state;
+    char path[96];
+    struct lock_seen lock = {path, -1};
+    const struct publish job = {.path = scene->path,
+                                .bytes = "one",
+                                .length = 3,
+                                .mode = 0644,
+                                .check = note_flags,
+                                .context = &lock};
+    enum publish_outcome outcome;
+    struct fault fault;
+
+    lock_path(scene, path, sizeof path);
+    assert_int_equal(publish_file(&job, &outcome, &fault), 0);
+    assert_true(lock.flags >= 0);
+    assert_int_equal(lock.flags & O_ACCMODE, O_RDWR);
+}
+
 static void a_lock_file_that_is_something_else_is_refused(void **state)
 {
     const struct scene *scene = *state;
@@ -401,6 +459,7 @@ int main(void)
         SCENE(paths_that_name_no_file_are_refused),
         SCENE(looking_leaves_nothing_behind),
         SCENE(a_lock_held_elsewhere_is_waited_for_but_not_for_ever),
+        SCENE(the_lock_is_one_that_nfs_grants),
         SCENE(a_lock_file_that_is_something_else_is_refused),
         SCENE(a_lock_file_of_another_user_is_refused),
         SCENE(a_full_disk_leaves_the_old_file),
