@@ -104,6 +104,11 @@ bool command_is(const char *word)
     return find_command(word) != NULL;
 }
 
+bool command_is_help(const char *word)
+{
+    return strcmp(word, "--help") == 0 || strcmp(word, "-help") == 0 || strcmp(word, "-h") == 0;
+}
+
 void command_list(FILE *out)
 {
     for (size_t i = 0; i < COMMANDS; i++)
@@ -126,15 +131,17 @@ static int help(const struct command *command)
 
 /* ---- the command line ---- */
 
+/* With one dash, too: SPIRE's own options are written so. */
 static const struct option *find_option(const struct command *command, const char *word,
                                         const char **value)
 {
-    size_t length = strcspn(word, "=");
+    const char *name = word + (word[1] == '-' ? 2 : 1);
+    size_t length = strcspn(name, "=");
 
-    *value = word[length] == '=' ? word + length + 1 : NULL;
+    *value = name[length] == '=' ? name + length + 1 : NULL;
     for (size_t i = 0; i < OPTIONS; i++)
-        if (strlen(options[i].name) == length && memcmp(options[i].name, word, length) == 0 &&
-            (options[i].commands & command->bit))
+        if (strlen(options[i].name + 2) == length &&
+            memcmp(options[i].name + 2, name, length) == 0 && (options[i].commands & command->bit))
             return &options[i];
     return NULL;
 }
@@ -187,7 +194,7 @@ static int read_line(const struct command *command, char **argv, struct command_
                      struct fault *fault)
 {
     while (*argv) {
-        bool is_option = strncmp(*argv, "--", 2) == 0;
+        bool is_option = argv[0][0] == '-' && argv[0][1] != '\0';
         int taken =
             is_option ? read_option(command, argv, made, fault) : read_operand(*argv, made, fault);
 
@@ -203,7 +210,7 @@ static int read_line(const struct command *command, char **argv, struct command_
 static bool wants_help(char **argv)
 {
     for (; *argv; argv++)
-        if (strcmp(*argv, "--help") == 0 || strcmp(*argv, "-h") == 0)
+        if (command_is_help(*argv))
             return true;
     return false;
 }

@@ -9,6 +9,9 @@
 /* Is this word of the command line a command? */
 bool command_is(const char *word);
 
+/* Does this word ask for help? */
+bool command_is_help(const char *word);
+
 /* Runs the command argv[0] names; answers on stdout, complaints on stderr. The exit status:
  * 0 all is well, 1 something is wrong with what was looked at, 2 could not look. */
 int command_run(int argc, char **argv);

@@ -240,12 +240,24 @@ static bool is_marked(const struct table *table, const char *mark)
     return false;
 }
 
-static void judge(struct show *show, const char *bytes, size_t length)
+/* We would not write it, but the discovery provider takes it for the truth. */
+static bool is_empty(const json_t *document)
+{
+    const json_t *keys = json_object_get(document, "keys");
+
+    return json_is_array(keys) && json_array_size(keys) == 0;
+}
+
+static void judge(struct show *show, const char *bytes, size_t length, const json_t *document)
 {
     struct bundle_summary summary;
     struct fault fault;
 
     (void)printf("\n");
+    if (is_empty(document)) {
+        warn(show, "no authorities in it: the discovery provider believes that and serves no key");
+        return;
+    }
     if (bundle_read(bytes, length, show->format, &summary, &fault) != 0) {
         show->warnings++;
         (void)printf("WARNING: the file is damaged, readers refuse all of it: %s\n", fault.message);
@@ -290,7 +302,7 @@ static int run(const struct command_options *options, struct show *show, struct 
     print_authorities(&show->x509, "X.509");
     if (show->format != BUNDLE_PEM)
         print_authorities(&show->jwt, "JWT");
-    judge(show, bytes, length);
+    judge(show, bytes, length, document);
     return 0;
 }
 

@@ -1,4 +1,7 @@
 /* spire-hsm check: can this token hold SPIRE's keys? */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -105,6 +108,23 @@ static void check_writing(struct check *check)
         row(check, FINE, "write", "the token is not write-protected");
 }
 
+/* The first start makes the file: can it? */
+static void check_identity_folder(struct check *check)
+{
+    char path[HSM_PATH_MAX];
+    const char *folder;
+
+    memcpy(path, check->config->config.keymanager.key_identifier_file, sizeof path);
+    folder = dirname(path);
+    if (faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0) {
+        row(check, NOTE, "identity", "key_identifier_file is not there; the first start makes it");
+        return;
+    }
+    row(check, MISSING, "identity", "key_identifier_file is not there and cannot be made");
+    table_note(&check->table, "its folder %s: %s; do: make the folder, writable for this user",
+               folder, strerror(errno));
+}
+
 static void check_identity(struct check *check)
 {
     struct identity identity = {.lock = -1};
@@ -114,7 +134,7 @@ static void check_identity(struct check *check)
     if (command_identity(&check->config->config, false, &identity, &scope, &fault) == 0)
         row(check, FINE, "identity", scope.server);
     else if (fault.code == FAULT_NOT_FOUND)
-        row(check, NOTE, "identity", "key_identifier_file is not there; the first start makes it");
+        check_identity_folder(check);
     else
         row_fault(check, "identity", "cannot be used", &fault, "correct the file");
     identity_close(&identity);

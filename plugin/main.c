@@ -63,6 +63,12 @@ static int help(void)
     return fflush(stdout) == 0 ? 0 : 1;
 }
 
+static int no_such_command(const char *word)
+{
+    (void)fprintf(stderr, "spire-hsm: there is no command \"%s\"; see --help\n", word);
+    return 2;
+}
+
 int main(int argc, char **argv)
 {
     const char *argument = argc > 1 ? argv[1] : "";
@@ -71,15 +77,17 @@ int main(int argc, char **argv)
     refuse_dumps();
     if (strcmp(argument, "worker") == 0)
         return hsm_worker(WORKER_SOCKET, WORKER_PAGE);
-    if (strcmp(argument, "--version") == 0)
+    if (strcmp(argument, "--version") == 0 || strcmp(argument, "-version") == 0)
         return printf("spire-hsm %s\n", VERSION) < 0 || fflush(stdout) != 0;
-    if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)
+    if (strcmp(argument, "help") == 0 || command_is_help(argument))
         return help();
     if (command_is(argument))
         return command_run(argc - 1, argv + 1);
     role = role_from_environment();
     if (role)
         return serve(role);
+    if (*argument)
+        return no_such_command(argument);
     (void)fputs(not_a_command, stderr);
     return 1;
 }

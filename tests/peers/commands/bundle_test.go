@@ -115,3 +115,14 @@ func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
 	_, stderr = s.run(cannot, "bundle", "show", path, "--format", "der")
 	s.contains(stderr, "expected spiffe, jwks or pem")
 }
+
+func TestBundleShowSaysThatAnEmptyListIsBelieved(t *testing.T) {
+	s := &scene{T: t}
+	path := filepath.Join(t.TempDir(), "bundle")
+	s.write(path, `{"keys": [], "spiffe_sequence": 7}`)
+	output, _ := s.run(wrong, "bundle", "show", path)
+	s.contains(output, "WARNING: no authorities in it", "serves no key")
+	if strings.Contains(output, "refuse") {
+		t.Fatal(output)
+	}
+}

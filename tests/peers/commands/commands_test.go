@@ -134,6 +134,10 @@ func TestMistakesOnTheCommandLineAreNamed(t *testing.T) {
 		{[]string{"keys", "token"}, `unexpected "token"`},
 		{[]string{"check", "--config", s.data}, "--trust-domain"},
 		{[]string{"check", "--config", "/nowhere"}, `cannot open "/nowhere"`},
+		{[]string{"check", "-config=/nowhere"}, `cannot open "/nowhere"`},
+		{[]string{"check", "-", "--config", "x"}, `unexpected "-"`},
+		{[]string{"chek", "--config", s.data}, `no command "chek"`},
+		{[]string{"--config", s.data, "check"}, `no command "--config"`},
 		{[]string{"bundle"}, "bundle show FILE"},
 		{[]string{"bundle", "show", "/nowhere"}, `cannot open "/nowhere"`},
 		{[]string{"prune", "--config", s.data, "--trust-domain=x", "--older-than", "1h"}, "24h or more"},
@@ -150,6 +154,11 @@ func TestMistakesOnTheCommandLineAreNamed(t *testing.T) {
 func TestEveryCommandHasItsHelp(t *testing.T) {
 	s := newScene(t, "")
 	all, _ := s.run(fine, "--help")
+	for _, way := range []string{"-help", "-h", "help"} {
+		if same, _ := s.run(fine, way); same != all {
+			t.Errorf("%s is not --help:\n%s", way, same)
+		}
+	}
 	for _, name := range []string{"check", "keys", "prune", "bundle"} {
 		s.contains(all, "spire-hsm "+name)
 		help, _ := s.run(fine, name, "--help")
@@ -192,6 +201,14 @@ plugins {
 	}
 	_, stderr := s.run(cannot, "check", "--config", conf)
 	s.contains(stderr, "--expand-env")
+}
+
+func TestCheckSaysThatTheFirstStartCannotMakeTheIdentity(t *testing.T) {
+	s := newScene(t, "")
+	s.contains(s.command(fine, "check", "--no-trial"), "the first start makes it")
+	folder := filepath.Join(s.token.Dir, "absent")
+	s.write(s.data, strings.Replace(s.token.PluginData(""), s.token.Dir+"/hsm-id", folder+"/hsm-id", 1))
+	s.contains(s.command(wrong, "check", "--no-trial"), "MISSING", "key_identifier_file", folder+": No such file")
 }
 
 func TestCheckSaysThatTheTokenIsNotThere(t *testing.T) {
