@@ -1,15 +1,20 @@
 package keymanager_test
 
 import (
+	"context"
+	"crypto"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"spire-hsm/peers/load"
 	"spire-hsm/peers/softhsm"
@@ -60,6 +65,48 @@ func TestKillingTheWorkerUnderLoadCostsNoCallAndLosesNoKey(t *testing.T) {
 		if time.Now().After(patience) {
 			t.Fatalf("on the token: %v; want one key for each of %d ids", named(), len(last))
 		}
+	}
+}
+
+func TestShutdownWithSignaturesInFlightAnswersEveryCall(t *testing.T) {
+	const callers, rounds = 24, 5
+	for range rounds {
+		p := ready(t, softhsm.New(t))
+		key := generate(t, p, "x509-CA-A", p256)
+		client := p.KeyManager()
+		var group sync.WaitGroup
+		var signed, givenUp atomic.Int64
+		for i := range callers {
+			group.Go(func() {
+				for {
+					call, cancel := ctx, func() {}
+					if i%4 == 0 { // these leave before they are answered
+						call, cancel = context.WithTimeout(ctx, time.Millisecond)
+					}
+					_, err := client.SignData(call, plain(key.Id, crypto.SHA256, digest(crypto.SHA256)))
+					cancel()
+					switch code := status.Code(err); {
+					case err == nil:
+						signed.Add(1)
+					case i%4 == 0 && code == codes.DeadlineExceeded:
+						givenUp.Add(1)
+					case code == codes.Unavailable || code == codes.Canceled:
+						return
+					default:
+						t.Errorf("signature failed: %v", err)
+						return
+					}
+				}
+			})
+		}
+		for signed.Load() < 300 && !t.Failed() {
+			time.Sleep(time.Millisecond)
+		}
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+		group.Wait()
+		t.Logf("%d signatures, %d calls given up by their callers", signed.Load(), givenUp.Load())
 	}
 }
 
