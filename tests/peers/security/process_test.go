@@ -100,113 +100,6 @@ func worker(t *testing.T, p *host.Plugin) int {
 	return 0
 }
 
-// inMemory counts how often something stands in a process's memory.
-func inMemory(t *testing.T, pid int, what string) int {
-	t.Helper()
-	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	must(t, err)
-	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	must(t, err)
-	defer memory.Close()
-	count := 0
-	for _, line := range strings.Split(strings.TrimSpace(string(maps)), "\n") {
-		var from, to uint64
-		var mode string
-		_, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode)
-		must(t, err)
-		if !strings.HasPrefix(mode, "rw") || to-from > 1<<30 { // a sanitizer's shadow is terabytes
-			continue
-		}
-		bytesThere := make([]byte, to-from)
-		n, _ := memory.ReadAt(bytesThere, int64(from))
-		count += bytes.Count(bytesThere[:n], []byte(what))
-	}
-	return count
-}
-
-// The PIN of a file is there for the length of a login.
-func TestThePINOfAFileIsInNoProcessAfterTheLogin(t *testing.T) {
-	needRoot(t)
-	token := aToken(t)
-	inline := start(t, token)
-	unsanitized(t, inline)
-	must(t, inline.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
-	if inMemory(t, inline.PID(), secret) == 0 || inMemory(t, worker(t, inline), secret) == 0 {
-		t.Error("an inline PIN is not found: this search finds nothing")
-	}
-	must(t, inline.Close())
-
-	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
-	if n := inMemory(t, p.PID(), secret); n > 0 {
-		t.Errorf("it is in the front's memory, %d times", n)
-	}
-	if n := inMemory(t, worker(t, p), secret); n > 0 {
-		t.Errorf("it is in the worker's memory, %d times", n)
-	}
-}
-
-// An inline PIN has been in gRPC's buffers, which nobody wipes; our own copy goes.
-func TestAnInlinePINIsWipedWhenAnotherSourceTakesItsPlace(t *testing.T) {
-	needRoot(t)
-	const kept = "\x03\x00\x00\x00" + secret // HSM_PIN_INLINE and the text, as in struct hsm_settings
-	token := aToken(t)
-	p := start(t, token)
-	unsanitized(t, p)
-	must(t, p.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
-	if inMemory(t, p.PID(), kept) == 0 {
-		t.Error("the front's copy is not found: this search finds nothing")
-	}
-	must(t, p.Configure(domain, token.PluginData("")))
-	next := worker(t, p) // the old supervisor's end comes with its worker's
-	for patience := time.Now().Add(time.Minute); inMemory(t, p.PID(), kept) > 0; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(patience) {
-			t.Fatal("the front's copy is still there")
-		}
-	}
-	if inMemory(t, next, secret) > 0 {
-		t.Error("the new worker has it")
-	}
-}
-
-// Every level of the log, every field, every status.
-func TestThePINIsInNoLogLineAndNoError(t *testing.T) {
-	token := aToken(t)
-	wrong := filepath.Join(token.Dir, "wrong")
-	must(t, os.WriteFile(wrong, []byte("wrong-"+secret+"\n"), 0o600))
-	uri := "pkcs11:token=" + token.Label
-	for _, pin := range []string{
-		fmt.Sprintf("pin_file = %q", token.PINFile),
-		`pin_env = "THE_PIN"`,
-		fmt.Sprintf("pin = %q", secret),
-		fmt.Sprintf("pin_file = %q", wrong),
-		`pin_env = "WRONG_PIN"`,
-		fmt.Sprintf("pin = %q", "wrong-"+secret),
-		fmt.Sprintf("pin = %q\npin_file = %q", secret, token.PINFile),
-		fmt.Sprintf("pin = [%q]", secret),
-		fmt.Sprintf("pin = %q", strings.Repeat(secret, 40)),
-		fmt.Sprintf("pin_env = %q", secret+"="),
-		fmt.Sprintf("pin = %q\nnonsense", secret),
-		fmt.Sprintf("pinn = %q", secret),
-	} {
-		p := start(t, token, "THE_PIN="+secret, "WRONG_PIN=wrong-"+secret)
-		errs := []error{p.Configure(domain, withPIN(token, pin)), p.Configure(domain, strings.Replace(withPIN(token, pin),
-			strconv.Quote(uri), strconv.Quote(uri+"?pin-value="+secret), 1))}
-		answer, err := p.Validate(domain, withPIN(token, pin))
-		errs = append(errs, err)
-		if strings.Contains(fmt.Sprint(errs, answer), secret) {
-			t.Errorf("%s: in an error: %v %v", pin, errs, answer)
-		}
-		_ = p.Close()
-		if len(p.Logs.Lines()) == 0 {
-			t.Errorf("%s: nothing was logged", pin)
-		}
-		if line, found := p.Logs.Find(secret); found {
-			t.Errorf("%s: in the log: %v", pin, line)
-		}
-	}
-}
-
 // cored: is there a core in this directory?
 func cored(t *testing.T, directory string) bool {
 	t.Helper()
@@ -421,6 +314,37 @@ func TestNoModuleIsLoadedButTheOneThatIsNamed(t *testing.T) {
 	}
 }
 
+// Kubernetes makes the folders of its volumes writable for all, and mounts them read-only
+// where a program says so: nobody replaces the module there.
+func TestAFolderThatIsOpenToAllIsNoMatterOnAReadOnlyMount(t *testing.T) {
+	needRoot(t)
+	token := aToken(t)
+	open, mounted := t.TempDir(), t.TempDir()
+	module, err := os.ReadFile(softhsm.Module())
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(open, "module.so"), module, 0o644))
+	must(t, os.Chmod(open, 0o777))
+	if err := syscall.Mount(open, mounted, "", syscall.MS_BIND, ""); err != nil {
+		t.Skipf("mount: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(mounted, syscall.MNT_DETACH) })
+	must(t, syscall.Mount("", mounted, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	data := func(folder string) string {
+		return strings.Replace(token.PluginData(""), softhsm.Module(), filepath.Join(folder, "module.so"), 1)
+	}
+	p := start(t, token)
+	if err := p.Configure(domain, data(open)); err == nil || !strings.Contains(err.Error(), "could put another library there") {
+		t.Errorf("%v", err)
+	}
+	must(t, p.Configure(domain, data(mounted)))
+	must(t, p.Close()) // the worker has the file open
+	for patience := time.Now().Add(time.Minute); syscall.Unmount(mounted, 0) == syscall.EBUSY; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(patience) {
+			t.Fatal("the worker does not let go of the module")
+		}
+	}
+}
+
 // status is a line of /proc/PID/status.
 func status(t *testing.T, pid int, name string) string {
 	t.Helper()
@@ -447,24 +371,5 @@ func TestTheWorkerGetsNoNewPrivilegesAndMakesFilesForItsOwnerAlone(t *testing.T)
 		if got := status(t, pid, "Umask"); got != "0077" {
 			t.Errorf("the %s has umask %s", name, got)
 		}
-	}
-}
-
-// Such a library writes the PIN to its standard error, which is our log.
-func TestALibraryThatWouldWriteThePINIntoTheLogIsWarnedOf(t *testing.T) {
-	token := aToken(t)
-	for _, name := range []string{"PKCS11SPY", "YUBIHSM_PKCS11_DBG", "CKNFAST_DEBUG"} {
-		p := start(t, token, name+"="+softhsm.Module())
-		must(t, p.Configure(domain, token.PluginData("")))
-		line := p.Logs.Wait(t, name)
-		if !strings.Contains(line.Message, "PIN") {
-			t.Errorf("%v", line)
-		}
-		must(t, p.Close())
-	}
-	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
-	if line, found := p.Logs.Find("PKCS11SPY"); found {
-		t.Errorf("without reason: %v", line)
 	}
 }
