@@ -19,6 +19,7 @@ scratch=$(mktemp -d "/tmp/spire-hsm-$1.XXXXXX")
 logs=$scratch/logs
 mkdir "$logs"
 exec 3>&1 4>&2
+unset MAKEFLAGS MAKELEVEL # a make that runs this has nothing to say to those it runs
 
 passed=0
 failed=0

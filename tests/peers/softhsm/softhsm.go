@@ -32,6 +32,23 @@ type Token struct {
 // New makes a token with the label "spire" and PIN 1234, its PIN in a 0600 file.
 func New(t testing.TB) *Token {
 	t.Helper()
+	token := empty(t)
+	token.Init(t, token.Label)
+	return token
+}
+
+// Restore is New with the contents of a token directory that was kept.
+func Restore(t testing.TB, tokens string) *Token {
+	t.Helper()
+	token := empty(t)
+	if err := os.CopyFS(token.Tokens, os.DirFS(tokens)); err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
+func empty(t testing.TB) *Token {
+	t.Helper()
 	dir := t.TempDir()
 	token := &Token{
 		Dir: dir, Tokens: filepath.Join(dir, "tokens"), Conf: filepath.Join(dir, "softhsm2.conf"),
@@ -42,7 +59,6 @@ func New(t testing.TB) *Token {
 	}
 	write(t, token.Conf, fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", token.Tokens))
 	write(t, token.PINFile, token.PIN+"\n")
-	token.Init(t, token.Label)
 	return token
 }
 
