@@ -45,6 +45,8 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
     struct catalogue_key *old = NULL;
     struct fault fault;
 
+    if (key)
+        key->ours = true;
     if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
         free(key);
         disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
@@ -58,6 +60,8 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
     rotation_conclude(attempt, key, NULL);
     if (old) {
         keymanager_log_event(keymanager, "key superseded", old);
+        if (!old->ours)
+            keymanager_log_event(keymanager, "superseded key stays for spire-hsm prune", old);
         keymanager_drop(keymanager, old);
     }
     keymanager_drop(keymanager, key);
@@ -225,15 +229,16 @@ static int name_attempt(struct attempt *attempt, struct fault *fault)
     (void)pthread_mutex_lock(&keymanager->mutex);
     result =
         label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
+    label_format(&attempt->label, attempt->name.label);
     if (result == 0)
-        result = label_new_id(attempt->label.generation, id_length, &attempt->name, fault);
+        result = label_new_id(attempt->label.generation, id_length, &keymanager->identity.maker,
+                              &attempt->name, fault);
     attempt->reason.code = FAULT_NONE;
     if (result == 0) {
         keymanager->highest = attempt->label.generation;
         remember(keymanager, attempt);
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
-    label_format(&attempt->label, attempt->name.label);
     return result;
 }
 
@@ -253,16 +258,11 @@ static void generate(struct attempt *attempt)
 
 /* ---- surveying ---- */
 
-/* With the mutex held: did this process try to make it, or was it there when we came? */
-static bool is_ours(const struct keymanager *keymanager, const struct inventory_item *item)
+/* With the mutex held: was it there when we came, or made by us? */
+static bool is_known(const struct keymanager *keymanager, const struct inventory_item *item)
 {
-    if (item->label.generation <= keymanager->ours_up_to)
-        return true;
-    for (size_t i = 0; i < MADE_MAX; i++)
-        if (keymanager->made[i].generation == item->label.generation &&
-            memcmp(keymanager->made[i].id, item->name.id, sizeof item->name.id) == 0)
-            return true;
-    return false;
+    return item->label.generation <= keymanager->ours_up_to ||
+           keymanager_made(keymanager, &item->label, &item->name);
 }
 
 /* A key in our name that we did not make: there is another process with this identity, and
@@ -275,7 +275,7 @@ static const struct inventory_item *find_rival(struct keymanager *keymanager,
 
     (void)pthread_mutex_lock(&keymanager->mutex);
     for (size_t i = 0; i < inventory->count && !rival; i++)
-        if (!is_ours(keymanager, &inventory->items[i]))
+        if (!is_known(keymanager, &inventory->items[i]))
             rival = &inventory->items[i];
     if (highest > keymanager->highest)
         keymanager->highest = highest;
@@ -305,7 +305,7 @@ static void survey_item(void *context, const struct hsm_item *item)
     struct attempt *attempt = context;
 
     if (item)
-        inventory_add(&attempt->inventory, &attempt->keymanager->scope, item);
+        inventory_add(&attempt->inventory, &attempt->keymanager->identity.scope, item);
     else
         inventory_clear(&attempt->inventory);
 }
@@ -331,7 +331,7 @@ static void survey(struct attempt *attempt)
     struct hsm_request request = {.op = HSM_SCAN};
 
     inventory_clear(&attempt->inventory);
-    label_prefix(&attempt->keymanager->scope, request.prefix);
+    label_prefix(&attempt->keymanager->identity.scope, request.prefix);
     submit(attempt, &request, surveyed, survey_item);
 }
 

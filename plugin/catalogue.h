@@ -25,6 +25,8 @@ struct catalogue_key {
                                                   SPIRE's local_authority_id */
     atomic_uint holders;
     atomic_bool superseded;
+    bool ours;      /* no other process can be using it: once superseded, it may leave the token.
+                       Set before it is served */
     bool unclaimed; /* made, but nobody waited any more: the next request for it takes it.
                        Guarded by the rotation's mutex */
 };

@@ -201,15 +201,14 @@ static int name_trial(struct trial *trial, struct fault *fault)
 {
     struct check *check = trial->check;
     uint32_t id_length = (uint32_t)check->config->config.keymanager.cka_id_length;
-    struct label label = {.scope = check->scope};
+    const struct label_maker nobody = {.known = false};
+    struct label label = {.scope = check->scope, .key_id = LABEL_TRIAL_KEY_ID};
 
-    if (label_next_generation(time(NULL), check->highest, &label.generation, fault) != 0 ||
-        label_new_id(label.generation, id_length, &trial->name, fault) != 0)
+    if (label_next_generation(time(NULL), check->highest, &label.generation, fault) != 0)
         return -1;
-    memcpy(label.key_id, LABEL_TRIAL_KEY_ID, sizeof LABEL_TRIAL_KEY_ID);
     check->highest = label.generation;
     label_format(&label, trial->name.label);
-    return 0;
+    return label_new_id(label.generation, id_length, &nobody, &trial->name, fault);
 }
 
 /* HSM clusters show a new key late: worth a second look each second for a while. */

@@ -73,9 +73,9 @@ void command_prove(struct command_token *token, struct inventory *server)
 int command_identity(const struct config *config, bool lock, struct identity *identity,
                      struct label_scope *scope, struct fault *fault)
 {
-    if (identity_find(&config->keymanager, lock, identity, fault) != 0)
+    if (identity_find(config, lock, identity, fault) != 0)
         return -1;
-    label_scope(config->trust_domain, identity->bytes, identity->length, scope);
+    *scope = identity->scope;
     return 0;
 }
 

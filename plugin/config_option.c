@@ -35,7 +35,9 @@ static const struct config_option keymanager_options[] = {
      .help = "file that says which keys on the token are this server's; made if it is absent"},
     {"key_identifier_value", OPTION_STRING, FIELD(keymanager.key_identifier_value),
      .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes",
-     .help = "the same as a fixed name, where there is no disk to keep a file on"},
+     .help = "the same as a fixed name, where there is no disk; guarded against a second server on "
+             "this "
+             "host only"},
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
      .help = "sessions with the token, which is how many signatures it makes at a time"},

@@ -13,9 +13,31 @@
 #include <openssl/rand.h>
 
 #include "../hsm/clock.h"
+#include "../hsm/look.h"
 #include "../hsm/scope.h"
+#include "log.h"
 
 static const int64_t lock_wait = 12 * CLOCK_SECOND;
+
+/* A file that holds an identity, or marks the place of one. */
+struct source {
+    const char *what;
+    const char *path;
+    int flags; /* for open(2) */
+};
+
+static struct source file_of(const struct config *config)
+{
+    return (struct source){.what = "key_identifier_file",
+                           .path = config->keymanager.key_identifier_file};
+}
+
+/* Everybody may put links into /dev/shm. */
+static struct source place_of(const char *path)
+{
+    return (struct source){
+        .what = "place of key_identifier_value", .path = path, .flags = O_NOFOLLOW};
+}
 
 static int make_uuid(char text[40])
 {
@@ -64,8 +86,9 @@ static int put_in_place(const char *temp, const char *path, bool *existed)
 
 /* Beside the target and linked into place, so that the name never shows a half-written
  * identity. */
-static int create(const char *path, bool *existed, struct fault *fault)
+static int create(const struct source *source, bool *existed, struct fault *fault)
 {
+    const char *path = source->path;
     char temp[HSM_PATH_MAX + 64];
     char uuid[40];
     int error = 0;
@@ -78,113 +101,118 @@ static int create(const char *path, bool *existed, struct fault *fault)
         error = errno;
     (void)unlink(temp);
     if (error != 0)
-        return fault_errno(fault, FAULT_FAILED_PRECONDITION, error,
-                           "cannot create key_identifier_file \"%s\"", path);
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, error, "cannot create %s \"%s\"",
+                           source->what, path);
     return 0;
 }
 
-static int open_file(const char *path, bool *existed, int *fd, struct fault *fault)
+static int open_source(const struct source *source)
+{
+    return open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | source->flags);
+}
+
+static int open_file(const struct source *source, bool *existed, int *fd, struct fault *fault)
 {
     *existed = true;
-    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    *fd = open_source(source);
     if (*fd < 0 && errno == ENOENT) {
         *existed = false;
-        if (create(path, existed, fault) != 0)
+        if (create(source, existed, fault) != 0)
             return -1;
-        *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+        *fd = open_source(source);
     }
     if (*fd < 0)
-        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno,
-                           "cannot open key_identifier_file \"%s\"", path);
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot open %s \"%s\"",
+                           source->what, source->path);
     return 0;
 }
 
-static int check_file(const char *path, int fd, struct fault *fault)
+static int check_file(const struct source *source, int fd, struct fault *fault)
 {
     struct stat st;
 
     if (fstat(fd, &st) != 0)
-        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno,
-                           "cannot look at key_identifier_file \"%s\"", path);
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot look at %s \"%s\"",
+                           source->what, source->path);
     if (!S_ISREG(st.st_mode))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "key_identifier_file \"%s\" is not a regular file", path);
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s \"%s\" is not a regular file",
+                         source->what, source->path);
     if (st.st_uid != 0 && st.st_uid != geteuid())
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "key_identifier_file \"%s\" belongs to somebody else (user %u)", path,
+                         "%s \"%s\" belongs to somebody else (user %u)", source->what, source->path,
                          (unsigned)st.st_uid);
     if ((st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "key_identifier_file \"%s\" may be written by others (mode %04o): its "
-                         "content decides which keys are ours",
-                         path, (unsigned)(st.st_mode & 07777));
+                         "%s \"%s\" may be written by others (mode %04o): its content decides "
+                         "which keys are ours",
+                         source->what, source->path, (unsigned)(st.st_mode & 07777));
     return 0;
 }
 
-static int read_file(const char *path, int fd, struct identity *identity, struct fault *fault)
+static int read_file(const struct source *source, int fd, struct identity *identity,
+                     struct fault *fault)
 {
     char bytes[CONFIG_IDENTITY_MAX + 2];
     ssize_t got = pread(fd, bytes, sizeof bytes, 0);
 
     if (got < 0)
-        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno,
-                           "cannot read key_identifier_file \"%s\"", path);
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot read %s \"%s\"",
+                           source->what, source->path);
     if (got > 0 && bytes[got - 1] == '\n')
         got--;
     if (got == 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "key_identifier_file \"%s\" is empty: restore it, or remove it to start "
-                         "as a new server (the keys of the old identity are then not found)",
-                         path);
+                         "%s \"%s\" is empty: restore it, or remove it to start as a new server "
+                         "(the keys of the old identity are then not found)",
+                         source->what, source->path);
     if (got > CONFIG_IDENTITY_MAX)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "key_identifier_file \"%s\" holds more than %d bytes", path,
-                         CONFIG_IDENTITY_MAX);
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s \"%s\" holds more than %d bytes",
+                         source->what, source->path, CONFIG_IDENTITY_MAX);
     memcpy(identity->bytes, bytes, (size_t)got);
     identity->length = (size_t)got;
     return 0;
 }
 
-static bool same_file(int a, int b)
-{
-    struct stat first;
-    struct stat second;
-
-    return fstat(a, &first) == 0 && fstat(b, &second) == 0 && first.st_dev == second.st_dev &&
-           first.st_ino == second.st_ino;
-}
-
-static int take_lock(const char *path, int fd, int64_t wait, struct fault *fault)
+static int take_lock(const struct source *source, int fd, int64_t wait, struct fault *fault)
 {
     const struct timespec pause = {.tv_nsec = 50 * CLOCK_MILLISECOND};
     int64_t until = clock_now() + wait;
 
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         if (errno != EWOULDBLOCK && errno != EINTR)
-            return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno,
-                               "cannot lock key_identifier_file \"%s\"", path);
+            return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot lock %s \"%s\"",
+                               source->what, source->path);
         if (clock_now() >= until)
             return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                             "key_identifier_file \"%s\" is in use by another process: two "
-                             "servers must not share one identity",
-                             path);
+                             "%s \"%s\" is in use by another process: two servers must not share "
+                             "one identity",
+                             source->what, source->path);
         (void)nanosleep(&pause, NULL);
     }
     return 0;
 }
 
+static bool same_file(int a, int b)
+{
+    struct look first;
+    struct look second;
+
+    return look_at_open(a, &first) == 0 && look_at_open(b, &second) == 0 &&
+           look_same_file(&first, &second);
+}
+
 /* Whoever made the file may have taken it back while we waited for the lock. */
 static bool is_at(const char *path, int fd)
 {
-    struct stat now;
-    struct stat locked;
+    struct look now;
+    struct look locked;
 
-    return stat(path, &now) == 0 && fstat(fd, &locked) == 0 && now.st_dev == locked.st_dev &&
-           now.st_ino == locked.st_ino;
+    return look_at_path(path, &now) == 0 && look_at_open(fd, &locked) == 0 &&
+           look_same_file(&now, &locked);
 }
 
 /* *lock is -1 when the file has to be opened anew. */
-static int lock_file(const char *path, const struct identity *held, int *fd, int *lock,
+static int lock_file(const struct source *source, const struct identity *held, int *fd, int *lock,
                      struct fault *fault)
 {
     *lock = -1;
@@ -195,86 +223,143 @@ static int lock_file(const char *path, const struct identity *held, int *fd, int
                           : fault_errno(fault, FAULT_UNAVAILABLE, errno,
                                         "cannot duplicate the identity lock");
     }
-    if (take_lock(path, *fd, lock_wait, fault) != 0)
+    if (take_lock(source, *fd, lock_wait, fault) != 0)
         return -1;
-    if (is_at(path, *fd)) {
+    if (is_at(source->path, *fd)) {
         *lock = *fd;
         *fd = -1;
     }
     return 0;
 }
 
-static int from_file(const char *path, const struct identity *held, struct identity *identity,
-                     struct fault *fault)
+static int make_or_read(const struct source *source, struct identity *identity, int *fd,
+                        struct fault *fault)
+{
+    if (open_file(source, &identity->existed, fd, fault) != 0 ||
+        check_file(source, *fd, fault) != 0 || read_file(source, *fd, identity, fault) != 0)
+        return -1;
+    return 0;
+}
+
+static int from_file(const struct source *source, const struct identity *held,
+                     struct identity *identity, struct fault *fault)
 {
     while (identity->lock < 0) {
         OWNED(scope_close) int fd = -1;
 
-        if (open_file(path, &identity->existed, &fd, fault) != 0 ||
-            check_file(path, fd, fault) != 0 || read_file(path, fd, identity, fault) != 0 ||
-            lock_file(path, held, &fd, &identity->lock, fault) != 0)
+        if (make_or_read(source, identity, &fd, fault) != 0 ||
+            lock_file(source, held, &fd, &identity->lock, fault) != 0)
             return -1;
     }
+    identity->alone = true;
     return 0;
 }
 
-static int find_file(const char *path, bool lock, struct identity *identity, struct fault *fault)
+static int find_file(const struct source *source, bool lock, struct identity *identity,
+                     struct fault *fault)
 {
-    OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    OWNED(scope_close) int fd = open_source(source);
 
     if (fd < 0)
         return fault_errno(fault, errno == ENOENT ? FAULT_NOT_FOUND : FAULT_FAILED_PRECONDITION,
-                           errno, "cannot open key_identifier_file \"%s\"", path);
-    if (check_file(path, fd, fault) != 0 || read_file(path, fd, identity, fault) != 0)
+                           errno, "cannot open %s \"%s\"", source->what, source->path);
+    if (check_file(source, fd, fault) != 0 || read_file(source, fd, identity, fault) != 0)
         return -1;
     identity->existed = true;
     if (!lock)
         return 0;
-    if (take_lock(path, fd, 0, fault) != 0)
+    if (take_lock(source, fd, 0, fault) != 0)
         return -1;
     identity->lock = fd;
+    identity->alone = true;
     fd = -1;
     return 0;
 }
 
-static void take_value(const struct config_keymanager *config, struct identity *identity)
+/* ---- a value ---- */
+
+static void take_value(const struct config *config, struct identity *identity)
 {
-    identity->length = strlen(config->key_identifier_value);
-    memcpy(identity->bytes, config->key_identifier_value, identity->length);
+    const char *value = config->keymanager.key_identifier_value;
+
+    identity->length = strlen(value);
+    memcpy(identity->bytes, value, identity->length);
 }
 
-int identity_find(const struct config_keymanager *config, bool lock, struct identity *identity,
+static void take_scope(const struct config *config, struct identity *identity)
+{
+    label_scope(config->trust_domain, identity->bytes, identity->length, &identity->scope);
+}
+
+/* Without a place all goes on, only more cautiously. But two processes in one place are two
+ * servers with one identity. */
+static int take_place(const struct identity *held, struct identity *identity, struct fault *fault)
+{
+    struct identity place = {.lock = -1};
+    char path[IDENTITY_PLACE_MAX];
+    const struct source source = place_of(path);
+
+    identity_place(&identity->scope, path);
+    while (place.lock < 0) {
+        OWNED(scope_close) int fd = -1;
+        struct fault why;
+
+        if (make_or_read(&source, &place, &fd, &why) != 0) {
+            log_fault(LOG_WARN, &why, "no old key is destroyed, but those this process makes",
+                      NULL);
+            return 0;
+        }
+        if (lock_file(&source, held, &fd, &place.lock, fault) != 0)
+            return -1;
+    }
+    identity->lock = place.lock;
+    label_maker(place.bytes, place.length, &identity->maker);
+    return 0;
+}
+
+/* ---- the door ---- */
+
+static bool has_file(const struct config *config)
+{
+    return config->keymanager.key_identifier_file[0] != '\0';
+}
+
+int identity_find(const struct config *config, bool lock, struct identity *identity,
                   struct fault *fault)
 {
+    const struct source source = file_of(config);
     struct identity found = {.lock = -1};
 
-    if (config->key_identifier_file[0] == '\0')
+    if (!has_file(config))
         take_value(config, &found);
-    else if (find_file(config->key_identifier_file, lock, &found, fault) != 0)
+    else if (find_file(&source, lock, &found, fault) != 0)
         return -1;
+    take_scope(config, &found);
     *identity = found;
     return 0;
 }
 
-int identity_open(const struct config_keymanager *config, const struct identity *held,
+int identity_open(const struct config *config, const struct identity *held,
                   struct identity *identity, struct fault *fault)
 {
+    const struct source source = file_of(config);
     struct identity made = {.lock = -1};
 
-    if (config->key_identifier_file[0] != '\0') {
-        if (from_file(config->key_identifier_file, held, &made, fault) != 0)
-            return -1;
-    } else {
+    if (!has_file(config))
         take_value(config, &made);
-    }
+    else if (from_file(&source, held, &made, fault) != 0)
+        return -1;
+    take_scope(config, &made);
+    if (!has_file(config) && take_place(held, &made, fault) != 0)
+        return -1;
     *identity = made;
     return 0;
 }
 
-void identity_undo(const struct config_keymanager *config, struct identity *identity)
+void identity_undo(const struct config *config, struct identity *identity)
 {
-    if (identity->lock >= 0 && !identity->existed)
-        (void)unlink(config->key_identifier_file);
+    if (identity->alone && !identity->existed)
+        (void)unlink(config->keymanager.key_identifier_file);
 }
 
 void identity_close(struct identity *identity)

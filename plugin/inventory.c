@@ -75,9 +75,8 @@ struct inventory_item *inventory_next_id(struct inventory *inventory, struct inv
     return item + 1 == inventory->items + inventory->count ? NULL : item + 1;
 }
 
-/* The next item that shares this one's generation, or the one before it does. */
-static bool is_twin(struct inventory *inventory, const struct inventory_item *first,
-                    struct inventory_item *item)
+bool inventory_is_twin(struct inventory *inventory, const struct inventory_item *first,
+                       struct inventory_item *item)
 {
     const struct inventory_item *next = inventory_next_generation(inventory, item);
 
@@ -98,19 +97,9 @@ struct inventory_item *inventory_candidate(struct inventory *inventory,
     struct inventory_item *item;
 
     for (item = first; item; item = inventory_next_generation(inventory, item))
-        if (may_serve(item) && !is_twin(inventory, first, item))
+        if (may_serve(item) && !inventory_is_twin(inventory, first, item))
             return item;
     return NULL;
-}
-
-bool inventory_has_twins(struct inventory *inventory, struct inventory_item *first)
-{
-    struct inventory_item *item;
-
-    for (item = first; item; item = inventory_next_generation(inventory, item))
-        if (is_twin(inventory, first, item))
-            return true;
-    return false;
 }
 
 uint32_t inventory_highest(const struct inventory *inventory)

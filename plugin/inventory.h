@@ -44,8 +44,9 @@ struct inventory_item *inventory_next_generation(struct inventory *inventory,
 struct inventory_item *inventory_candidate(struct inventory *inventory,
                                            struct inventory_item *first);
 
-/* Two pairs of one key id and generation: two processes have made keys in one name. */
-bool inventory_has_twins(struct inventory *inventory, struct inventory_item *first);
+/* Is there another of this one's key id and generation? `first` is the newest of the id. */
+bool inventory_is_twin(struct inventory *inventory, const struct inventory_item *first,
+                       struct inventory_item *item);
 
 uint32_t inventory_highest(const struct inventory *inventory);
 

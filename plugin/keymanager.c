@@ -41,6 +41,29 @@ void keymanager_log_event(const struct keymanager *keymanager, const char *event
               keymanager->info.label, NULL);
 }
 
+/* ---- whose a key is ---- */
+
+bool keymanager_made(const struct keymanager *keymanager, const struct label *label,
+                     const struct hsm_key_name *name)
+{
+    for (size_t i = 0; i < MADE_MAX && i < keymanager->made_count; i++)
+        if (keymanager->made[i].generation == label->generation &&
+            memcmp(keymanager->made[i].id, name->id, sizeof name->id) == 0)
+            return true;
+    return label_made_by(&keymanager->identity.maker, name);
+}
+
+/* Nothing is made any more by the one we succeed. */
+static void take_over(struct keymanager *keymanager, struct keymanager *before)
+{
+    (void)pthread_mutex_lock(&before->mutex);
+    if (label_same_scope(&before->identity.scope, &keymanager->identity.scope)) {
+        memcpy(keymanager->made, before->made, sizeof keymanager->made);
+        keymanager->made_count = before->made_count;
+    }
+    (void)pthread_mutex_unlock(&before->mutex);
+}
+
 /* ---- life ---- */
 
 /* Not before the one we succeed is gone: its signatures in flight use keys that we supersede. */
@@ -128,7 +151,9 @@ static int load(struct keymanager *keymanager, struct keymanager *before, const 
     deadline = later(deadline, clock_now() + loading_time);
     if (before && rotation_drain(before, deadline, cancel, fault) != 0)
         return -1;
-    return loading_run(keymanager, deadline, cancel, fault);
+    if (before)
+        take_over(keymanager, before);
+    return loading_run(keymanager, before, deadline, cancel, fault);
 }
 
 int keymanager_open(const struct config *config, struct keymanager *before,
@@ -138,18 +163,16 @@ int keymanager_open(const struct config *config, struct keymanager *before,
 
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    if (identity_open(&config->keymanager, before ? &before->identity : NULL, &made->identity,
-                      fault) != 0 ||
+    if (identity_open(config, before ? &before->identity : NULL, &made->identity, fault) != 0 ||
         start(made, config, fault) != 0) {
-        identity_undo(&config->keymanager, &made->identity);
+        identity_undo(config, &made->identity);
         free_keymanager(made);
         return -1;
     }
-    label_scope(config->trust_domain, made->identity.bytes, made->identity.length, &made->scope);
     if (load(made, before, cancel, fault) != 0) {
         if (before)
             rotation_open_gate(before, before);
-        identity_undo(&config->keymanager, &made->identity);
+        identity_undo(config, &made->identity);
         keymanager_release(made);
         return -1;
     }
@@ -191,7 +214,7 @@ void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key)
 {
     if (!catalogue_drop(key))
         return;
-    if (key->superseded)
+    if (key->superseded && key->ours)
         disposal_add(keymanager, DISPOSE_SUPERSEDED, key->key_id, &key->name);
     free(key);
 }

@@ -36,10 +36,10 @@ TAILQ_HEAD(waiters, waiter);
 struct keymanager {
     struct config_keymanager config;
     struct identity identity;
-    struct label_scope scope;
     struct supervisor *supervisor;
     struct hsm_token_info info;
     struct catalogue catalogue;
+    unsigned older; /* keys of ours, found at Configure, that are not needed and stay */
     atomic_uint holders;
 
     pthread_mutex_t mutex;      /* guards all below */
@@ -86,9 +86,10 @@ struct attempt {
     int64_t resume_at;
 };
 
-/* loading.c: scan, prove, serve; leftovers become disposals. */
-int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
-                struct fault *fault);
+/* loading.c: scan, prove, serve; leftovers become disposals. FAULT_UNAVAILABLE when a key that
+ * `before` (or NULL) serves on the same token does not show. */
+int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
+                const atomic_bool *cancel, struct fault *fault);
 
 /* disposal.c */
 void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
@@ -119,6 +120,12 @@ void rotation_hand_over(struct attempt *attempt);
  * SPIRE's own logs. keymanager.c */
 void keymanager_log_event(const struct keymanager *keymanager, const char *event,
                           const struct catalogue_key *key);
+
+/* With the mutex held, or before it matters: did this process make it, or another one here
+ * that has ended since? */
+bool keymanager_made(const struct keymanager *keymanager, const struct label *label,
+                     const struct hsm_key_name *name);
+
 void keymanager_cka_id(const struct hsm_key_name *name, char text[2 * HSM_ID_MAX + 1]);
 
 #endif

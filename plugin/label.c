@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include <openssl/evp.h>
+#include <openssl/hmac.h>
 #include <openssl/rand.h>
 
 #include "../hsm/scope.h"
@@ -16,6 +17,7 @@ enum {
     SCOPE_BYTES = 5, /* 40 bits are 8 characters of base32 */
     ID_LONG = 16,
     ID_SHORT = 2,
+    MARK_AT = 8, /* up to the end */
 };
 
 static const char format_1[] = "sp1-";
@@ -245,9 +247,30 @@ int label_next_generation(int64_t now, uint32_t highest, uint32_t *generation, s
     return 0;
 }
 
-int label_new_id(uint32_t generation, uint32_t id_length, struct hsm_key_name *name,
-                 struct fault *fault)
+/* ---- CKA_ID ---- */
+
+void label_maker(const void *secret, size_t length, struct label_maker *maker)
 {
+    maker->known = EVP_Q_digest(NULL, "SHA256", NULL, secret, length, maker->key, NULL) == 1;
+}
+
+/* The id's first MARK_AT bytes are there already. */
+static bool mark_of(const struct label_maker *maker, const struct hsm_key_name *name,
+                    uint8_t mark[EVP_MAX_MD_SIZE])
+{
+    uint8_t text[HSM_LABEL_MAX + MARK_AT];
+    size_t length = strlen(name->label);
+
+    memcpy(text, name->label, length);
+    memcpy(text + length, name->id, MARK_AT);
+    return maker->known && HMAC(EVP_sha256(), maker->key, sizeof maker->key, text, length + MARK_AT,
+                                mark, NULL) != NULL;
+}
+
+int label_new_id(uint32_t generation, uint32_t id_length, const struct label_maker *maker,
+                 struct hsm_key_name *name, struct fault *fault)
+{
+    uint8_t mark[EVP_MAX_MD_SIZE];
     uint8_t id[ID_LONG];
 
     if (id_length != ID_LONG && id_length != ID_SHORT)
@@ -258,5 +281,15 @@ int label_new_id(uint32_t generation, uint32_t id_length, struct hsm_key_name *n
         id[i] = (uint8_t)(generation >> (8 * (GENERATION_BYTES - 1 - i)));
     memcpy(name->id, id, id_length);
     name->id_length = id_length;
+    if (id_length == ID_LONG && mark_of(maker, name, mark))
+        memcpy(name->id + MARK_AT, mark, ID_LONG - MARK_AT);
     return 0;
+}
+
+bool label_made_by(const struct label_maker *maker, const struct hsm_key_name *name)
+{
+    uint8_t mark[EVP_MAX_MD_SIZE];
+
+    return name->id_length == ID_LONG && mark_of(maker, name, mark) &&
+           memcmp(name->id + MARK_AT, mark, ID_LONG - MARK_AT) == 0;
 }

@@ -11,6 +11,9 @@
  *   CKA_ID (both halves) = generation (4 bytes big-endian) and 12 random bytes; 2 random
  *   bytes where a token has room for no more.
  *
+ * To its maker alone the last 8 of the 12 are a mark (HMAC-SHA256 with the maker's own key,
+ * of the label and the 4 random bytes before): nobody else needs to tell them from random.
+ *
  * A generation is the second since 2025-01-01T00:00Z in which a key pair was made, or
  * one more than the highest seen: it never repeats and never goes back. Pure functions. */
 #ifndef PLUGIN_LABEL_H
@@ -37,6 +40,12 @@ struct label {
     struct label_scope scope;
     uint32_t generation;
     char key_id[LABEL_KEY_ID_MAX + 1];
+};
+
+/* Who marks the keys it makes; all zero marks none. */
+struct label_maker {
+    bool known;
+    uint8_t key[32];
 };
 
 /* Reserved for trial keys of operator commands. */
@@ -66,8 +75,15 @@ bool label_same_scope(const struct label_scope *a, const struct label_scope *b);
  * FAULT_INTERNAL when 30 bits are used up (in 2059). */
 int label_next_generation(int64_t now, uint32_t highest, uint32_t *generation, struct fault *fault);
 
-/* A fresh CKA_ID of id_length bytes for that generation. */
-int label_new_id(uint32_t generation, uint32_t id_length, struct hsm_key_name *name,
-                 struct fault *fault);
+/* The maker that this secret stands for. */
+void label_maker(const void *secret, size_t length, struct label_maker *maker);
+
+/* A fresh CKA_ID of id_length bytes for that generation, beside the label that is in *name,
+ * with the maker's mark if there is room for it. */
+int label_new_id(uint32_t generation, uint32_t id_length, const struct label_maker *maker,
+                 struct hsm_key_name *name, struct fault *fault);
+
+/* Does it bear the maker's mark? Without one, for certain or not, false. */
+bool label_made_by(const struct label_maker *maker, const struct hsm_key_name *name);
 
 #endif

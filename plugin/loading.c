@@ -10,7 +10,7 @@
 #include "inventory.h"
 #include "keymanager_private.h"
 
-enum { PROOFS_OUT_MAX = 64 };
+enum { PROOFS_OUT_MAX = 64, OLDER_MANY = 32 };
 
 /* The slow lane's end of requests that run elsewhere. */
 struct tally {
@@ -74,7 +74,7 @@ static void scanned_item(void *context, const struct hsm_item *item)
     struct tally *tally = context;
 
     if (item)
-        inventory_add(&tally->inventory, &tally->keymanager->scope, item);
+        inventory_add(&tally->inventory, &tally->keymanager->identity.scope, item);
     else
         inventory_clear(&tally->inventory);
 }
@@ -91,7 +91,7 @@ static int scan(struct tally *tally, struct fault *fault)
 {
     struct hsm_request request = {.op = HSM_SCAN};
 
-    label_prefix(&tally->keymanager->scope, request.prefix);
+    label_prefix(&tally->keymanager->identity.scope, request.prefix);
     tally_begin(tally);
     supervisor_submit(tally->keymanager->supervisor,
                       &(struct supervisor_request){.request = &request,
@@ -178,6 +178,76 @@ static int prove_all(struct tally *tally, struct fault *fault)
     return result;
 }
 
+/* ---- comparing with what is served already ---- */
+
+/* An HSM cluster may show a key late. One that is served has been seen before. */
+static const int64_t lag_patience = 15 * CLOCK_SECOND;
+
+static bool same_token(const struct hsm_token_info *a, const struct hsm_token_info *b)
+{
+    return strcmp(a->label, b->label) == 0 && strcmp(a->serial, b->serial) == 0 &&
+           strcmp(a->model, b->model) == 0 && strcmp(a->manufacturer, b->manufacturer) == 0;
+}
+
+static bool shows(struct inventory *inventory, const struct catalogue_key *key)
+{
+    struct inventory_item *item = inventory_first(inventory);
+    const struct inventory_item *newest;
+
+    while (item && strcmp(item->label.key_id, key->key_id) != 0)
+        item = inventory_next_id(inventory, item);
+    newest = item ? inventory_candidate(inventory, item) : NULL;
+    return newest && newest->label.generation >= key->generation;
+}
+
+static int compare(struct tally *tally, struct keymanager *before, struct fault *fault)
+{
+    size_t count;
+    struct catalogue_key **keys = catalogue_list(&before->catalogue, &count);
+    int result = 0;
+
+    if (!keys)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    for (size_t i = 0; i < count; i++) {
+        if (result == 0 && !shows(&tally->inventory, keys[i]))
+            result = fault_set(fault, FAULT_UNAVAILABLE,
+                               "key \"%s\" (label %s) is served, but token \"%s\" does not show it "
+                               "(any more, or yet): if it is gone for good, restart the server",
+                               keys[i]->key_id, keys[i]->name.label, before->info.label);
+        keymanager_drop(before, keys[i]);
+    }
+    free(keys);
+    return result;
+}
+
+static void pause_tally(struct tally *tally)
+{
+    int64_t until = clock_now() + CLOCK_SECOND;
+
+    (void)pthread_mutex_lock(&tally->mutex);
+    while (clock_now() < until && !*tally->cancel)
+        condition_wait(&tally->changed, &tally->mutex, clock_now() + CLOCK_SECOND / 5);
+    (void)pthread_mutex_unlock(&tally->mutex);
+}
+
+static int take_stock(struct tally *tally, struct keymanager *before, struct fault *fault)
+{
+    bool comparable = before && same_token(&before->info, &tally->keymanager->info) &&
+                      label_same_scope(&before->identity.scope, &tally->keymanager->identity.scope);
+    int64_t patience = clock_now() + lag_patience;
+
+    for (;;) {
+        if (scan(tally, fault) != 0 || prove_all(tally, fault) != 0)
+            return -1;
+        if (!comparable || compare(tally, before, fault) == 0)
+            return 0;
+        if (*tally->cancel || clock_now() >= patience || clock_now() >= tally->deadline)
+            return -1;
+        pause_tally(tally);
+        inventory_clear(&tally->inventory);
+    }
+}
+
 /* ---- serving ---- */
 
 static void warn_unfit(const struct inventory_item *item)
@@ -194,12 +264,20 @@ static void warn_unfit(const struct inventory_item *item)
               NULL);
 }
 
+/* With key_identifier_value, another process may be using it or making this very half. */
+static bool is_ours(const struct keymanager *keymanager, const struct inventory_item *item)
+{
+    return keymanager->identity.alone || keymanager_made(keymanager, &item->label, &item->name);
+}
+
 static int serve(struct keymanager *keymanager, const struct inventory_item *item,
                  struct fault *fault)
 {
     struct catalogue_key *key = catalogue_key_new(&item->label, &item->name, &item->public_key);
     struct catalogue_key *old = NULL;
 
+    if (key)
+        key->ours = is_ours(keymanager, item);
     if (!key || catalogue_serve(&keymanager->catalogue, key, &old) != 0) {
         free(key);
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
@@ -208,20 +286,46 @@ static int serve(struct keymanager *keymanager, const struct inventory_item *ite
     return 0;
 }
 
-/* Without the lock on an identity file another process may be making this very half. */
 static const uint32_t half_made_age = 3600;
+
+static bool is_old(const struct inventory_item *item)
+{
+    uint32_t now;
+
+    return label_next_generation(time(NULL), 0, &now, NULL) == 0 && now > item->label.generation &&
+           now - item->label.generation > half_made_age;
+}
 
 static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
                         const struct inventory_item *served)
 {
-    bool locked = keymanager->identity.lock >= 0;
-    uint32_t now;
-
     if (item->state == HSM_HALF && item->proven)
-        return locked ||
-               (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
-                now > item->label.generation && now - item->label.generation > half_made_age);
-    return locked && served && item->label.generation < served->label.generation;
+        return is_ours(keymanager, item) || is_old(item);
+    return served && item->label.generation < served->label.generation && is_ours(keymanager, item);
+}
+
+/* Two pairs of one generation, and not both of them ours. (It is our own clock that goes
+ * back if they are.) */
+static bool is_rivals(const struct keymanager *keymanager, struct inventory *inventory,
+                      const struct inventory_item *first, struct inventory_item *item)
+{
+    return inventory_is_twin(inventory, first, item) && !is_ours(keymanager, item);
+}
+
+static void tell_rivalry(struct keymanager *keymanager, const struct inventory_item *item)
+{
+    keymanager->rivalry = true;
+    log_write(LOG_ERROR, "two servers share one identity; no key is destroyed", "key_id",
+              item->label.key_id, "label", item->name.label, NULL);
+}
+
+/* A whole key that nobody needs, for all we know, and that is not ours to destroy. */
+static bool stays(const struct keymanager *keymanager, const struct inventory_item *item,
+                  const struct inventory_item *served, bool leftover)
+{
+    return served && item->state == HSM_COMPLETE &&
+           item->label.generation < served->label.generation &&
+           (!leftover || !keymanager->config.destroy_superseded);
 }
 
 static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
@@ -230,21 +334,19 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
     const struct inventory_item *served = inventory_candidate(inventory, first);
     struct inventory_item *item;
 
-    /* with the lock held it was our own clock that went back, not another process */
-    if (keymanager->identity.lock < 0 && inventory_has_twins(inventory, first)) {
-        keymanager->rivalry = true;
-        log_write(LOG_ERROR, "two servers share one identity; no key is destroyed", "key_id",
-                  first->label.key_id, "label", first->name.label, NULL);
-    }
     if (served && serve(keymanager, served, fault) != 0)
         return -1;
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
         bool leftover = item != served && is_leftover(keymanager, item, served);
 
+        if (is_rivals(keymanager, inventory, first, item))
+            tell_rivalry(keymanager, item);
         if (item != served && !leftover && (item->proven || item->state != HSM_COMPLETE))
             warn_unfit(item);
         if (leftover)
             disposal_add(keymanager, DISPOSE_LEFTOVER, item->label.key_id, &item->name);
+        if (stays(keymanager, item, served, leftover))
+            keymanager->older++;
     }
     return 0;
 }
@@ -255,7 +357,7 @@ static uint32_t known_as_ours(const struct keymanager *keymanager)
 {
     uint32_t now;
 
-    if (keymanager->identity.lock < 0 || label_next_generation(time(NULL), 0, &now, NULL) != 0)
+    if (!keymanager->identity.alone || label_next_generation(time(NULL), 0, &now, NULL) != 0)
         return keymanager->highest;
     return now - 1 > keymanager->highest ? now - 1 : keymanager->highest;
 }
@@ -276,16 +378,22 @@ static int serve_all(struct keymanager *keymanager, struct inventory *inventory,
 static void log_loaded(const struct keymanager *keymanager, const struct hsm_reply *scan)
 {
     char keys[16];
+    char older[16];
     char foreign[16];
     char nameless[16];
 
     (void)snprintf(keys, sizeof keys, "%zu", keymanager->catalogue.count);
+    (void)snprintf(older, sizeof older, "%u", keymanager->older);
     (void)snprintf(foreign, sizeof foreign, "%u", scan->foreign);
     (void)snprintf(nameless, sizeof nameless, "%u", scan->nameless);
     log_write(LOG_INFO, "token opened", "token", keymanager->info.label, "serial",
               keymanager->info.serial, "model", keymanager->info.model, "library",
-              keymanager->info.library, "keys", keys, "foreign_objects", foreign,
-              "nameless_objects", nameless, NULL);
+              keymanager->info.library, "keys", keys, "older_keys", older, "foreign_objects",
+              foreign, "nameless_objects", nameless, NULL);
+    if (keymanager->older >= OLDER_MANY)
+        log_write(LOG_WARN,
+                  "old keys of this server pile up on the token: destroy them with spire-hsm prune",
+                  "older_keys", older, "token", keymanager->info.label, NULL);
     if (keymanager->identity.existed && keymanager->catalogue.count == 0)
         log_write(LOG_WARN,
                   "key_identifier_file existed before, but the token holds no key of this server: "
@@ -293,17 +401,15 @@ static void log_loaded(const struct keymanager *keymanager, const struct hsm_rep
                   "token", keymanager->info.label, "serial", keymanager->info.serial, NULL);
 }
 
-int loading_run(struct keymanager *keymanager, int64_t deadline, const atomic_bool *cancel,
-                struct fault *fault)
+int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
+                const atomic_bool *cancel, struct fault *fault)
 {
     struct tally tally = {.keymanager = keymanager, .cancel = cancel, .deadline = deadline};
     int result;
 
     (void)pthread_mutex_init(&tally.mutex, NULL);
     condition_open(&tally.changed);
-    result = scan(&tally, fault);
-    if (result == 0)
-        result = prove_all(&tally, fault);
+    result = take_stock(&tally, before, fault);
     if (result == 0 && tally.cancelled) /* all answers were there by then */
         result = fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     if (result == 0)

@@ -116,7 +116,7 @@ static struct attempt *new_attempt(struct keymanager *keymanager, const struct w
     if (!attempt)
         return NULL;
     attempt->keymanager = keymanager_hold(keymanager);
-    attempt->label.scope = keymanager->scope;
+    attempt->label.scope = keymanager->identity.scope;
     memcpy(attempt->label.key_id, waiter->key_id, sizeof attempt->label.key_id);
     attempt->type = waiter->type;
     TAILQ_INIT(&attempt->waiters);

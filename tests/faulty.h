@@ -54,6 +54,7 @@ struct faulty_habits {
     uint64_t linger; /* of a dead process's sessions */
     uint64_t idle;
     uint64_t lag;
+    uint64_t apart; /* so long other processes do not find a new object */
     uint64_t latency;
     uint64_t slow_generation;
     uint64_t token_flags; /* CKF_.., beside the token's own */
@@ -94,10 +95,12 @@ void faulty_sleep(uint64_t milliseconds);
 
 /* The token's memory of new objects, over processes and until the next script: name is a
  * hash. faulty_newborn notes one; _age is ns, or -1 if it was not noted; _hidden takes one
- * from the number of searches that shall miss it, and says whether this was one. */
+ * from the number of searches that shall miss it, and says whether this was one; _apart: is it
+ * younger than that many milliseconds, and another process's? */
 void faulty_newborn(uint64_t name, uint64_t hidden);
 int64_t faulty_newborn_age(uint64_t name);
 bool faulty_newborn_hidden(uint64_t name);
+bool faulty_newborn_apart(uint64_t name, uint64_t limit);
 
 /* The token's count of sessions, over processes. */
 void faulty_sessions_lock(void);

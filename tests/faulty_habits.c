@@ -271,7 +271,7 @@ static uint64_t name_of_object(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE objec
 
 static bool minds_newborns(void)
 {
-    return habits()->lag > 0 || habits()->newborn > 0;
+    return habits()->lag > 0 || habits()->apart > 0 || habits()->newborn > 0;
 }
 
 CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count,
@@ -348,9 +348,12 @@ static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object
 {
     CK_ULONG kept = 0;
 
-    for (CK_ULONG i = 0; i < count; i++)
-        if (!faulty_newborn_hidden(name_of_object(session, objects[i])))
+    for (CK_ULONG i = 0; i < count; i++) {
+        uint64_t name = name_of_object(session, objects[i]);
+
+        if (!faulty_newborn_hidden(name) && !faulty_newborn_apart(name, habits()->apart))
             objects[kept++] = objects[i];
+    }
     return kept;
 }
 
@@ -365,7 +368,7 @@ CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG 
             return rv;
         if (logged_out)
             *count = 0;
-        else if (habits()->lag > 0)
+        else if (habits()->lag > 0 || habits()->apart > 0)
             *count = keep_visible(session, objects, *count);
     } while (*count == 0);
     return rv;

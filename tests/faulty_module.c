@@ -39,6 +39,7 @@
  *   rawpoint          CKA_EC_POINT without its OCTET STRING
  *   nopub             a public key's CKA_EC_POINT cannot be read, its private key's can
  *   lag N             a new object is not found by the first N searches for it
+ *   apart MS          a new object is not found by other processes until it is so old
  *   logout            once in each process: nobody is logged in any more, searches find
  *                     nothing, with CKR_OK, until C_Login
  *   die-until-finalize   the action "die", for processes that have called C_Initialize

@@ -332,6 +332,7 @@ static const struct {
     FLAG("die-until-finalize", dead),
     FLAG("full", full),
     NUMBER("lag", lag),
+    NUMBER("apart", apart),
     NUMBER("latency", latency),
     NUMBER("slowgen", slow_generation),
     NUMBER("token-flags", token_flags),

@@ -30,6 +30,7 @@ struct page {
         uint64_t name;
         int64_t born;
         uint64_t hidden;
+        pid_t maker;
     } newborns[NEWBORNS];
     uint64_t newborn_count;
     struct {
@@ -378,6 +379,7 @@ void faulty_newborn(uint64_t name, uint64_t hidden)
     page->newborns[i].name = name;
     page->newborns[i].born = faulty_now();
     page->newborns[i].hidden = hidden;
+    page->newborns[i].maker = getpid();
     unlock_page();
 }
 
@@ -407,6 +409,19 @@ bool faulty_newborn_hidden(uint64_t name)
     }
     unlock_page();
     return hidden;
+}
+
+bool faulty_newborn_apart(uint64_t name, uint64_t limit)
+{
+    bool apart;
+    size_t i;
+
+    lock_page();
+    i = newborn_find(name);
+    apart = i < NEWBORNS && page->newborns[i].maker != getpid() &&
+            faulty_now() - page->newborns[i].born < (int64_t)limit * 1000000;
+    unlock_page();
+    return apart;
 }
 
 void faulty_sessions_lock(void)

@@ -164,6 +164,31 @@ static void lag_hides_new_objects_from_the_next_process_too(void **state)
     run(step_lag_on);
 }
 
+static void step_apart(void)
+{
+    CK_OBJECT_HANDLE keys[2];
+
+    begin_with("profile apart 600000");
+    OK(generate("apart", keys));
+    CHECK(find("apart") == 2);
+}
+
+static void step_apart_elsewhere(void)
+{
+    load();
+    begin();
+    CHECK(find("apart") == 0);
+    script("profile apart 1");
+    CHECK(find("apart") == 2);
+}
+
+static void apart_hides_new_objects_from_other_processes_alone(void **state)
+{
+    (void)state;
+    run(step_apart);
+    run(step_apart_elsewhere);
+}
+
 static void step_logout(void)
 {
     CK_OBJECT_HANDLE keys[2];
@@ -314,6 +339,7 @@ int main(void)
         cmocka_unit_test(rawpoint_leaves_the_octet_string_out),
         cmocka_unit_test(nopub_has_the_point_at_the_private_key),
         cmocka_unit_test(lag_hides_new_objects_from_the_next_process_too),
+        cmocka_unit_test(apart_hides_new_objects_from_other_processes_alone),
         cmocka_unit_test(logout_is_silent_and_a_login_mends_it),
         cmocka_unit_test(a_dead_library_lives_again_when_initialized_again),
         cmocka_unit_test(full_makes_no_keys),

@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "../hsm/clock.h"
+#include "../plugin/identity.h"
 #include "../plugin/inventory.h"
 #include "../plugin/keymanager.h"
 #include "../plugin/log.h"
@@ -25,7 +26,8 @@ enum sharing {
     OWN_FILES,  /* each server has its own key_identifier_file */
     ONE_FILE,   /* the same server, started where the other one ended */
     OWN_VALUES, /* key_identifier_value, different */
-    ONE_VALUE,  /* the same: two servers that should not share it */
+    ONE_PLACE,  /* the same value on one host, where the second is refused while the first runs */
+    ONE_VALUE,  /* the same on two hosts: two servers that should not share it */
     SHARINGS,
 };
 
@@ -35,6 +37,7 @@ struct object {
     bool there;
     enum hsm_state state; /* HALF, COMPLETE or UNFIT */
     unsigned hidden;      /* from so many searches yet */
+    bool in_halves;       /* which find one half of it meanwhile */
     unsigned number;
     const struct server *maker;
     unsigned life; /* of the maker */
@@ -65,6 +68,7 @@ struct server {
     bool dead; /* nothing it does reaches the token */
     bool asked[IDS];
     bool retired;
+    bool moved;    /* to where it cannot tell its earlier keys from others' */
     unsigned life; /* starts so far */
     bool seen_rival;
     unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
@@ -79,6 +83,7 @@ static struct {
     struct object backup[OBJECTS];
     struct server servers[SERVERS];
     struct journal journals[SERVERS];
+    unsigned opening; /* the server whose identity is read just now */
     int64_t seconds;
     int64_t skew; /* of the calendar's clock */
     bool moody;   /* and that clock goes back */
@@ -124,6 +129,17 @@ time_t time(time_t *now)
 }
 
 /* ---- what is said ---- */
+
+/* Of two servers on one host one runs at a time, as with a file. */
+static bool take_turns(void)
+{
+    return world.sharing == ONE_FILE || world.sharing == ONE_PLACE;
+}
+
+static bool has_values(void)
+{
+    return world.sharing >= OWN_VALUES;
+}
 
 static unsigned index_of(const struct server *server)
 {
@@ -183,20 +199,24 @@ static struct object *lookup(const struct hsm_key_name *name)
     return NULL;
 }
 
-/* As one search sees it. */
-static struct object *search(const struct hsm_key_name *name)
+/* As one search sees it; NULL: not at all. */
+static struct object *search(const struct hsm_key_name *name, enum hsm_state *state)
 {
     struct object *object = lookup(name);
 
-    if (!object || object->hidden == 0 || world.calm)
+    if (!object)
+        return NULL;
+    *state = object->state;
+    if (object->hidden == 0 || world.calm)
         return object;
     object->hidden--;
-    return NULL;
+    *state = HSM_HALF;
+    return object->in_halves ? object : NULL;
 }
 
-static void show(const struct object *object, struct hsm_reply *reply)
+static void show(const struct object *object, enum hsm_state state, struct hsm_reply *reply)
 {
-    reply->state = object->state;
+    reply->state = state;
     reply->public_key = (struct hsm_public_key){.type = HSM_EC_P256};
     memcpy(reply->public_key.fingerprint, &object->number, sizeof object->number);
 }
@@ -218,13 +238,14 @@ static void generate(struct server *server, const struct hsm_request *request,
     assert_true(label_parse(request->key.label, &object->label));
     if (one_in(8))
         object->hidden = 1 + (unsigned)chance() % 6;
+    object->in_halves = one_in(2);
     if (one_in(8))
         object->state = one_in(2) ? HSM_HALF : HSM_UNFIT;
     tell(server, "generates", object);
     if (object->state == HSM_HALF || one_in(8))
         (void)fault_set(&reply->fault, FAULT_ABORTED, "who knows");
     else
-        show(object, reply);
+        show(object, object->state, reply);
 }
 
 static bool serves(const struct server *server, const struct object *object)
@@ -251,14 +272,6 @@ static bool needed(const struct object *object)
     return false;
 }
 
-/* With one value for two nothing tells who made what was there at the start; what the other
- * has made since must be safe. */
-static bool may_be_its_own(const struct server *server, const struct object *object)
-{
-    return (object->maker == server && object->life == server->life) ||
-           server->seen[object->number - 1];
-}
-
 static void check_destroying(const struct server *server, const struct object *object)
 {
     if (!label_same_scope(&object->label.scope, &server->scope))
@@ -269,14 +282,16 @@ static void check_destroying(const struct server *server, const struct object *o
         if (server->queue[i].request.op == HSM_SIGN &&
             memcmp(&server->queue[i].request.key, &object->name, sizeof object->name) == 0)
             violated(server, "destroys a key that is about to sign", object);
-    if (world.sharing == ONE_VALUE ? !may_be_its_own(server, object) && object->state != HSM_HALF
-                                   : needed(object))
+    if (object->maker != server && !take_turns() && object->state != HSM_HALF)
+        violated(server, "destroys a key that the other one made", object);
+    if (needed(object))
         violated(server, "destroys a key that another start needs", object);
 }
 
 static void destroy(const struct server *server, const struct hsm_request *request)
 {
-    struct object *object = search(&request->key);
+    enum hsm_state state;
+    struct object *object = search(&request->key, &state);
 
     if (!object)
         return;
@@ -287,10 +302,11 @@ static void destroy(const struct server *server, const struct hsm_request *reque
 
 static void prove(struct server *server, const struct hsm_request *request, struct hsm_reply *reply)
 {
-    struct object *object = search(&request->key);
+    enum hsm_state state;
+    struct object *object = search(&request->key, &state);
 
     if (object)
-        show(object, reply);
+        show(object, state, reply);
     object = lookup(&request->key);
     if (object)
         server->proven[object->number - 1] = reply->state == HSM_COMPLETE ? 1 : 2;
@@ -303,11 +319,11 @@ static void scan(struct server *server, const struct hsm_request *request, hsm_i
         item(context, NULL);
     for (unsigned i = 0; i < world.made; i++) {
         struct object *object = &world.objects[i];
-        struct hsm_item found = {.state = object->state};
+        struct hsm_item found;
 
         if (!object->there ||
             strncmp(object->name.label, request->prefix, strlen(request->prefix)) != 0 ||
-            !search(&object->name))
+            !search(&object->name, &found.state))
             continue;
         if (found.state == HSM_UNFIT)
             found.state = HSM_COMPLETE; /* only a proof tells */

@@ -18,8 +18,16 @@ enum { UUID_LENGTH = 36, AT_ONCE = 6, ROUNDS = 20, A_WHILE_MS = 200, PATIENCE_MS
 
 struct place {
     char folder[64];
-    struct config_keymanager config;
+    struct config config;
 };
+
+static char in_memory[IDENTITY_PLACE_MAX]; /* stands for /dev/shm/... */
+
+void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
+{
+    (void)scope;
+    memcpy(path, in_memory, sizeof in_memory);
+}
 
 static int make_place(void **state)
 {
@@ -28,8 +36,10 @@ static int make_place(void **state)
     (void)snprintf(place->folder, sizeof place->folder, "/tmp/identity-XXXXXX");
     if (!mkdtemp(place->folder))
         return -1;
-    (void)snprintf(place->config.key_identifier_file, sizeof place->config.key_identifier_file,
-                   "%s/id", place->folder);
+    (void)snprintf(place->config.keymanager.key_identifier_file,
+                   sizeof place->config.keymanager.key_identifier_file, "%s/id", place->folder);
+    (void)snprintf(place->config.trust_domain, sizeof place->config.trust_domain, "example.org");
+    (void)snprintf(in_memory, sizeof in_memory, "%.40s/memory", place->folder);
     *state = place;
     return 0;
 }
@@ -38,7 +48,8 @@ static int remove_place(void **state)
 {
     struct place *place = *state;
 
-    (void)unlink(place->config.key_identifier_file);
+    (void)unlink(place->config.keymanager.key_identifier_file);
+    (void)unlink(in_memory);
     if (rmdir(place->folder) != 0) /* nothing else is left in it, no temporary file either */
         return -1;
     free(place);
@@ -47,7 +58,7 @@ static int remove_place(void **state)
 
 static void put(const struct place *place, const void *bytes, size_t length, mode_t mode)
 {
-    int fd = open(place->config.key_identifier_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int fd = open(place->config.keymanager.key_identifier_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 
     assert_true(fd >= 0);
     assert_int_equal(write(fd, bytes, length), (ssize_t)length);
@@ -82,7 +93,7 @@ static void assert_refused(const struct place *place, const char *why)
     assert_int_equal(identity_open(&place->config, NULL, &identity, &fault), -1);
     assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
     assert_non_null(strstr(fault.message, why));
-    assert_non_null(strstr(fault.message, place->config.key_identifier_file));
+    assert_non_null(strstr(fault.message, place->config.keymanager.key_identifier_file));
     assert_int_equal(identity.lock, 77);
 }
 
@@ -103,7 +114,7 @@ static void a_new_identity_is_a_uuid_nobody_else_can_read(void **state)
             assert_non_null(memchr("0123456789abcdef", identity.bytes[i], 16));
     assert_int_equal(identity.bytes[14], '4');
     assert_non_null(memchr("89ab", identity.bytes[19], 4));
-    assert_int_equal(stat(place->config.key_identifier_file, &st), 0);
+    assert_int_equal(stat(place->config.keymanager.key_identifier_file, &st), 0);
     assert_int_equal(st.st_mode & 07777, 0600);
     assert_int_equal(st.st_size, UUID_LENGTH);
     identity_close(&identity);
@@ -170,7 +181,7 @@ static void an_identity_that_was_never_used_is_taken_back(void **state)
 
     identity_undo(&place->config, &identity);
     identity_close(&identity);
-    assert_int_equal(access(place->config.key_identifier_file, F_OK), -1);
+    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), -1);
     identity = take(place);
     assert_false(identity.existed);
     identity_close(&identity);
@@ -178,21 +189,83 @@ static void an_identity_that_was_never_used_is_taken_back(void **state)
     assert_true(identity.existed);
     identity_undo(&place->config, &identity);
     identity_close(&identity);
-    assert_int_equal(access(place->config.key_identifier_file, F_OK), 0);
+    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), 0);
 }
 
-static void a_value_needs_no_file_and_locks_nothing(void **state)
+/* ---- a value and its place ---- */
+
+static struct place *with_value(void **state)
 {
     struct place *place = *state;
-    struct identity identity;
 
-    place->config.key_identifier_file[0] = '\0';
-    (void)strcpy(place->config.key_identifier_value, "server-7");
-    identity = take(place);
+    place->config.keymanager.key_identifier_file[0] = '\0';
+    (void)strcpy(place->config.keymanager.key_identifier_value, "server-7");
+    return place;
+}
+
+static void a_value_marks_the_keys_of_its_place(void **state)
+{
+    struct place *place = with_value(state);
+    struct identity first = take(place);
+    struct identity again;
+    struct identity elsewhere;
+
+    assert_is(&first, "server-7");
+    assert_false(first.existed);
+    assert_false(first.alone);
+    assert_true(first.lock >= 0 && first.maker.known);
+    identity_close(&first);
+    again = take(place);
+    assert_memory_equal(&again.maker, &first.maker, sizeof first.maker);
+    identity_close(&again);
+    assert_int_equal(unlink(in_memory), 0);
+    elsewhere = take(place);
+    assert_memory_equal(&elsewhere.scope, &first.scope, sizeof first.scope);
+    assert_memory_not_equal(elsewhere.maker.key, first.maker.key, sizeof first.maker.key);
+    identity_close(&elsewhere);
+}
+
+static void a_file_marks_nothing(void **state)
+{
+    struct identity identity = take(*state);
+
+    assert_true(identity.alone);
+    assert_false(identity.maker.known);
+    identity_close(&identity);
+}
+
+static void assert_no_place(const struct place *place)
+{
+    struct identity identity = take(place);
+
     assert_is(&identity, "server-7");
     assert_int_equal(identity.lock, -1);
-    assert_false(identity.existed);
+    assert_false(identity.alone || identity.maker.known);
     identity_close(&identity);
+}
+
+static void a_value_without_a_place_will_do(void **state)
+{
+    struct place *place = with_value(state);
+    char target[96];
+
+    (void)snprintf(target, sizeof target, "%s/id", place->folder);
+    (void)snprintf(place->config.keymanager.key_identifier_file,
+                   sizeof place->config.keymanager.key_identifier_file, "%s", target);
+    put_text(place, "whose content somebody else chose");
+    place->config.keymanager.key_identifier_file[0] = '\0';
+    assert_int_equal(symlink(target, in_memory), 0);
+    assert_no_place(place);
+    assert_int_equal(unlink(in_memory), 0);
+    assert_int_equal(rename(target, in_memory), 0);
+    assert_int_equal(chmod(in_memory, 0666), 0);
+    assert_no_place(place);
+    assert_int_equal(unlink(in_memory), 0);
+    assert_int_equal(mkdir(in_memory, 0700), 0);
+    assert_no_place(place);
+    assert_int_equal(rmdir(in_memory), 0);
+    (void)strcpy(in_memory, "/no/such/folder");
+    assert_no_place(place);
 }
 
 /* ---- refused ---- */
@@ -232,8 +305,8 @@ static void a_missing_folder_is_an_error_that_names_the_setting(void **state)
     struct place *place = *state;
     struct place lost = *place;
 
-    (void)snprintf(lost.config.key_identifier_file, sizeof lost.config.key_identifier_file,
-                   "%s/no/id", place->folder);
+    (void)snprintf(lost.config.keymanager.key_identifier_file,
+                   sizeof lost.config.keymanager.key_identifier_file, "%s/no/id", place->folder);
     assert_refused(&lost, "key_identifier_file");
 }
 
@@ -242,9 +315,9 @@ static void what_is_not_a_regular_file_is_refused_at_once(void **state)
     struct place *place = *state;
     struct place folder = *place;
 
-    assert_int_equal(mkfifo(place->config.key_identifier_file, 0600), 0);
+    assert_int_equal(mkfifo(place->config.keymanager.key_identifier_file, 0600), 0);
     assert_refused(place, "not a regular file");
-    (void)strcpy(folder.config.key_identifier_file, place->folder);
+    (void)strcpy(folder.config.keymanager.key_identifier_file, place->folder);
     assert_refused(&folder, "key_identifier_file");
 }
 
@@ -344,6 +417,20 @@ static void a_second_server_waits_until_the_first_has_ended(void **state)
     end_server(&second);
 }
 
+static void a_second_server_with_the_same_value_waits_too(void **state)
+{
+    struct process first = start_server(with_value(state));
+    struct identity one = hear(&first);
+    struct process second = start_server(*state);
+    struct identity same;
+
+    assert_false(says_something(&second, A_WHILE_MS));
+    end_server(&first);
+    same = hear(&second);
+    assert_memory_equal(&one.maker, &same.maker, sizeof one.maker);
+    end_server(&second);
+}
+
 static void the_lock_lasts_as_long_as_a_worker_that_inherited_it(void **state)
 {
     struct identity front = take(*state);
@@ -377,12 +464,12 @@ static void a_start_that_came_to_nothing_leaves_no_identity(void **state)
     assert_false(identity.existed);
     identity_undo(&place->config, &identity);
     identity_close(&identity);
-    assert_int_equal(access(place->config.key_identifier_file, F_OK), -1);
+    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), -1);
     put_text(place, "old");
     assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
     identity_undo(&place->config, &identity);
     identity_close(&identity);
-    assert_int_equal(access(place->config.key_identifier_file, F_OK), 0);
+    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), 0);
 }
 
 static void a_reconfiguration_does_not_lock_itself_out(void **state)
@@ -427,7 +514,7 @@ static void servers_that_start_at_once_agree_on_one_identity(void **state)
             end_server(&servers[i]);
         }
         assert_int_equal(makers, 1);
-        assert_int_equal(unlink(place->config.key_identifier_file), 0);
+        assert_int_equal(unlink(place->config.keymanager.key_identifier_file), 0);
     }
 }
 
@@ -441,13 +528,16 @@ int main(void)
         AT(one_newline_at_the_end_does_not_count),
         AT(any_bytes_will_do_up_to_256),
         AT(an_identity_that_was_never_used_is_taken_back),
-        AT(a_value_needs_no_file_and_locks_nothing),
+        AT(a_value_marks_the_keys_of_its_place),
+        AT(a_file_marks_nothing),
+        AT(a_value_without_a_place_will_do),
         AT(an_empty_file_is_not_an_identity),
         AT(more_than_256_bytes_are_refused_not_cut),
         AT(a_file_others_can_write_is_refused),
         AT(a_missing_folder_is_an_error_that_names_the_setting),
         AT(what_is_not_a_regular_file_is_refused_at_once),
         AT(a_second_server_waits_until_the_first_has_ended),
+        AT(a_second_server_with_the_same_value_waits_too),
         AT(the_lock_lasts_as_long_as_a_worker_that_inherited_it),
         AT(a_start_that_came_to_nothing_leaves_no_identity),
         AT(a_reconfiguration_does_not_lock_itself_out),

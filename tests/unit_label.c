@@ -352,6 +352,8 @@ static void generations_end_in_2059_with_an_error(void **state)
     assert_int_equal(generation, 77);
 }
 
+static const struct label_maker nobody = {.known = false};
+
 static void key_identifiers_begin_with_the_generation(void **state)
 {
     static const uint8_t head[] = {0x03, 0x87, 0xda, 0x07};
@@ -359,8 +361,8 @@ static void key_identifiers_begin_with_the_generation(void **state)
     struct hsm_key_name b = {.id_length = 0};
 
     (void)state;
-    assert_int_equal(label_new_id(59234823, 16, &a, NULL), 0);
-    assert_int_equal(label_new_id(59234823, 16, &b, NULL), 0);
+    assert_int_equal(label_new_id(59234823, 16, &nobody, &a, NULL), 0);
+    assert_int_equal(label_new_id(59234823, 16, &nobody, &b, NULL), 0);
     assert_int_equal(a.id_length, 16);
     assert_memory_equal(a.id, head, sizeof head);
     assert_memory_equal(b.id, head, sizeof head);
@@ -374,16 +376,60 @@ static void short_key_identifiers_are_random(void **state)
     uint8_t first[2];
 
     (void)state;
-    assert_int_equal(label_new_id(1, 2, &name, NULL), 0);
+    assert_int_equal(label_new_id(1, 2, &nobody, &name, NULL), 0);
     assert_int_equal(name.id_length, 2);
     memcpy(first, name.id, sizeof first);
     for (int i = 0; i < 20; i++) {
-        assert_int_equal(label_new_id(1, 2, &name, NULL), 0);
+        assert_int_equal(label_new_id(1, 2, &nobody, &name, NULL), 0);
         differs = differs || memcmp(first, name.id, sizeof first) != 0;
     }
     assert_true(differs);
-    assert_int_equal(label_new_id(1, 3, &name, NULL), -1);
-    assert_int_equal(label_new_id(1, 17, &name, NULL), -1);
+    assert_int_equal(label_new_id(1, 3, &nobody, &name, NULL), -1);
+    assert_int_equal(label_new_id(1, 17, &nobody, &name, NULL), -1);
+}
+
+static void a_maker_tells_its_own_keys_from_all_others(void **state)
+{
+    struct hsm_key_name name = {.label = "sp1-0123456789abcdef-1o7ei7-x509-CA-A"};
+    struct hsm_key_name other;
+    struct label_maker maker;
+    struct label_maker rival;
+
+    (void)state;
+    label_maker("here", 4, &maker);
+    label_maker("there", 5, &rival);
+    assert_int_equal(label_new_id(59234823, 16, &maker, &name, NULL), 0);
+    assert_true(label_made_by(&maker, &name));
+    assert_false(label_made_by(&rival, &name));
+    assert_false(label_made_by(&nobody, &name));
+    for (size_t i = 0; i < 16; i++) {
+        other = name;
+        other.id[i] ^= 1;
+        assert_false(label_made_by(&maker, &other));
+    }
+    other = name;
+    other.label[sizeof "sp1-" - 1] ^= 1;
+    assert_false(label_made_by(&maker, &other));
+    assert_int_equal(label_new_id(59234823, 16, &maker, &other, NULL), 0);
+    assert_memory_not_equal(other.id + 4, name.id + 4, 12);
+    assert_int_equal(label_new_id(59234823, 16, &nobody, &other, NULL), 0);
+    assert_false(label_made_by(&maker, &other));
+    assert_int_equal(label_new_id(59234823, 2, &maker, &other, NULL), 0);
+    assert_false(label_made_by(&maker, &other));
+}
+
+/* What is on tokens must be known again by whatever version comes later. */
+static void the_mark_is_the_one_it_always_was(void **state)
+{
+    struct hsm_key_name name = {
+        .label = "sp1-0123456789abcdef-1o7ei7-x509-CA-A",
+        .id = {0x03, 0x87, 0xda, 0x07, 1, 2, 3, 4, 0x29, 0x92, 0x17, 0xe9, 0x27, 0xb7, 0xb3, 0x64},
+        .id_length = 16};
+    struct label_maker maker;
+
+    (void)state;
+    label_maker("f81d4fae-7dec-41d0-a765-00a0c91e6bf6", 36, &maker);
+    assert_true(label_made_by(&maker, &name));
 }
 
 int main(void)
@@ -408,6 +454,8 @@ int main(void)
         cmocka_unit_test(generations_end_in_2059_with_an_error),
         cmocka_unit_test(key_identifiers_begin_with_the_generation),
         cmocka_unit_test(short_key_identifiers_are_random),
+        cmocka_unit_test(a_maker_tells_its_own_keys_from_all_others),
+        cmocka_unit_test(the_mark_is_the_one_it_always_was),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -127,8 +127,7 @@ static bool may_start(const struct server *server)
 {
     const struct server *other = &world.servers[1 - index_of(server)];
 
-    return !server->loading &&
-           (world.sharing != ONE_FILE || (!other->keymanager && !other->loading));
+    return !server->loading && (!take_turns() || (!other->keymanager && !other->loading));
 }
 
 static void begin(struct server *server)
@@ -138,6 +137,7 @@ static void begin(struct server *server)
     struct fault fault;
 
     tell(server, "starts", NULL);
+    world.opening = take_turns() ? 0 : index_of(server);
     world.seconds += 20; /* generations run ahead of the clock where they are made in a rush */
     server->loading = true;
     server->dead = server->retired = false;
@@ -220,6 +220,21 @@ static void identify(struct server *server)
     label_scope(server->config.trust_domain, bytes, strlen(bytes), &server->scope);
 }
 
+void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
+{
+    (void)scope;
+    (void)snprintf(path, IDENTITY_PLACE_MAX, "%.40s/place-%u", folder, world.opening);
+}
+
+static void forget_place(unsigned index)
+{
+    char path[IDENTITY_PLACE_MAX];
+
+    world.opening = index;
+    identity_place(&world.servers[index].scope, path);
+    (void)unlink(path);
+}
+
 /* What may happen while a server does not run. */
 static void idle(struct server *server)
 {
@@ -230,6 +245,12 @@ static void idle(struct server *server)
     if (world.sharing == OWN_FILES && one_in(60)) {
         tell(server, "has lost its identity", NULL);
         identify(server);
+    }
+    if (has_values() && may_start(server) && one_in(60)) {
+        tell(server, "has moved to another host", NULL);
+        forget_place(take_turns() ? 0 : index_of(server));
+        for (unsigned i = 0; i < SERVERS; i++)
+            world.servers[i].moved |= take_turns() || &world.servers[i] == server;
     }
     if (may_start(server) && chance() % 3 == 0)
         begin(server);
@@ -288,7 +309,7 @@ static void restart(struct server *server)
 }
 
 /* All is well again: after new keys and one more start, what is on the token is what is
- * served. Without the lock on a file, whole keys of before are left for a person to prune. */
+ * served. After a move with a value, whole keys of before are left for a person to prune. */
 static void check_tidy(struct server *server)
 {
     restart(server);
@@ -301,7 +322,7 @@ static void check_tidy(struct server *server)
         const struct object *object = &world.objects[i];
 
         if (object->there && label_same_scope(&object->label.scope, &server->scope) &&
-            server->config.keymanager.key_identifier_file[0] != '\0' && !serves(server, object))
+            !server->moved && !serves(server, object))
             violated(server, "leaves a key behind", object);
     }
     for (unsigned id = 0; id < IDS; id++)
@@ -314,16 +335,16 @@ static void populate(void)
     for (unsigned i = 0; i < SERVERS; i++) {
         struct server *server = &world.servers[i];
         struct config_keymanager *config = &server->config.keymanager;
-        unsigned identity = world.sharing == ONE_FILE || world.sharing == ONE_VALUE ? 0 : i;
+        unsigned identity = take_turns() || world.sharing == ONE_VALUE ? 0 : i;
 
         config->destroy_superseded = true;
         config->cka_id_length = HSM_ID_MAX;
         config->startup_wait = CLOCK_SECOND;
         server->options.lock = -1;
-        server->journal = &world.journals[world.sharing == ONE_FILE ? 0 : i];
+        server->journal = &world.journals[take_turns() ? 0 : i];
         (void)snprintf(server->config.trust_domain, sizeof server->config.trust_domain,
                        "example.org");
-        if (world.sharing <= ONE_FILE)
+        if (!has_values())
             (void)snprintf(config->key_identifier_file, sizeof config->key_identifier_file, "%s/%u",
                            folder, identity);
         else
@@ -348,7 +369,8 @@ static void run(enum sharing sharing, uint64_t seed)
         keep_or_restore();
         some_steps(&world.servers[chance() % SERVERS], 8);
     }
-    if (sharing <= ONE_FILE && world.rivalries > 0 && world.set_back == 0)
+    if (sharing != ONE_VALUE && !world.servers[0].moved && !world.servers[1].moved &&
+        world.rivalries > 0 && world.set_back == 0)
         violated(world.servers, "takes its own key for a rival's", NULL);
     world.calm = true;
     for (unsigned i = 0; i < SERVERS; i++)
@@ -356,7 +378,7 @@ static void run(enum sharing sharing, uint64_t seed)
             end(&world.servers[i]);
     for (unsigned i = 0; i < SERVERS && sharing != ONE_VALUE && world.set_back == 0; i++) {
         check_tidy(&world.servers[i]);
-        if (sharing == ONE_FILE)
+        if (take_turns())
             break;
     }
     for (unsigned i = 0; i < SERVERS; i++)
@@ -408,6 +430,12 @@ static void servers_with_identity_values_of_their_own(void **state)
     hold(OWN_VALUES);
 }
 
+static void one_server_with_an_identity_value_started_again_and_again(void **state)
+{
+    (void)state;
+    hold(ONE_PLACE);
+}
+
 static void servers_that_share_an_identity_value_by_mistake(void **state)
 {
     (void)state;
@@ -429,6 +457,7 @@ static int remove_folder(void **state)
     for (unsigned i = 0; i < SERVERS; i++) {
         (void)snprintf(path, sizeof path, "%s/%u", folder, i);
         (void)unlink(path);
+        forget_place(i);
     }
     return rmdir(folder);
 }
@@ -439,6 +468,7 @@ int main(void)
         cmocka_unit_test(servers_with_identity_files_of_their_own),
         cmocka_unit_test(one_server_started_again_and_again),
         cmocka_unit_test(servers_with_identity_values_of_their_own),
+        cmocka_unit_test(one_server_with_an_identity_value_started_again_and_again),
         cmocka_unit_test(servers_that_share_an_identity_value_by_mistake),
     };
 

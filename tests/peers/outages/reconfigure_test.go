@@ -74,6 +74,32 @@ func TestReconfiguringWithAnotherPINUnderLoadCostsNoCall(t *testing.T) {
 	mustGenerate(t, p, "x509-CA-B", p256)
 }
 
+// A cluster of HSMs shows a new key to a new worker late, and SPIRE would drop the CA of a key
+// that is not served any more.
+func TestReconfiguringOnALaggingTokenLosesNoKey(t *testing.T) {
+	t.Parallel()
+	faults(t, 2)
+	b := newFaulty(t, "", "profile apart 4000\n")
+	p := b.ready(t)
+	mustGenerate(t, p, "x509-CA-A", p256)
+	key := mustGenerate(t, p, "x509-CA-A", p256) // of which not even an older one may be served
+	l := load.Start(t, p, 4, key)
+	must(t, p.Configure(domain, b.data+"max_sessions = 3\n"))
+	mustSign(t, p, key)
+	l.Await(50)
+
+	b.module.Play(t, "profile apart 600000\n")
+	late := mustGenerate(t, p, "JWT-Signer-A", p256)
+	expect(t, p.Configure(domain, b.data), codes.Unavailable, `key "JWT-Signer-A"`, "is served, but token", "restart the server")
+	mustSign(t, p, key, late)
+	made := mustGenerate(t, p, "x509-CA-B", p256) // it goes on as if nothing had been asked
+	b.module.Play(t, "")
+	must(t, p.Configure(domain, b.data))
+	mustSign(t, p, key, late, made)
+	l.EndWithoutFailures()
+	b.expectPairs(t, 3)
+}
+
 // Each token keeps its own keys: going over to another one and back loses none.
 func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 	t.Parallel()

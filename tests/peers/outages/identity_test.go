@@ -1,0 +1,129 @@
+package outages
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
+)
+
+// newValued is told who it is by a value.
+func newValued(t *testing.T) *bench {
+	t.Helper()
+	b := newBench(t, "")
+	b.takeValue()
+	return b
+}
+
+func (b *bench) takeValue() {
+	file := fmt.Sprintf("key_identifier_file = %q", filepath.Join(b.Dir, "hsm-id"))
+	b.data = strings.Replace(b.data, file, `key_identifier_value = "server-1"`, 1)
+}
+
+// on a host: one with a /dev/shm of that name, where nobody else of this test machine looks.
+func (b *bench) on(t *testing.T, name string) *host.Plugin {
+	t.Helper()
+	memory := filepath.Join(b.Dir, name)
+	must(t, os.MkdirAll(memory, 0o700))
+	return host.Start(t, host.Options{Type: "KeyManager", Env: b.env, Change: func(cmd *exec.Cmd) {
+		unshare, err := exec.LookPath("unshare")
+		must(t, err)
+		cmd.Args = []string{unshare, "--mount", "sh", "-c", `mount --bind "$1" /dev/shm && exec "$0"`, cmd.Path, memory}
+		cmd.Path = unshare
+	}})
+}
+
+func (b *bench) readyOn(t *testing.T, name string) *host.Plugin {
+	t.Helper()
+	p := b.on(t, name)
+	must(t, p.Configure(domain, b.data))
+	return p
+}
+
+func TestASecondServerWithTheSameValueIsRefusedOnTheSameHost(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newValued(t)
+	first := b.readyOn(t, "host")
+	key := mustGenerate(t, first, "x509-CA-A", p256)
+	l := load.Start(t, first, 4, key)
+	second := b.on(t, "host")
+	expect(t, second.Configure(domain, b.data), codes.FailedPrecondition, "in use by another process", "one identity")
+	l.EndWithoutFailures()
+	must(t, first.Configure(domain, b.data+"max_sessions = 2\n")) // which is no second server
+	mustSign(t, first, key)
+	unload(t, first)
+	must(t, second.Configure(domain, b.data))
+	mustSign(t, second, key)
+}
+
+// No lock reaches over hosts. What is left is to see the other's keys, and to leave them alone.
+func TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newValued(t)
+	first := b.readyOn(t, "one")
+	x509, jwt := mustGenerate(t, first, "x509-CA-A", p256), mustGenerate(t, first, "JWT-Signer-A", p256)
+	l := load.Start(t, first, 4, x509, jwt)
+
+	second := b.readyOn(t, "two")
+	mustSign(t, second, x509, jwt) // the newest there are: it cannot know better
+	others := mustGenerate(t, second, "x509-CA-A", p256)
+	for range 3 { // its own ones go when they are superseded
+		others = mustGenerate(t, second, "x509-CA-A", p256)
+	}
+	othersJWT := mustGenerate(t, second, "JWT-Signer-A", p256)
+	b.expectPairs(t, 4)
+	second.Logs.Wait(t, "superseded key stays for spire-hsm prune")
+
+	_, err := load.Generate(first, "x509-CA-B", p256)
+	expect(t, err, codes.FailedPrecondition, "another process makes keys with this server's identity")
+	first.Logs.Wait(t, "two servers share one identity")
+	l.Await(50)
+	l.EndWithoutFailures()
+
+	unload(t, first)
+	first = b.readyOn(t, "one")
+	mustSign(t, first, others, othersJWT)
+	mustGenerate(t, first, "x509-CA-A", p256)
+	mustSign(t, second, others, othersJWT)
+	b.expectPairs(t, 3) // what it had made itself before has gone
+}
+
+func TestCrashLoopsWithAValueDoNotFillTheToken(t *testing.T) {
+	t.Parallel()
+	rounds := either(8, 50)
+	faults(t, rounds)
+	b := newValued(t)
+	for i := range rounds {
+		p := b.readyOn(t, "host")
+		mustGenerate(t, p, "x509-CA-A", p256)
+		mustGenerate(t, p, "JWT-Signer-A", p256)
+		if i%2 == 0 {
+			p.Kill()
+			eventually(t, "it is gone", p.Exited)
+		}
+		unload(t, p)
+	}
+	p := b.readyOn(t, "host")
+	b.expectPairs(t, 2)
+	unload(t, p)
+
+	// on a host that knows nothing of them, old keys stay
+	p = b.readyOn(t, "another")
+	key := mustGenerate(t, p, "x509-CA-A", p256)
+	mustSign(t, p, key)
+	unload(t, p)
+	p = b.readyOn(t, "another")
+	if line := p.Logs.Wait(t, "token opened"); line.Fields["older_keys"] != "1" {
+		t.Errorf("said: %v", line)
+	}
+	b.expectPairs(t, 3)
+}
