@@ -72,6 +72,7 @@ static void ends_close(struct ends *ends)
     close_end(&ends->err_write);
 }
 
+/* A page that the worker could shorten would end us with SIGBUS at the next look. */
 static int ends_open(unsigned patience_ms, struct ends *ends)
 {
     struct timeval patience = {.tv_sec = patience_ms / 1000,
@@ -87,12 +88,13 @@ static int ends_open(unsigned patience_ms, struct ends *ends)
         return -1;
     ends->err_read = move_up(pipe_ends[0]);
     ends->err_write = move_up(pipe_ends[1]);
-    ends->page = move_up(memfd_create("spire-hsm-page", MFD_CLOEXEC));
+    ends->page = move_up(memfd_create("spire-hsm-page", MFD_CLOEXEC | MFD_ALLOW_SEALING));
     if (ends->ours < 0 || ends->theirs < 0 || ends->err_read < 0 || ends->err_write < 0 ||
         ends->page < 0)
         return -1;
     if (fcntl(ends->err_read, F_SETFL, O_NONBLOCK) != 0 ||
-        ftruncate(ends->page, sizeof(struct frame_page)) != 0)
+        ftruncate(ends->page, sizeof(struct frame_page)) != 0 ||
+        fcntl(ends->page, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         return -1;
     return setsockopt(ends->ours, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 }

@@ -267,7 +267,7 @@ static bool overdue(struct supervisor *s, int64_t now)
         int64_t started = atomic_load(&slot->started);
 
         /* read again: the thread may have gone on to its next request in between */
-        if (number != 0 && now - started > execution_limit(s, number) &&
+        if (number != 0 && started < now - execution_limit(s, number) &&
             number == atomic_load(&slot->number))
             overdue = true;
     }

@@ -26,9 +26,10 @@ static int64_t executing(const struct supervisor *s, const struct job *job, int6
 {
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++) {
         const struct frame_slot *slot = &s->child.page->slots[i];
+        int64_t started = atomic_load(&slot->started);
 
-        if (atomic_load(&slot->number) == job->number && atomic_load(&slot->started) <= now)
-            return now - atomic_load(&slot->started);
+        if (atomic_load(&slot->number) == job->number && started > 0 && started <= now)
+            return now - started;
     }
     return -1;
 }

@@ -160,12 +160,18 @@ static inline void do_tell_lock(struct hsm_reply *reply)
     reply->items = fstat(WORKER_LOCK, &st) == 0 ? (uint32_t)st.st_ino : 0;
 }
 
+static inline void do_shrink(struct hsm_reply *reply)
+{
+    reply->items = ftruncate(WORKER_PAGE, 0) == 0;
+}
+
 static const struct {
     const char *label;
     void (*act)(struct hsm_reply *reply);
 } deeds[] = {
-    {"wait", do_wait}, {"slow", do_slow}, {"die", do_die},   {"hang", do_hang},
-    {"rave", do_rave}, {"fail", do_fail}, {"miss", do_miss}, {"tell lock", do_tell_lock},
+    {"wait", do_wait}, {"slow", do_slow},           {"die", do_die},
+    {"hang", do_hang}, {"rave", do_rave},           {"fail", do_fail},
+    {"miss", do_miss}, {"tell lock", do_tell_lock}, {"shrink", do_shrink},
 };
 
 static inline void act(const char *label, struct hsm_reply *reply)
