@@ -14,6 +14,7 @@ enum { FAILURES_MAX = 3 };
 
 static const int64_t open_limit = 60 * CLOCK_SECOND;
 static const int64_t wait_log_interval = 10 * CLOCK_SECOND;
+static const int64_t look_interval = 30 * CLOCK_SECOND;
 
 /* ---- requests ---- */
 
@@ -123,12 +124,21 @@ static uint64_t signs_of_health(const struct supervisor *s, enum hsm_op op)
     return s->successes[op] + (op == HSM_SIGN ? 0 : s->successes[HSM_SIGN]);
 }
 
+/* A key that is not found although it was served gets one fresh look. When that has found
+ * nothing either, the next ones to ask for it must not each cost the other keys a worker. */
+static bool worth_a_fresh_look(struct supervisor *s, const struct job *job)
+{
+    int64_t now = clock_now();
+
+    if (job->failures > 1)
+        s->not_found = now;
+    return job->failures == 1 && (s->not_found == 0 || now - s->not_found > look_interval);
+}
+
 /* With the mutex held. A fresh process may do better: worth another try, unless others have
- * done well meanwhile and only this request keeps failing. A key that is
- * not found although it was served gets one fresh look, and so does what is to be
- * destroyed: its time is not worth the signatures that each fresh worker delays. */
-static bool worth_another_try(const struct supervisor *s, struct job *job,
-                              const struct fault *fault)
+ * done well meanwhile and only this request keeps failing. What is to be destroyed gets one:
+ * its time is not worth the signatures that each fresh worker delays. */
+static bool worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault)
 {
     bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
 
@@ -137,7 +147,9 @@ static bool worth_another_try(const struct supervisor *s, struct job *job,
         return false;
     if (job->failures++ == 0)
         job->successes_seen = signs_of_health(s, job->op);
-    if (key_gone || job->op == HSM_DESTROY)
+    if (key_gone)
+        return worth_a_fresh_look(s, job);
+    if (job->op == HSM_DESTROY)
         return job->failures == 1;
     return job->failures < FAILURES_MAX ||
            (signs_of_health(s, job->op) == job->successes_seen && job->deadline != CLOCK_NEVER);

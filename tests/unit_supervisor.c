@@ -337,6 +337,25 @@ static void a_key_that_is_not_found_gets_one_fresh_look(void **state)
     ask(&call, HSM_SIGN, "miss");
     assert_fails(&call, FAULT_NOT_FOUND, "no such key");
     assert_int_equal(supervisor_restarts(front.supervisor), 2);
+    for (unsigned i = 0; i < 20; i++) { /* by then it is known */
+        ask(&call, HSM_SIGN, "miss");
+        assert_fails(&call, FAULT_NOT_FOUND, "no such key");
+    }
+    assert_int_equal(supervisor_restarts(front.supervisor), 2);
+    end();
+}
+
+static void a_worker_cannot_pull_the_shared_page_away_from_under_us(void **state)
+{
+    struct call call;
+
+    (void)state;
+    start();
+    ask(&call, HSM_SIGN, "shrink");
+    assert_done(&call);
+    assert_int_equal(call.reply.items, 0);
+    assert_true(await_more(&front.ticks, 2)); /* which look at the page */
+    assert_done_at_once();
     end();
 }
 
@@ -372,6 +391,7 @@ int main(int argc, char **argv)
         PLAY(a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most),
         PLAY(who_was_only_beside_a_failure_is_not_given_up),
         PLAY(a_key_that_is_not_found_gets_one_fresh_look),
+        PLAY(a_worker_cannot_pull_the_shared_page_away_from_under_us),
         PLAY(an_idle_token_is_kept_alive),
     };
 
