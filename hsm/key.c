@@ -160,17 +160,9 @@ static int sign_step(const struct call *call, const struct session *session, str
     return -1;
 }
 
-/* "No memory" on the way to a signature is no full token: nothing was to be stored. */
-static int not_full(struct fault *fault)
-{
-    if (fault->code == FAULT_RESOURCE_EXHAUSTED)
-        fault->code = FAULT_UNAVAILABLE;
-    return -1;
-}
-
 int key_sign(const struct call *call, struct fault *fault)
 {
-    return token_step(call, sign_step, fault) == 0 ? 0 : not_full(fault);
+    return token_step(call, sign_step, fault);
 }
 
 /* ---- proving ---- */
@@ -266,7 +258,7 @@ static int prove_step(const struct call *call, const struct session *session, st
 
 int key_prove(const struct call *call, struct fault *fault)
 {
-    return token_step(call, prove_step, fault) == 0 ? 0 : not_full(fault);
+    return token_step(call, prove_step, fault);
 }
 
 /* ---- generating ---- */

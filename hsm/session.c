@@ -23,7 +23,7 @@ static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *hand
     if (rv == CKR_OK)
         return 0;
     (void)rv_fault(rv, "C_OpenSession", fault);
-    if (rv == CKR_SESSION_COUNT && fault)
+    if (rv_class(rv) == RV_FULL && fault)
         fault->code = FAULT_UNAVAILABLE;
     return -1;
 }
@@ -339,7 +339,7 @@ static int open_one(struct session_pool *pool, struct session *session, bool *op
     *opened = open_session(pool, &session->handle, fault) == 0;
     if (*opened)
         return 0;
-    full = fault->ckr == CKR_SESSION_COUNT;
+    full = rv_class(fault->ckr) == RV_FULL;
     (void)pthread_mutex_lock(&pool->lock);
     others = pool->open > 1;
     (void)pthread_mutex_unlock(&pool->lock);

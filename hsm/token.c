@@ -60,6 +60,13 @@ int token_step(const struct call *call, step_fn *step, struct fault *fault)
     return -1;
 }
 
+/* "No memory" is no full token where nothing was to be stored. */
+static void not_full(struct fault *fault)
+{
+    if (fault->code == FAULT_RESOURCE_EXHAUSTED && fault->ckr != CKR_OK)
+        fault->code = FAULT_UNAVAILABLE;
+}
+
 /* ---- operations ---- */
 
 /* C_GenerateRandom is what reaches a device that would otherwise time us out. A token
@@ -110,8 +117,11 @@ void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
     struct fault fault = {.code = FAULT_NONE};
 
     memset(reply, 0, sizeof *reply);
-    if (check_request(request, &fault) != 0 || operations[request->op].run(&call, &fault) != 0)
-        reply->fault = fault;
+    if (check_request(request, &fault) == 0 && operations[request->op].run(&call, &fault) == 0)
+        return;
+    if (request->op != HSM_GENERATE)
+        not_full(&fault);
+    reply->fault = fault;
 }
 
 /* ---- what the token can do ---- */
@@ -227,6 +237,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     if (module_open(settings->module, &made->module, &why) != 0 ||
         open_pool(made, settings, &about, &why) != 0) {
         module_close(&made->module);
+        not_full(&why);
         if (fault)
             *fault = why;
         return -1;

@@ -110,6 +110,29 @@ static void an_object_that_is_broken_for_ever_does_not_stop_the_scan(void **stat
     assert_int_equal(told.complete, 1);
 }
 
+static CK_RV finds_badly(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE_PTR list, CK_ULONG most,
+                         CK_ULONG_PTR count)
+{
+    return fails_now() ? plan.with : real->C_FindObjects(session, list, most, count);
+}
+
+/* At the start that would be final. */
+static void no_memory_for_a_search_is_not_a_full_token(void **state)
+{
+    static const CK_RV codes[] = {CKR_DEVICE_MEMORY, 0x201 /* CKR_TOKEN_RESOURCE_EXCEEDED */};
+
+    (void)state;
+    bent.C_FindObjects = finds_badly;
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        struct told told;
+
+        fail_next(1, codes[i]);
+        told = scan_token();
+        assert_int_equal(told.reply.fault.ckr, codes[i]);
+        assert_int_equal(told.reply.fault.code, FAULT_UNAVAILABLE);
+    }
+}
+
 /* What another thread does when the token has silently logged us out: the login is back, and
  * all handles are others. */
 static void log_in_anew(void)
