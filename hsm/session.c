@@ -266,7 +266,10 @@ int session_pool_open(struct session_pool *pool, struct module *module,
     pool->flags = CKF_SERIAL_SESSION;
     if ((token->info.flags & CKF_WRITE_PROTECTED) == 0)
         pool->flags |= CKF_RW_SESSION;
-    pool->limit = limit_of(&token->info, pool->flags, settings->sessions);
+    /* of a module that only one thread may enter, a second one would only wait for the first,
+     * and pass for one that hangs */
+    pool->limit =
+        limit_of(&token->info, pool->flags, module->one_at_a_time ? 1 : settings->sessions);
     module_text(token->info.serialNumber, sizeof token->info.serialNumber, pool->serial);
     memcpy(pool->latch.file, settings->latch, sizeof pool->latch.file);
     pin_latch_load(&pool->latch);

@@ -341,6 +341,29 @@ static void a_token_that_wants_digests_as_long_as_the_order_gets_them(void **sta
     must_sign("b", &b, HSM_SHA512);
 }
 
+/* ---- sessions ---- */
+
+/* A signature that waits for the module's lock behind a slow generation would be taken for one
+ * that hangs. */
+static void a_module_for_one_thread_at_a_time_is_given_one_session(void **state)
+{
+    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct module_token found;
+    struct session_pool pool;
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(module_find_token(&token->module, settings.token, &found, &fault), 0);
+    assert_int_equal(session_pool_open(&pool, &token->module, &found, &settings, &fault), 0);
+    assert_int_equal(pool.limit, settings.sessions);
+    session_pool_close(&pool);
+    token->module.one_at_a_time = true;
+    assert_int_equal(session_pool_open(&pool, &token->module, &found, &settings, &fault), 0);
+    assert_int_equal(pool.limit, 1);
+    session_pool_close(&pool);
+    token->module.one_at_a_time = false;
+}
+
 /* ---- PINs ---- */
 
 static void only_a_pin_that_was_refused_waits_for_its_source_to_change(void **state)
@@ -362,11 +385,13 @@ int main(void)
         TEST(keys_that_could_not_be_read_for_a_moment_are_not_missing),
         TEST(keys_that_cannot_be_read_at_all_are_not_missing_either),
         TEST(an_object_that_is_broken_for_ever_does_not_stop_the_scan),
+        TEST(no_memory_for_a_search_is_not_a_full_token),
         TEST(a_scan_across_a_new_login_is_done_over),
         TEST(a_key_is_not_absent_because_of_a_new_login),
         cmocka_unit_test(a_handle_found_before_a_login_is_no_answer_to_who_came_after_it),
         TEST(a_public_key_planted_beside_ours_changes_nothing),
         TEST(a_token_that_wants_digests_as_long_as_the_order_gets_them),
+        TEST(a_module_for_one_thread_at_a_time_is_given_one_session),
         cmocka_unit_test(only_a_pin_that_was_refused_waits_for_its_source_to_change),
     };
 
