@@ -2,7 +2,7 @@
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
 #   tests/deps.sh [GROUP...]      build run tutorial test check image deb; all when none is named
-#                                 llvm is only installed when it is named
+#                                 llvm and k8s are only installed when they are named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -18,6 +18,7 @@ declare -A packages=(
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
     [llvm]="clang libclang-rt-dev"
     [deb]="debhelper fakeroot lintian man-db mandoc systemd debootstrap"
+    [k8s]="containerd runc containernetworking-plugins etcd-server haproxy debootstrap"
 )
 declare -A purpose=(
     [build]="to compile spire-hsm"
@@ -28,6 +29,7 @@ declare -A purpose=(
     [image]="for the plugin image: what goes into it, and tools to make it"
     [llvm]="to fuzz with libFuzzer"
     [deb]="for the Debian package: tools to make and to check it"
+    [k8s]="for the test on Kubernetes: what pods and their control plane run on"
 )
 
 installed() {
