@@ -185,6 +185,12 @@ struct hsm_token;
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault);
 
+/* Has `waits` called a few times a second by each thread that waits inside hsm_execute until a
+ * session is free, and once more when it need not wait any longer: that time is the others'.
+ * Before the first hsm_execute; it must not block. */
+typedef void hsm_waits_fn(void);
+void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits);
+
 /* Does one request and fills *reply, always. item may be NULL except for SCAN. */
 void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
                  struct hsm_reply *reply, hsm_item_fn *item, void *context);

@@ -4,12 +4,15 @@
 #include <string.h>
 
 #include "clock.h"
+#include "condition.h"
 #include "rv.h"
 #include "scope.h"
 
 /* Sessions of a process that was killed may count for a while: YubiHSM forgets them after
  * 30 seconds. */
 static const int64_t full_pause = 30 * CLOCK_SECOND;
+
+static const int64_t wait_interval = CLOCK_SECOND / 5;
 
 /* ---- logging in ---- */
 
@@ -275,7 +278,7 @@ int session_pool_open(struct session_pool *pool, struct module *module,
     pin_latch_load(&pool->latch);
     (void)pthread_mutex_init(&pool->login, NULL);
     (void)pthread_mutex_init(&pool->lock, NULL);
-    (void)pthread_cond_init(&pool->returned, NULL);
+    condition_open(&pool->returned);
     if (take_pin_source(pool, token, settings, fault) == 0 && session_login(pool, fault) == 0)
         return 0;
     session_pool_close(pool);
@@ -350,13 +353,21 @@ static int open_one(struct session_pool *pool, struct session *session, bool *op
     return full && others ? 0 : -1;
 }
 
+/* Not for ever: a token that was full may have room for another session by and by. */
+static void wait_a_while(struct session_pool *pool)
+{
+    condition_wait(&pool->returned, &pool->lock, clock_now() + wait_interval);
+    if (pool->waits)
+        pool->waits();
+}
+
 static enum step wait_step(struct session_pool *pool, struct session *session)
 {
     enum step step;
 
     (void)pthread_mutex_lock(&pool->lock);
     while ((step = next_step(pool, session)) == STEP_WAIT)
-        (void)pthread_cond_wait(&pool->returned, &pool->lock);
+        wait_a_while(pool);
     (void)pthread_mutex_unlock(&pool->lock);
     return step;
 }

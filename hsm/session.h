@@ -35,6 +35,8 @@ struct session_pool {
      * their numbers may be given to other objects: whoever keeps a handle keeps this. */
     _Atomic uint32_t logins;
 
+    hsm_waits_fn *waits; /* or NULL; see hsm_on_wait */
+
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t returned;
     CK_SESSION_HANDLE idle[HSM_SESSIONS_MAX];

@@ -251,6 +251,11 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     return 0;
 }
 
+void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits)
+{
+    token->pool.waits = waits;
+}
+
 void hsm_close(struct hsm_token *token)
 {
     if (!token)

@@ -134,6 +134,15 @@ static int decode(const uint8_t *bytes, size_t length, enum frame_kind kind, str
 
 /* ---- requests ---- */
 
+static _Thread_local struct frame_slot *my_slot;
+
+/* Where the token has fewer sessions than we have threads, a request may wait behind a slow
+ * generation. It is not what hangs. */
+static void begin_again(void)
+{
+    atomic_store(&my_slot->started, clock_now());
+}
+
 struct scan {
     const struct worker *worker;
     uint32_t number;
@@ -182,6 +191,7 @@ static void *serve(void *context)
     struct fault fault;
     size_t length;
 
+    my_slot = server->slot;
     while ((length = receive(worker, bytes)) > 0) {
         if (decode(bytes, length, FRAME_REQUEST, &request, &fault) != 0)
             send_fault(worker, frame_number(bytes, length), &fault);
@@ -248,6 +258,7 @@ static int serve_until_gone(struct worker *worker, struct fault *fault)
 {
     struct frame ready = {.kind = FRAME_READY, .info = worker->info};
 
+    hsm_on_wait(worker->token, begin_again);
     if (start_servers(worker, fault) != 0)
         return -1;
     (void)send_frame(worker, &ready);

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
-#include "condition.h"
+#include "../hsm/condition.h"
 #include "keymanager_private.h"
 
 /* Reserved for the token itself after it has come back: scanning and proving get at

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
-#include "condition.h"
+#include "../hsm/condition.h"
 
 enum { JOBS_MAX = 64 };
 

@@ -6,7 +6,7 @@
 #include <time.h>
 
 #include "../hsm/clock.h"
-#include "condition.h"
+#include "../hsm/condition.h"
 #include "inventory.h"
 #include "keymanager_private.h"
 

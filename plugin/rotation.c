@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "../hsm/clock.h"
-#include "condition.h"
+#include "../hsm/condition.h"
 #include "keymanager_private.h"
 
 static void enter(struct keymanager *keymanager, struct waiter *waiter);

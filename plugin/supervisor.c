@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 
 #include "../hsm/clock.h"
-#include "condition.h"
+#include "../hsm/condition.h"
 #include "log.h"
 #include "supervisor_private.h"
 

@@ -364,6 +364,42 @@ static void a_module_for_one_thread_at_a_time_is_given_one_session(void **state)
     token->module.one_at_a_time = false;
 }
 
+static atomic_uint told_of_waiting;
+
+static void count_wait(void)
+{
+    told_of_waiting++;
+}
+
+static void *ping(void *context)
+{
+    const struct hsm_request request = {.op = HSM_PING};
+
+    *(struct hsm_reply *)context = room_execute(token, &request);
+    return NULL;
+}
+
+static void who_waits_for_a_session_says_so(void **state)
+{
+    struct session lent[HSM_SESSIONS_MAX];
+    struct hsm_reply reply;
+    struct fault fault;
+    pthread_t thread;
+
+    (void)state;
+    hsm_on_wait(token, count_wait);
+    for (uint32_t i = 0; i < token->pool.limit; i++)
+        assert_int_equal(session_borrow(&token->pool, &lent[i], &fault), 0);
+    assert_int_equal(told_of_waiting, 0);
+    assert_int_equal(pthread_create(&thread, NULL, ping, &reply), 0);
+    while (told_of_waiting < 3)
+        (void)usleep(1000);
+    for (uint32_t i = 0; i < token->pool.limit; i++)
+        session_return(&token->pool, &lent[i]);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_int_equal(reply.fault.code, FAULT_NONE);
+}
+
 /* ---- PINs ---- */
 
 static void only_a_pin_that_was_refused_waits_for_its_source_to_change(void **state)
@@ -392,6 +428,7 @@ int main(void)
         TEST(a_public_key_planted_beside_ours_changes_nothing),
         TEST(a_token_that_wants_digests_as_long_as_the_order_gets_them),
         TEST(a_module_for_one_thread_at_a_time_is_given_one_session),
+        TEST(who_waits_for_a_session_says_so),
         cmocka_unit_test(only_a_pin_that_was_refused_waits_for_its_source_to_change),
     };
 

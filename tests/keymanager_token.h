@@ -152,6 +152,12 @@ static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
         (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
 }
 
+void hsm_on_wait(struct hsm_token *opened, hsm_waits_fn *waits)
+{
+    (void)opened;
+    (void)waits;
+}
+
 void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
                  struct hsm_reply *reply, hsm_item_fn *item, void *context)
 {

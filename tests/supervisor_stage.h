@@ -93,6 +93,14 @@ void hsm_close(struct hsm_token *token)
     (void)token;
 }
 
+static hsm_waits_fn *waits;
+
+void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *fn)
+{
+    (void)token;
+    waits = fn;
+}
+
 void hsm_settings_wipe(struct hsm_settings *settings)
 {
     explicit_bzero(settings, sizeof *settings);
@@ -110,6 +118,15 @@ static inline void do_wait(struct hsm_reply *reply)
     while (!script->gate)
         nap();
     atomic_fetch_sub(&script->waiting, 1);
+}
+
+static inline void do_queue(struct hsm_reply *reply)
+{
+    (void)reply;
+    while (!script->gate) {
+        nap();
+        waits();
+    }
 }
 
 static inline void do_slow(struct hsm_reply *reply)
@@ -169,9 +186,9 @@ static const struct {
     const char *label;
     void (*act)(struct hsm_reply *reply);
 } deeds[] = {
-    {"wait", do_wait}, {"slow", do_slow},           {"die", do_die},
-    {"hang", do_hang}, {"rave", do_rave},           {"fail", do_fail},
-    {"miss", do_miss}, {"tell lock", do_tell_lock}, {"shrink", do_shrink},
+    {"wait", do_wait},     {"slow", do_slow},   {"die", do_die},   {"hang", do_hang},
+    {"rave", do_rave},     {"fail", do_fail},   {"miss", do_miss}, {"tell lock", do_tell_lock},
+    {"shrink", do_shrink}, {"queue", do_queue},
 };
 
 static inline void act(const char *label, struct hsm_reply *reply)

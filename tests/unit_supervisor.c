@@ -262,6 +262,23 @@ static void a_slow_generation_is_let_be_and_signatures_pass_it(void **state)
     end();
 }
 
+static void a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs(void **state)
+{
+    struct supervisor_options options = usual();
+    struct call queue;
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 2;
+    start_with(&options);
+    await_token();
+    ask(&queue, HSM_SIGN, "queue");
+    assert_true(await_more(&front.ticks, 5)); /* a second */
+    script->gate = true;
+    assert_done(&queue);
+    assert_int_equal(supervisor_restarts(front.supervisor), 0);
+    end();
+}
+
 /* ---- a token that fails ---- */
 
 static void what_a_fresh_process_may_mend_is_asked_again(void **state)
@@ -386,6 +403,7 @@ int main(int argc, char **argv)
         PLAY(a_worker_that_hangs_is_replaced_and_others_go_on),
         PLAY(a_request_that_always_hangs_is_given_up_alone),
         PLAY(a_slow_generation_is_let_be_and_signatures_pass_it),
+        PLAY(a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs),
         PLAY(what_a_fresh_process_may_mend_is_asked_again),
         PLAY(a_request_that_fails_again_and_again_while_others_do_not_is_answered),
         PLAY(a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most),

@@ -1,11 +1,11 @@
 /* Condition variables on clock_now()'s clock: pthread's own default is the wall clock, which
  * can be set back. */
-#ifndef PLUGIN_CONDITION_H
-#define PLUGIN_CONDITION_H
+#ifndef HSM_CONDITION_H
+#define HSM_CONDITION_H
 
 #include <pthread.h>
 
-#include "../hsm/clock.h"
+#include "clock.h"
 
 static inline void condition_open(pthread_cond_t *condition)
 {
