@@ -16,7 +16,7 @@ list() {
     if git ls-files --error-unmatch packaging/VERSION >/dev/null 2>&1; then
         git ls-files -z
     else
-        find . -path ./build -prune -o -samefile "$build" -prune -o -type f -print0
+        find . -path ./build -prune -o -samefile "$build" -prune -o ! -type d -print0
     fi
 }
 

@@ -9,6 +9,47 @@ packaging=$here/../packaging
 units=$scratch/units
 live_port=$(free_port)
 
+## Versions
+
+# What version.sh says in a repository, after each step of its life.
+version_after() { # COMMAND-IN-THE-REPOSITORY PATTERN
+    local said
+    (cd "$repository" && eval "$1") >/dev/null && said=$("$repository/packaging/version.sh")
+    echo "after \"$1\": $said; expected $2"
+    grep -qxE "$2" <<<"$said"
+}
+
+versions_follow_tags() {
+    local hash='g[0-9a-f]{12}'
+    # a machine may have no name to commit under
+    local -x GIT_AUTHOR_NAME=test GIT_AUTHOR_EMAIL=test GIT_COMMITTER_NAME=test GIT_COMMITTER_EMAIL=test
+    repository=$scratch/repository
+    mkdir -p "$repository/packaging"
+    cp "$packaging/version.sh" "$repository/packaging"
+    version_after 'echo 1.2.0 >packaging/VERSION' '1\.2\.0-dev\+unknown' &&
+        version_after 'git init -q && git add . && git commit -qm x' "1\\.2\\.0-dev\\+$hash" &&
+        version_after 'git tag v1.2.0' '1\.2\.0' &&
+        version_after 'echo >>packaging/version.sh' '1\.2\.0-dev\+dirty' &&
+        version_after 'git commit -qam x' "1\\.2\\.0-dev\\.1\\+$hash" &&
+        version_after 'echo 1.3.0-rc.1 >packaging/VERSION' "1\\.3\\.0-rc\\.1-dev\\.1\\+$hash\\.dirty" &&
+        version_after 'git commit -qam x && git tag v1.3.0-rc.1' '1\.3\.0-rc\.1' &&
+        version_after 'rm -rf .git && echo 1.3.0 1700000000 >packaging/VERSION' '1\.3\.0' &&
+        [ "$("$repository/packaging/version.sh" --epoch)" = 1700000000 ]
+}
+
+## The SBOM
+
+# dpkg-shlibdeps has found out for itself what the program needs.
+sbom_has_what_the_package_depends_on() {
+    local package
+    make -C "$here/.." --no-print-directory BUILD=build sbom
+    for package in $(dpkg-deb -f "$deb" Depends | sed -e 's/([^)]*)//g' -e 's/,//g'); do
+        jq -e --arg id "SPDXRef-Package-$package" 'any(.relationships[];
+            .relationshipType == "DYNAMIC_LINK" and .relatedSpdxElement == $id)' \
+            "$here/../build/sbom.spdx.json" || return 1
+    done
+}
+
 ## Manual pages
 
 pages_are_well_formed() {
@@ -148,6 +189,8 @@ check "program, command, pages, example and units are where they belong" deb_has
     usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
+check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
+check "versions follow tags, and are SemVer" versions_follow_tags
 check "manual pages are well formed" pages_are_well_formed
 check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
 check "systemd finds no fault with the units" units_verify

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The same commit gives the same bytes: the tarball twice; from it, in another folder with
-# another umask, time zone and locale, the program and the plugin image once more.
+# another umask, time zone and locale, the program, the plugin image and the tarball itself.
 . "$(dirname "$0")/lib.sh" reproducible
 
 source=$(realpath "$here/..")
@@ -23,7 +23,7 @@ dist_twice() {
 build_elsewhere() {
     mkdir -p "$elsewhere"
     tar -C "$elsewhere" --strip-components=1 -xzf "$tarball" &&
-        (umask 077 && TZ=Asia/Tokyo LC_ALL=C.UTF-8 quiet_make "$elsewhere" image-now)
+        (umask 077 && TZ=Asia/Tokyo LC_ALL=C.UTF-8 quiet_make "$elsewhere" image-now dist)
 }
 
 same() { # FILE below build/
@@ -45,3 +45,4 @@ must "the tarball builds in another folder, where there is no git" build_elsewhe
 check "both programs say the same version, a SemVer" version_is_the_same
 check "the programs are the same, byte for byte" same spire-hsm
 check "the images have the same digest" same image/digest
+check "the tarball packs itself again" same "${tarball##*/}"
