@@ -76,19 +76,18 @@ demo tutorial:
 	$(again) all
 	@tests/$@.sh
 
-test: ## every test, from unit to the real SPIRE
+test: ## every test, from unit to the real SPIRE and every fault the plugin survives
 	@tests/deps.sh build run tutorial test image deb
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
-test-faults: ## every fault the plugin survives, two servers on one token, the runbook, a soak
+test-faults: ## of these the faults, two servers on one token, the runbook, a soak
 	@tests/deps.sh build run test
-	$(again) all $(BUILD)/tests/faulty.so
-	@BUILD=$(BUILD) tests/run faults ha runbook soak
+	$(again) all $(TESTS)
+	@BUILD=$(BUILD) tests/run ha runbook soak faults
 
-test-long: ## both at length: a thousand kills, 20,000 histories, half an hour of soak
-	@+HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 $(MAKE) --no-print-directory test
-	@+LONG=1 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test-faults
+test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of soak
+	@+LONG=1 HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
 
 soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
 	@tests/deps.sh build run test

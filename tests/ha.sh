@@ -223,3 +223,4 @@ check "no key was both's" nobody_elses_was_lost
 for name in A B; do
     check "no warning and no error in $name's log" on "$name" node_quiet
 done
+echo "faults survived: $((failed == 0)) of 1"

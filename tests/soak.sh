@@ -275,5 +275,6 @@ check "the token holds no more keys than SPIRE has slots" await 70 token_is_tidy
 check "the bundle file is whole within SPIRE's 30 seconds" await 35 bundle_is_whole
 check "it stops" stop server
 check "the PIN is in no log" not grep -rlF "$PIN" "$logs"
+echo "faults survived: $( ((failed > 0)) && echo 0 || wc -l <"$stories") of $(wc -l <"$stories")"
 printf '%s faults, %s JWT-SVIDs, %s X.509-SVIDs, seed %s\n' "$(wc -l <"$stories")" \
     "$(minted jwt)" "$(minted x509)" "$seed"

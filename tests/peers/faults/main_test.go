@@ -83,9 +83,7 @@ func printTable() {
 // Most of the time a test here waits for a worker to come back.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if flag.Lookup("test.parallel") != nil {
-		_ = flag.Set("test.parallel", "16")
-	}
+	_ = flag.Set("test.parallel", "16")
 	status := m.Run()
 	if len(table.rows) > 0 {
 		printTable()

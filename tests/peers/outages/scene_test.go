@@ -9,6 +9,7 @@ package outages
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,7 +44,10 @@ var (
 	survived atomic.Int64
 )
 
+// Most of the time a test here waits.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	_ = flag.Set("test.parallel", "8")
 	status := m.Run()
 	fmt.Printf("faults survived: %d of %d\n", survived.Load(), injected.Load())
 	os.Exit(status)
