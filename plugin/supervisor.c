@@ -136,8 +136,9 @@ static bool worth_a_fresh_look(struct supervisor *s, const struct job *job)
 }
 
 /* With the mutex held. A fresh process may do better: worth another try, unless others have
- * done well meanwhile and only this request keeps failing. What is to be destroyed gets one:
- * its time is not worth the signatures that each fresh worker delays. */
+ * done well meanwhile and only this request keeps failing. What is to be destroyed gets one
+ * if nothing was signed yet: it has time, and from a token that can only be read (a SoftHSM
+ * on a read-only disk) no fresh worker comes back to sign. */
 static bool worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault)
 {
     bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
@@ -150,7 +151,7 @@ static bool worth_another_try(struct supervisor *s, struct job *job, const struc
     if (key_gone)
         return worth_a_fresh_look(s, job);
     if (job->op == HSM_DESTROY)
-        return job->failures == 1;
+        return job->failures == 1 && s->successes[HSM_SIGN] == 0;
     return job->failures < FAILURES_MAX ||
            (signs_of_health(s, job->op) == job->successes_seen && job->deadline != CLOCK_NEVER);
 }

@@ -95,15 +95,15 @@ func (m *Module) Fired(t testing.TB) []Firing {
 	return m.firedFrom(t, m.mark)
 }
 
-// Count of the faults that came due in a function, of all scripts.
-func (m *Module) Count(t testing.TB, function string) (n int) {
+// FiredIn a function, of all scripts.
+func (m *Module) FiredIn(t testing.TB, function string) (all []Firing) {
 	t.Helper()
 	for _, firing := range m.firedFrom(t, 0) {
 		if firing.Function == function {
-			n++
+			all = append(all, firing)
 		}
 	}
-	return n
+	return all
 }
 
 // Sessions that living processes have open, as the page beside the script counts them.

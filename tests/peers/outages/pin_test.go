@@ -15,12 +15,10 @@ import (
 // counted is a script that leaves a line for each login, whatever comes of it.
 const counted = "C_Login before sleep 0\n"
 
-func (b *bench) logins(t *testing.T) int { return b.module.Count(t, "C_Login") }
-
 func (b *bench) expectLogins(t *testing.T, when string, want int) {
 	t.Helper()
-	if n := b.logins(t); n != want {
-		t.Errorf("%d logins %s, want %d", n, when, want)
+	if logins := b.module.FiredIn(t, "C_Login"); len(logins) != want {
+		t.Errorf("%d logins %s, want %d: %v", len(logins), when, want, logins)
 	}
 }
 
