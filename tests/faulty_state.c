@@ -17,11 +17,16 @@
 enum { NEWBORNS = 256, HOLDERS = 64, TEXT_MAX = 16384, TOLD_MAX = 1000 };
 
 /* The file SCRIPT.page, mapped by every process that follows SCRIPT. All after `bell` is
- * written with the file locked, or is atomic. */
+ * written with the file locked, or is atomic. tests/peers/faulty reads it up to `holders`. */
 struct page {
     _Atomic uint64_t bell;
     uint64_t script; /* identity of the one the counts belong to */
     int64_t loaded;  /* when its first reader read it */
+    struct {
+        pid_t pid;
+        uint64_t sessions;
+        int64_t died; /* when that was noticed, 0 = lives */
+    } holders[HOLDERS];
     struct {
         _Atomic uint64_t seen;
         _Atomic uint64_t fired;
@@ -33,11 +38,6 @@ struct page {
         pid_t maker;
     } newborns[NEWBORNS];
     uint64_t newborn_count;
-    struct {
-        pid_t pid;
-        uint64_t sessions;
-        int64_t died; /* when that was noticed, 0 = lives */
-    } holders[HOLDERS];
 };
 
 struct identity {

@@ -110,11 +110,8 @@ func (m *Module) FiredIn(t testing.TB, function string) (all []Firing) {
 func (m *Module) Sessions(t testing.TB) (n uint64) {
 	t.Helper()
 	const (
-		header   = 24         // bell, script, loaded
-		counts   = 64 * 16    // of each rule
-		newborns = 256*24 + 8 // and how many
-		holders  = header + counts + newborns
-		size     = 24 // pid, sessions, died
+		holders = 24 // behind bell, script, loaded
+		size    = 24 // pid, sessions, died
 	)
 	page, err := os.ReadFile(m.script + ".page")
 	if err != nil || len(page) < holders+64*size {
