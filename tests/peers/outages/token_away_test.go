@@ -205,13 +205,13 @@ func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *tes
 
 // ---- sessions ----
 
-// A dead process's sessions count for 5 s more. Each worker has 5 of 8: the next one finds
-// too few until then.
-func TestSessionsOfKilledWorkersThatStillCountCostNoCall(t *testing.T) {
+// killedOnATokenWithFewSessions: those of a dead process count for a while longer.
+func killedOnATokenWithFewSessions(t *testing.T, profile string) {
+	t.Helper()
 	t.Parallel()
 	kills := either(2, 10)
 	faults(t, kills)
-	b := newFaulty(t, "max_sessions = 4", "profile dangling 8 5\n")
+	b := newFaulty(t, "max_sessions = 4", profile)
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
 	l := load.Start(t, p, 8, key)
@@ -223,21 +223,14 @@ func TestSessionsOfKilledWorkersThatStillCountCostNoCall(t *testing.T) {
 	l.EndWithoutFailures()
 }
 
+// Each worker has 5 of 8: the next one finds too few until then.
+func TestSessionsOfKilledWorkersThatStillCountCostNoCall(t *testing.T) {
+	killedOnATokenWithFewSessions(t, "profile dangling 8 5\n")
+}
+
 // All 5 of 5 are a dead process's.
 func TestASessionLimitThatKilledWorkersUseUpCostsNoCall(t *testing.T) {
-	t.Parallel()
-	kills := either(2, 10)
-	faults(t, kills)
-	b := newFaulty(t, "max_sessions = 4", "profile dangling 5 4\n")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
-	for range kills {
-		l.Await(100)
-		p.KillWorkers()
-		l.Await(100)
-	}
-	l.EndWithoutFailures()
+	killedOnATokenWithFewSessions(t, "profile dangling 5 4\n")
 }
 
 // One session for logging in is left over by somebody else, and none to work with.
