@@ -142,6 +142,12 @@ static int read_block(struct hcl_reader *r, struct hcl_item *block)
     return result;
 }
 
+/* In JSON, HCL 1 makes repeated blocks of objects in a list. */
+static int read_element(struct hcl_reader *r, struct hcl_item *item)
+{
+    return !r->json && hcl_take(r, '{') ? read_block(r, item) : hcl_scalar(r, item);
+}
+
 int hcl_list(struct hcl_reader *r, struct hcl_item *list)
 {
     size_t first = hcl_open_count(r);
@@ -158,7 +164,7 @@ int hcl_list(struct hcl_reader *r, struct hcl_item *list)
         if (!comma)
             return hcl_refuse(r, r->line, "expected ',' or ']' in a list");
         item.line = r->line;
-        if (hcl_scalar(r, &item) != 0 || hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
+        if (read_element(r, &item) != 0 || hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
             return -1;
         if (r->json && item.kind == HCL_BOOL)
             return hcl_refuse(r, item.line, "a list in JSON may not hold true or false");

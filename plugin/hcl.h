@@ -1,11 +1,12 @@
 /* A reader for the part of HCL 1 (and JSON) that plugin_data may be written in. What is
  * accepted reads exactly as hashicorp/hcl v1 reads it; whatever we have no use for is
- * refused with its line: values other than strings, numbers, booleans, lists of those
- * and blocks; blocks with more than one label; interpolation (`${`), which HCL 1 passes
+ * refused with its line: values other than strings, numbers, booleans, blocks and lists of
+ * those; blocks with more than one label; interpolation (`${`), which HCL 1 passes
  * through for others to expand. Keys may repeat, and dots in them are just characters.
  *
  * JSON is what begins with `{`, as in HCL 1, which reads some of it in ways of its own;
- * there `\/`, null, lists with booleans and objects of nothing but objects are refused.
+ * there `\/`, null, lists with booleans or objects and objects of nothing but objects are
+ * refused.
  *
  * Written by hand because no C library reads HCL; and JSON with it, because a library
  * would keep neither lines nor repeated keys, and leave copies of a PIN in freed memory.
@@ -24,7 +25,7 @@ enum hcl_kind {
     HCL_NUMBER, /* integer that fits in 64 bits */
     HCL_FLOAT,  /* text as written */
     HCL_BOOL,
-    HCL_LIST,  /* items without keys */
+    HCL_LIST,  /* items without keys, but no lists */
     HCL_BLOCK, /* items with keys; `key "label" {` gives a label */
 };
 

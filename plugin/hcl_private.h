@@ -47,7 +47,7 @@ void hcl_close_items(struct hcl_reader *r, size_t first, struct hcl_item *parent
 char *hcl_room(struct hcl_reader *r);
 const char *hcl_keep_text(struct hcl_reader *r, size_t length);
 
-/* hcl.c. Reads up to the ']' what follows '['; the items are scalars. */
+/* hcl.c. Reads up to the ']' what follows '['. */
 int hcl_list(struct hcl_reader *r, struct hcl_item *item);
 
 /* hcl_json.c. Reads a whole text into `root`. */

@@ -188,11 +188,16 @@ static void mistakes_do_not_repeat_a_pin(void **state)
     assert_null(strstr(fault.message, "secret"));
 }
 
-static void what_is_not_about_us_may_stand_in_the_way(void **state)
+static void what_is_not_about_us_is_passed_over_if_it_can_be_read(void **state)
 {
     (void)state;
-    refused("telemetry { DogStatsd = [ { address = \"localhost:8125\" } ] }\nplugins { KeyManager "
-            "\"p\" { plugin_data {" DATA "} } }",
+    accepted(SERVER "}\ntelemetry {\n DogStatsd = [ { address = \"localhost:8125\" } ]\n"
+                    " M3 = [\n  { address = \"localhost:9000\" env = \"prod\" },\n ] }\n"
+                    "plugins { KeyManager \"p\" { plugin_data {" DATA "} } }");
+    refused(SERVER "}\nplugins { KeyManager \"p\" { plugin_data {" DATA
+                   "max_sessions = [ { a = 1 } ]\n} } }",
+            "plugin_data is not valid");
+    refused("x = [ [ 1 ] ]\nplugins { KeyManager \"p\" { plugin_data {" DATA "} } }",
             "line 1: expected a string, a number, true or false; if that line is not about");
 }
 
@@ -219,7 +224,7 @@ int main(void)
         cmocka_unit_test(variables_are_replaced_where_that_is_asked_for),
         cmocka_unit_test(variables_are_replaced_as_spire_does_it),
         cmocka_unit_test(mistakes_do_not_repeat_a_pin),
-        cmocka_unit_test(what_is_not_about_us_may_stand_in_the_way),
+        cmocka_unit_test(what_is_not_about_us_is_passed_over_if_it_can_be_read),
         cmocka_unit_test(a_file_that_is_none_is_named),
     };
 

@@ -86,6 +86,28 @@ static void plugin_data_as_spire_delivers_it_is_read(void **state)
     assert_int_equal(find(tree, "quoted key")->line, 17);
 }
 
+static void a_list_may_hold_blocks(void **state)
+{
+    OWNED(hcl_scope_free)
+    struct hcl *tree =
+        parse("telemetry {\n  DogStatsd = [\n    { address = \"a:1\" },\n    {},\n  ]\n}\n"
+              "mixed = [1, { x = [{ y = true }] } , \"z\"]\n");
+    const struct hcl_item *list = &find(tree, "telemetry")->items[0];
+
+    (void)state;
+    assert_int_equal(list->kind, HCL_LIST);
+    assert_int_equal(list->count, 2);
+    assert_int_equal(list->items[0].kind, HCL_BLOCK);
+    assert_int_equal(list->items[0].line, 3);
+    assert_null(list->items[0].key);
+    is_text(&list->items[0].items[0], "a:1");
+    assert_int_equal(list->items[1].count, 0);
+    list = find(tree, "mixed");
+    assert_int_equal(list->count, 3);
+    assert_int_equal(list->items[1].items[0].items[0].items[0].number, 1);
+    is_text(&list->items[2], "z");
+}
+
 static void a_raw_file_with_windows_line_ends_is_read(void **state)
 {
     OWNED(hcl_scope_free)
@@ -154,6 +176,9 @@ static void what_is_refused_is_refused_with_its_line(void **state)
         {"\n\nb {\n c = 1\n\n", "line 3: the block that begins here has no '}'"},
         {"\n{\n \"b\": {\n \"c\": 1\n\n", "line 3: the object that begins here has no '}'"},
         {"a = [[1]]", "line 1: expected a string, a number, true or false"},
+        {"{\"a\": [{\"b\": 1}]}", "line 1: expected a string, a number, true or false"},
+        {"\na = [\n{ b = 1 ", "line 3: the block that begins here has no '}'"},
+        {"\na = [{}\n{}]", "line 3: expected ',' or ']' in a list"},
         {"a \"b\" \"c\" {}", "line 1: expected '{' behind two names"},
         {"\"str\"", "line 1: expected '=' or '{'"},
         {"/*\n\n*/ a = 08", "line 3: an octal number (it begins with 0) has a digit 8 or 9"},
@@ -193,6 +218,7 @@ static void a_text_without_end_is_refused(void **state)
     OWNED(scope_free) char *longest = repeat(" ", HCL_TEXT_MAX);
     OWNED(scope_free) char *too_long = repeat(" ", HCL_TEXT_MAX + 1);
     OWNED(scope_free) char *deep = repeat("a {", 100000 / 3);
+    OWNED(scope_free) char *deep_list = repeat("a=[{", 100000 / 4);
     OWNED(scope_free) char *deep_json = repeat("{\"a\":", 50000);
     OWNED(scope_free) char *many = repeat("a=1 ", HCL_ITEMS_MAX + 1);
     OWNED(scope_free) char *list = repeat("1,", HCL_ITEMS_MAX + 8);
@@ -201,6 +227,7 @@ static void a_text_without_end_is_refused(void **state)
     hcl_free(parse(longest));
     refused(too_long, strlen(too_long), "line 1: the text is longer than 256 KiB");
     refused(deep, strlen(deep), "line 1: blocks are nested too deeply");
+    refused(deep_list, strlen(deep_list), "line 1: blocks are nested too deeply");
     refused(deep_json, strlen(deep_json), "line 1: objects are nested too deeply");
     refused(many, strlen(many), "line 1: there are too many values");
     memcpy(list, "a=[1", 4);
@@ -238,6 +265,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plugin_data_as_spire_delivers_it_is_read),
+        cmocka_unit_test(a_list_may_hold_blocks),
         cmocka_unit_test(a_raw_file_with_windows_line_ends_is_read),
         cmocka_unit_test(json_is_read_with_its_lines),
         cmocka_unit_test(nothing_at_all_is_an_empty_block),

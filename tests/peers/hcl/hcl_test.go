@@ -262,7 +262,7 @@ var pieces = []string{
 	"9223372036854775807", "9223372036854775808", "-9223372036854775808", "-9223372036854775809",
 	"<<", "<<-", "<<EOF\n", "<<-EOF\n", "EOF\n", "  EOF\n", "\tEOF\n", "EOF", " EOF\r\n", "-EOF\n",
 	"    text\n", "  text\n", "\u00e9", "\u00a0", "\ufeff", "\ue123", "\xff", "\x00", "\U0001F511",
-	"\"o\" \"k\" {", "x \"y\" {\n", "x = {\n", "[1, 2.5, \"s\", true]", "[\"a\",\n\"b\",\n]",
+	"\"o\" \"k\" {", "x \"y\" {\n", "x = {\n", "[1, 2.5, \"s\", true]", "[\"a\",\n\"b\",\n]", "[{", "}]", "[{}]", "[{a=1},\n{}]", "},{",
 }
 
 func number(random *rand.Rand) string {
@@ -325,7 +325,11 @@ func items(random *rand.Rand, depth int) string {
 		case kind == 1:
 			s.WriteString(gap(random) + "=" + gap(random) + "[")
 			for j := random.Intn(4); j > 0; j-- {
-				s.WriteString(gap(random) + scalar(random) + gap(random) + pick(random, []string{",", ",", ",", ""}))
+				element := scalar(random)
+				if depth > 0 && random.Intn(4) == 0 {
+					element = "{" + items(random, depth-1) + "}"
+				}
+				s.WriteString(gap(random) + element + gap(random) + pick(random, []string{",", ",", ",", ""}))
 			}
 			s.WriteString(gap(random) + "]")
 		default:
