@@ -26,17 +26,19 @@ enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60 };
 
 static const char token_variable[] = "UNIT_KEYMANAGER_TOKEN";
 
-enum mischief { NONE, DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER, SLOW, SCAN_FAILS };
+enum mischief { NONE, DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER, SLOW, SCAN_FAILS, MAY_NOT_DESTROY };
 
 static struct token {
     struct object {
         atomic_int there; /* 0 no, 1 half, 2 whole */
         char label[HSM_LABEL_MAX + 1];
         uint8_t id[HSM_ID_MAX];
+        enum hsm_key_type type;
     } objects[OBJECTS];
-    _Atomic enum mischief mischief; /* done once, but for SLOW */
+    _Atomic enum mischief mischief; /* done once, but for SLOW and MAY_NOT_DESTROY */
     atomic_bool gate;               /* ends SLOW */
     atomic_uint generated;
+    atomic_uint refused;
 } * token;
 
 static int map_token(const char *path)
@@ -87,7 +89,7 @@ static struct object *lookup(const char *label)
     return NULL;
 }
 
-static void put(const struct hsm_key_name *name, int there)
+static void put(const struct hsm_key_name *name, enum hsm_key_type type, int there)
 {
     struct object *object = token->objects;
 
@@ -95,6 +97,7 @@ static void put(const struct hsm_key_name *name, int there)
         object++;
     memcpy(object->label, name->label, sizeof object->label);
     memcpy(object->id, name->id, sizeof object->id);
+    object->type = type;
     object->there = there;
 }
 
@@ -102,7 +105,7 @@ static void put(const struct hsm_key_name *name, int there)
 static void tell(const struct object *object, struct hsm_reply *reply)
 {
     reply->state = object->there == 2 ? HSM_COMPLETE : HSM_HALF;
-    reply->public_key.type = HSM_EC_P256;
+    reply->public_key.type = object->type;
     memcpy(reply->public_key.fingerprint, object->id, HSM_ID_MAX);
 }
 
@@ -113,10 +116,10 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
     while (token->mischief == SLOW && !token->gate)
         nap();
     if (once(DIES_HALF_WAY)) {
-        put(&request->key, 1);
+        put(&request->key, request->type, 1);
         (void)raise(SIGKILL);
     }
-    put(&request->key, 2);
+    put(&request->key, request->type, 2);
     atomic_fetch_add(&token->generated, 1);
     if (once(DIES_AFTER))
         (void)raise(SIGKILL);
@@ -133,6 +136,16 @@ static void sign(const struct hsm_request *request, struct hsm_reply *reply)
     }
     memcpy(reply->signature, object->id, HSM_ID_MAX);
     reply->signature_length = HSM_ID_MAX;
+}
+
+static void destroy(struct object *object, struct hsm_reply *reply)
+{
+    if (token->mischief != MAY_NOT_DESTROY) {
+        object->there = 0;
+        return;
+    }
+    atomic_fetch_add(&token->refused, 1);
+    (void)fault_set(&reply->fault, FAULT_PERMISSION_DENIED, "CKR_ACTION_PROHIBITED");
 }
 
 static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
@@ -173,7 +186,7 @@ void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
     else if (request->op == HSM_PROVE && object)
         tell(object, reply);
     else if (request->op == HSM_DESTROY && object)
-        object->there = 0;
+        destroy(object, reply);
 }
 
 #endif

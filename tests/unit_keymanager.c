@@ -11,16 +11,19 @@ struct answer {
     atomic_uint count;
     struct fault fault;
     char label[HSM_LABEL_MAX + 1];
+    enum hsm_key_type type;
 };
 
 static void generated(void *context, const struct catalogue_key *key, const struct fault *fault)
 {
     struct answer *answer = context;
 
-    if (key)
+    if (key) {
         memcpy(answer->label, key->name.label, sizeof answer->label);
-    else
+        answer->type = key->public_key.type;
+    } else {
         answer->fault = *fault;
+    }
     atomic_fetch_add(&answer->count, 1);
 }
 
@@ -47,11 +50,15 @@ static void hear(struct answer *answer, enum fault_code code)
     assert_int_equal(answer->fault.code, code);
 }
 
-static void ask(struct answer *answer, int64_t patience)
+static void ask_for(enum hsm_key_type type, struct answer *answer, int64_t patience)
 {
     *answer = (struct answer){.count = 0};
-    keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, clock_now() + patience, generated,
-                        answer);
+    keymanager_generate(keymanager, "x509-CA-A", type, clock_now() + patience, generated, answer);
+}
+
+static void ask(struct answer *answer, int64_t patience)
+{
+    ask_for(HSM_EC_P256, answer, patience);
 }
 
 static struct answer make_key(void)
@@ -173,6 +180,27 @@ static void superseded_keys_stay_where_the_role_may_not_destroy(void **state)
     assert_non_null(lookup(first.label));
 }
 
+static void a_key_that_may_not_be_destroyed_is_left_alone(void **state)
+{
+    struct answer first = make_key();
+    struct answer third;
+
+    (void)state;
+    token->mischief = MAY_NOT_DESTROY;
+    (void)make_key();
+    while (token->refused == 0)
+        nap();
+    token->mischief = NONE;
+    third = make_key();
+    while (objects() > 2) /* the second one goes */
+        nap();
+    assert_int_equal(token->refused, 1);
+    assert_non_null(lookup(first.label));
+    assert_non_null(lookup(third.label));
+    crash_and_restart(); /* with a role that may, by now */
+    assert_left(third.label);
+}
+
 static void a_worker_that_dies_while_generating_costs_nothing(void **state)
 {
     static const enum mischief ways[] = {DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER};
@@ -225,6 +253,25 @@ static void callers_who_ask_at_once_get_one_key(void **state)
     assert_int_equal(token->generated, 1);
 }
 
+static void a_key_of_another_type_is_made_after_the_one_under_way(void **state)
+{
+    static const enum hsm_key_type types[] = {HSM_EC_P256, HSM_RSA_2048, HSM_EC_P256, HSM_EC_P384};
+    struct answer answers[4];
+
+    (void)state;
+    token->mischief = SLOW;
+    for (size_t i = 0; i < 4; i++)
+        ask_for(types[i], &answers[i], PATIENCE_S * CLOCK_SECOND);
+    token->gate = true;
+    for (size_t i = 0; i < 4; i++) {
+        hear(&answers[i], FAULT_NONE);
+        assert_int_equal(answers[i].type, types[i]);
+    }
+    assert_string_equal(answers[0].label, answers[2].label);
+    assert_int_equal(token->generated, 3);
+    assert_left(sign_once().label);
+}
+
 /* ---- loading ---- */
 
 static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **state)
@@ -237,10 +284,10 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     assert_true(label_parse(served.label, &label));
     label.generation -= 2;
     label_format(&label, name.label);
-    put(&name, 2);
+    put(&name, HSM_EC_P256, 2);
     label.generation += 3; /* a crash half-way, later than the served key */
     label_format(&label, name.label);
-    put(&name, 1);
+    put(&name, HSM_EC_P256, 1);
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
     assert_left(served.label);
@@ -268,7 +315,7 @@ static void keys_of_a_second_server_with_our_identity_are_not_touched(void **sta
     assert_true(label_parse(served.label, &label));
     label.generation += 5;
     label_format(&label, name.label);
-    put(&name, 2);
+    put(&name, HSM_EC_P256, 2);
     ask(&refused, PATIENCE_S * CLOCK_SECOND);
     hear(&refused, FAULT_FAILED_PRECONDITION);
     assert_non_null(strstr(refused.fault.message, "another process"));
@@ -342,9 +389,11 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         PLAY(a_new_key_takes_over_and_the_old_one_leaves_the_token),
         PLAY(superseded_keys_stay_where_the_role_may_not_destroy),
+        PLAY(a_key_that_may_not_be_destroyed_is_left_alone),
         PLAY(a_worker_that_dies_while_generating_costs_nothing),
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
         PLAY(callers_who_ask_at_once_get_one_key),
+        PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
         PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
         PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
