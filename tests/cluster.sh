@@ -233,20 +233,13 @@ cluster_mounts() {
     awk -v below="$scratch/" 'index($2, below) == 1 { print $2 }' /proc/mounts | tac
 }
 
-cluster_no_groups() {
-    local group
-    while read -r group; do
-        rmdir "$group" 2>/dev/null
-    done < <(cluster_groups)
-    [ -z "$(cluster_groups)" ]
-}
-
-cluster_no_mounts() {
-    local mount
-    while read -r mount; do
-        umount "$mount" 2>/dev/null
-    done < <(cluster_mounts)
-    [ -z "$(cluster_mounts)" ]
+# none LIST REMOVE: whatever LIST prints is removed; is nothing left?
+none() {
+    local one
+    while read -r one; do
+        "$2" "$one" 2>/dev/null
+    done < <("$1")
+    [ -z "$("$1")" ]
 }
 
 cluster_down() {
@@ -263,6 +256,6 @@ cluster_down() {
     for pid in $(cluster_shims); do
         kill -KILL "$pid"
     done
-    await 10 cluster_no_groups || echo "left: $(cluster_groups)"
-    await 10 cluster_no_mounts || echo "left: $(cluster_mounts)"
+    await 10 none cluster_groups rmdir || echo "left: $(cluster_groups)"
+    await 10 none cluster_mounts umount || echo "left: $(cluster_mounts)"
 }

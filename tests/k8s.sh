@@ -181,10 +181,6 @@ another_pod() { # NUMBER, the uid of the one before
     uid=$(pod "$1" .metadata.uid 2>/dev/null) && [ "$uid" != "$2" ]
 }
 
-pod_gone() {
-    not kubectl get pod -n spire "spire-server-$1"
-}
-
 ## Parts 1 and 4, in the folder with the tutorial's files
 
 # The tutorial's line, run as it stands, shown.

@@ -20,7 +20,7 @@ placeholder_is() {
         count=${file#*:}
         file=$examples/base/${file%:*}
         [ "$(grep -c "^[^#]*$word" "$file")" = "$count" ] || return 1
-        [ "$(grep -c "# TODO: Replace $word" "$file")" = "$count" ] || return 1
+        [ "$(grep -c "# [T]ODO: Replace $word" "$file")" = "$count" ] || return 1
     done
 }
 
