@@ -1,9 +1,21 @@
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "command_private.h"
 
 /* The beginning of every label of format 1, whoever the key belongs to. */
 static const char everybody[] = "sp1-";
+
+/* To root, who runs us at night, the file of the server's user is somebody else's. */
+static int blame_user(const char *path, struct fault *fault)
+{
+    struct stat file;
+
+    if (*path && stat(path, &file) == 0 && file.st_uid != 0 && file.st_uid != geteuid())
+        (void)fault_prefix(fault, "run this as user %u, as the server is", (unsigned)file.st_uid);
+    return -1;
+}
 
 int command_open_token(const struct config_keymanager *config, struct command_token *token,
                        struct fault *fault)
@@ -14,7 +26,7 @@ int command_open_token(const struct config_keymanager *config, struct command_to
     config_settings(config, &settings);
     result = hsm_open(&settings, &token->token, &token->info, fault);
     hsm_settings_wipe(&settings);
-    return result;
+    return result == 0 ? 0 : blame_user(config->pin_file, fault);
 }
 
 void command_close_token(struct command_token *token)
@@ -74,7 +86,7 @@ int command_identity(const struct config *config, bool lock, struct identity *id
                      struct label_scope *scope, struct fault *fault)
 {
     if (identity_find(config, lock, identity, fault) != 0)
-        return -1;
+        return blame_user(config->keymanager.key_identifier_file, fault);
     *scope = identity->scope;
     return 0;
 }

@@ -226,6 +226,25 @@ func TestCheckSaysThatThePINIsWrongAndDoesNotTryItAgain(t *testing.T) {
 	s.command(fine, "check")
 }
 
+func TestWhoIsNotTheServersUserIsToldToBe(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can make another user's file")
+	}
+	s := newScene(t, "")
+	identity := filepath.Join(s.token.Dir, "hsm-id")
+	s.write(identity, "server-a")
+	for _, path := range []string{s.token.PINFile, identity} {
+		if err := os.Chown(path, 12345, -1); err != nil {
+			t.Fatal(err)
+		}
+		s.contains(s.command(cannot, "keys"), "run this as user 12345", path)
+		s.contains(s.command(wrong, "check"), "MISSING", "run this as user 12345", path)
+		if err := os.Chown(path, 0, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestCheckSaysThatTheTokenIsReadOnly(t *testing.T) {
 	s := faulty(t, "", "C_GenerateKeyPair before CKR_TOKEN_WRITE_PROTECTED")
 	s.contains(s.command(wrong, "check"), "MISSING", "cannot be made", "CKR_TOKEN_WRITE_PROTECTED")
