@@ -106,9 +106,15 @@ static int create(const struct source *source, bool *existed, struct fault *faul
     return 0;
 }
 
+/* To write where we may, though we do not: NFS grants no other exclusive flock. */
 static int open_source(const struct source *source)
 {
-    return open(source->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | source->flags);
+    int flags = O_CLOEXEC | O_NONBLOCK | source->flags;
+    int fd = open(source->path, O_RDWR | flags);
+
+    if (fd < 0 && errno != ENOENT)
+        fd = open(source->path, O_RDONLY | flags);
+    return fd;
 }
 
 static int open_file(const struct source *source, bool *existed, int *fd, struct fault *fault)
