@@ -75,7 +75,7 @@ END
 }
 
 moto_answers() {
-    curl -fsS --max-time 5 "http://127.0.0.1:$iam_port/moto-api/" >/dev/null 2>&1
+    curl -fsS --max-time 5 --noproxy '*' "http://127.0.0.1:$iam_port/moto-api/" >/dev/null 2>&1
 }
 
 moto_start() {

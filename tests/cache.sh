@@ -51,11 +51,11 @@ provide() {
 
 go_check() {
     local needed=$1 found
-    command -v go >/dev/null || die "Go is needed to build version $version of it"
+    command -v go >/dev/null || die "Go is needed to build $version, which is not in PATH"
     found=$(go env GOVERSION)
     found=${found#go}
     [ "$(printf '%s\n' "$needed" "$found" | sort -V | head -n 1)" = "$needed" ] ||
-        die "Go $needed or newer is needed, its go.mod says; this is Go $found"
+        die "$version needs Go $needed or newer, its go.mod says; this is Go $found"
 }
 
 # Reads what Go says; passes on every fiftieth of the same kind, so that nobody thinks it
