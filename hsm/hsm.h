@@ -113,7 +113,7 @@ struct hsm_token_info {
 enum hsm_op {
     HSM_SCAN = 1, /* every pair whose label begins with `prefix`, one item each */
     HSM_GENERATE, /* make `key` of `type`, read back, prove. FAULT_ABORTED: it may exist; PROVE
-                     tells. HSM_ABSENT, HSM_HALF: made, but not to be seen (whole) yet */
+                     tells. HSM_ABSENT, HSM_HALF, HSM_BARE: made, but not to be seen (whole) yet */
     HSM_PROVE,    /* is `key` here, whole, with the right attributes, and does it sign? */
     HSM_SIGN,
     HSM_DESTROY, /* both halves of `key`; done only when seen gone */
@@ -142,10 +142,11 @@ struct hsm_request {
 
 enum hsm_state {
     HSM_ABSENT = 0, /* and the token was reachable and logged in before and after the look */
-    HSM_HALF,       /* only one half, and no public key to be had of it */
+    HSM_HALF,       /* of a scan: only one half is there. Of a look: the public one */
     HSM_COMPLETE,
     HSM_UNFIT,     /* whole, but public key, attributes or trial signature are wrong: see why */
     HSM_DUPLICATE, /* more than one private key of this label and id */
+    HSM_BARE,      /* a private key alone, of which no public key is to be had */
 };
 
 struct hsm_public_key {
@@ -158,7 +159,7 @@ struct hsm_public_key {
 struct hsm_reply {
     struct fault fault;               /* code FAULT_NONE = done, and only then the rest counts */
     enum hsm_state state;             /* GENERATE, PROVE, DESTROY */
-    char why[160];                    /* for HSM_UNFIT and HSM_HALF, a clause */
+    char why[160];                    /* for HSM_UNFIT, HSM_HALF, HSM_BARE, a clause */
     struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;

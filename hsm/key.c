@@ -198,8 +198,7 @@ static int prove_whole(const struct call *call, const struct session *session,
 {
     struct hsm_token *token = call->token;
     enum hsm_key_type wanted = call->request->type;
-    /* halves are cleared away; a public key of another's making is no reason to */
-    enum hsm_state without = pair->public_key == CK_INVALID_HANDLE ? HSM_HALF : HSM_UNFIT;
+    enum hsm_state without = pair->public_key == CK_INVALID_HANDLE ? HSM_BARE : HSM_UNFIT;
     struct cache_key cached = {&call->request->key, NULL, token->pool.logins};
     struct hsm_public_key key;
     char why[sizeof call->reply->why];

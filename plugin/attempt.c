@@ -154,7 +154,8 @@ static void look_later(struct attempt *attempt)
 
 static bool is_late(const struct attempt *attempt, const struct hsm_reply *reply)
 {
-    return attempt->late_looks > 0 && (reply->state == HSM_ABSENT || reply->state == HSM_HALF);
+    return attempt->late_looks > 0 &&
+           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
 }
 
 static void looked(void *context, const struct hsm_reply *reply)

@@ -215,7 +215,7 @@ static int name_trial(struct trial *trial, struct fault *fault)
 static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
 {
     return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
-           (reply->state == HSM_ABSENT || reply->state == HSM_HALF);
+           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
 }
 
 static int make(struct trial *trial, struct fault *fault)

@@ -255,7 +255,8 @@ static void warn_unfit(const struct inventory_item *item)
     static const char *const states[] = {[HSM_ABSENT] = "vanished",
                                          [HSM_HALF] = "half a key",
                                          [HSM_UNFIT] = "not fit for use",
-                                         [HSM_DUPLICATE] = "exists more than once"};
+                                         [HSM_DUPLICATE] = "exists more than once",
+                                         [HSM_BARE] = "half a key"};
     char id[2 * HSM_ID_MAX + 1];
 
     keymanager_cka_id(&item->name, id);
@@ -296,6 +297,9 @@ static bool is_old(const struct inventory_item *item)
            now - item->label.generation > half_made_age;
 }
 
+/* A private key whose public half is missing may be the one SPIRE signs with: on many tokens
+ * whoever gets at them destroys public objects without a PIN, and clusters show them late. It
+ * waits for a newer key like a whole one; a public half without a key is nobody's loss. */
 static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
                         const struct inventory_item *served)
 {

@@ -86,13 +86,18 @@ static enum survey_state state_of_whole(struct inventory *server, struct invento
     return SURVEY_DUPLICATE;
 }
 
+static bool is_half(const struct inventory_item *item)
+{
+    return item->state == HSM_HALF || item->state == HSM_BARE;
+}
+
 enum survey_state survey_state(struct inventory *server, struct inventory_item *item)
 {
     if (item->state == HSM_DUPLICATE)
         return SURVEY_DUPLICATE;
     if (!item->proven || item->state == HSM_ABSENT)
         return SURVEY_UNKNOWN;
-    if (item->state == HSM_HALF)
+    if (is_half(item))
         return SURVEY_HALF;
     return item->state == HSM_UNFIT ? SURVEY_UNFIT : state_of_whole(server, item);
 }
@@ -114,7 +119,7 @@ static bool prunes_own(const struct survey_rule *rule, struct inventory *server,
 {
     const struct inventory_item *current = served(server, item);
 
-    if (item->proven && item->state == HSM_HALF)
+    if (item->proven && is_half(item))
         return is_past(rule, item->label.generation);
     /* of the same key id, since the one that is served comes before it */
     return current && current->proven && item->label.generation < current->label.generation &&
