@@ -81,7 +81,7 @@ test: ## every test, from unit to the real SPIRE and every fault the plugin surv
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
-test-faults: ## of these the faults, two servers on one token, the runbook, a soak
+test-faults: ## of these the faults, two servers on one token and a soak; and the runbook
 	@tests/deps.sh build run test
 	$(again) all $(TESTS)
 	@BUILD=$(BUILD) tests/run ha runbook soak faults
