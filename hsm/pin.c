@@ -233,10 +233,8 @@ int pin_latch_check(const struct pin_latch *latch, const char *serial, const str
     if (!latch->set || strcmp(latch->serial, serial) != 0 ||
         !look_untouched(&latch->look, &pin->look))
         return 0;
-    return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "the token refused this PIN before; it is not tried again until its source "
-                     "changes (%s)",
-                     latch->file[0] != '\0' ? latch->file : "or this process ends");
+    return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token said so before (remembered %s%s)",
+                     latch->file[0] != '\0' ? "in " : "until this process ends", latch->file);
 }
 
 static int write_record(const struct pin_latch *latch, const char *path)

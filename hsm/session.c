@@ -154,8 +154,10 @@ static int log_in(struct session_pool *pool, struct fault *fault)
         return -1;
     if (pin_read(pool->pin_kind, pool->pin_text, &pin, fault) != 0)
         return -1;
-    if (pin_latch_check(&pool->latch, pool->serial, &pin, fault) != 0)
+    if (pin_latch_check(&pool->latch, pool->serial, &pin, fault) != 0) {
+        explain_refusal(pool, fault);
         return -1;
+    }
     if (login_with(pool, &pin, fault) == 0) {
         pin_latch_clear(&pool->latch, pool->serial);
         pool->logins++;

@@ -1,6 +1,5 @@
 #include <signal.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include "command_private.h"
@@ -227,9 +226,6 @@ static void keep_secrets(void)
     static const struct rlimit no_core = {0, 0};
 
     (void)setrlimit(RLIMIT_CORE, &no_core);
-#ifndef __SANITIZE_ADDRESS__ /* LeakSanitizer looks at its process with ptrace */
-    (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-#endif
 }
 
 int command_run(int argc, char **argv)

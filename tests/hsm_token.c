@@ -268,7 +268,7 @@ static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
     softhsm_write(softhsm.pin_file, "9999\n", 0600);
     fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "C_Login: CKR_PIN_INCORRECT");
     assert_int_equal(fault.ckr, 0xa0);
-    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "refused this PIN before");
+    fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "the token said so before");
     assert_int_equal(fault.ckr, 0);
     assert_non_null(strstr(fault.message, settings.latch));
     softhsm_write(softhsm.pin_file, "8888\n", 0600);

@@ -221,7 +221,7 @@ func TestCheckSaysThatThePINIsWrongAndDoesNotTryItAgain(t *testing.T) {
 	s := newScene(t, "")
 	s.write(s.token.PINFile, "WRONG-PIN\n")
 	s.contains(s.command(wrong, "check"), "MISSING", "CKR_PIN_INCORRECT")
-	s.contains(s.command(wrong, "check"), "MISSING", "refused this PIN before")
+	s.contains(s.command(wrong, "check"), "MISSING", "the PIN in file ", " was refused", "the token said so before")
 	s.write(s.token.PINFile, s.token.PIN+"\n")
 	s.command(fine, "check")
 }
