@@ -7,7 +7,6 @@
 
 #include "../hsm/token.h"
 
-static struct softhsm softhsm;
 static struct hsm_token *token;
 static CK_FUNCTION_LIST *real;
 static CK_FUNCTION_LIST bent; /* the module as the token sees it */
@@ -28,7 +27,7 @@ static inline int setup(void **state)
     (void)state;
     softhsm_make(&softhsm);
     softhsm_token("spire");
-    settings = room_settings(&softhsm, "pkcs11:token=spire");
+    settings = room_good();
     token = room_open(&settings);
     real = token->module.calls;
     bent = *real;

@@ -7,7 +7,6 @@
 
 #include <p11-kit/pkcs11.h>
 
-static struct softhsm softhsm;
 static CK_FUNCTION_LIST *list;
 static CK_FUNCTION_LIST honest;
 
@@ -37,7 +36,7 @@ static int teardown(void **state)
 
 static int opening(struct hsm_token **token, struct fault *fault)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct hsm_settings settings = room_good();
     struct hsm_token_info info;
 
     return hsm_open(&settings, token, &info, fault);

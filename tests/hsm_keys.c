@@ -8,26 +8,9 @@
 #include "../hsm/pubkey.h"
 #include "../hsm/token.h"
 
-static struct softhsm softhsm;
-
-static int setup(void **state)
-{
-    (void)state;
-    softhsm_make(&softhsm);
-    softhsm_token("spire");
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    softhsm_remove(&softhsm);
-    return 0;
-}
-
 static struct hsm_token *open_token(void)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct hsm_settings settings = room_good();
 
     return room_open(&settings);
 }
@@ -477,7 +460,7 @@ static void longest_label_is_kept_whole(void **state)
     hsm_close(token);
 }
 
-#define TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define TEST(test) cmocka_unit_test_setup_teardown(test, room_setup, room_teardown)
 
 int main(void)
 {

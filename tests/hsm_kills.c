@@ -34,7 +34,6 @@ static struct page {
     struct fault fault; /* the first failure's */
 } * page;
 
-static struct softhsm softhsm;
 static pid_t signer;
 
 static int setup(void **state)
@@ -87,7 +86,7 @@ static void complain(const struct fault *fault)
 /* SoftHSM passes over a token whose file somebody is just writing: absence is no verdict. */
 static struct hsm_token *open_token(void)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct hsm_settings settings = room_good();
     int64_t until = clock_now() + patience / 3;
     struct hsm_token *token = NULL;
     struct hsm_token_info info;
@@ -324,7 +323,7 @@ static void ignore_item(void *context, const struct hsm_item *item)
 
 static void what_they_leave_can_be_cleared_away(void **state)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct hsm_settings settings = room_good();
     struct hsm_token *token = room_open(&settings);
     const struct hsm_request scan = {.op = HSM_SCAN, .prefix = "sp1-"};
     struct hsm_reply reply;

@@ -347,7 +347,7 @@ static void a_token_that_wants_digests_as_long_as_the_order_gets_them(void **sta
  * that hangs. */
 static void a_module_for_one_thread_at_a_time_is_given_one_session(void **state)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=spire");
+    struct hsm_settings settings = room_good();
     struct module_token found;
     struct session_pool pool;
     struct fault fault;

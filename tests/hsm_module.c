@@ -1,31 +1,9 @@
 /* Which file is loaded as a module, which is not, and what is said then. */
 #include "hsm_room.h"
 
-static struct softhsm softhsm;
-
-static int setup(void **state)
-{
-    (void)state;
-    softhsm_make(&softhsm);
-    softhsm_token("spire");
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    softhsm_remove(&softhsm);
-    return 0;
-}
-
-static struct hsm_settings good(void)
-{
-    return room_settings(&softhsm, "pkcs11:token=spire");
-}
-
 static void module_that_is_none_is_refused_by_name(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     (void)snprintf(settings.module, sizeof settings.module, "%s/none.so", softhsm.folder);
@@ -46,7 +24,7 @@ static void library_that_is_no_pkcs11_module_is_refused(void **state)
 {
     static const char *const libraries[] = {"/lib/x86_64-linux-gnu/libz.so.1",
                                             "/lib/x86_64-linux-gnu/libm.so.6"};
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     for (size_t i = 0; i < 2; i++) {
@@ -59,7 +37,7 @@ static void library_that_is_no_pkcs11_module_is_refused(void **state)
 
 static void module_that_others_may_write_is_not_loaded(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     const char *const copy[] = {"cp", SOFTHSM_MODULE, settings.module, NULL};
 
     (void)state;
@@ -76,7 +54,7 @@ static void module_that_others_may_write_is_not_loaded(void **state)
 /* The folder is what decides which file has the module's name. */
 static void module_in_a_folder_that_others_may_write_is_not_loaded(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     const char *const copy[] = {"cp", SOFTHSM_MODULE, settings.module, NULL};
     char folder[96];
     char inner[128];
@@ -104,7 +82,7 @@ static void module_in_a_folder_that_others_may_write_is_not_loaded(void **state)
 /* A link leads there all the same, and is no way around the checks. */
 static void module_is_checked_where_its_link_leads(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     char folder[96];
     char copied[128];
     const char *const copy[] = {"cp", SOFTHSM_MODULE, copied, NULL};
@@ -127,7 +105,7 @@ static void module_is_checked_where_its_link_leads(void **state)
 /* Its daemon is not there, but the module is found and loaded. */
 static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     (void)snprintf(settings.module, sizeof settings.module, "p11-kit-client.so");
@@ -140,7 +118,7 @@ static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
 /* A daemon or a directory that is not there yet is waited for: this must say so. */
 static void module_that_cannot_start_may_do_so_later(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     char *conf = strdup(getenv("SOFTHSM2_CONF"));
 
     (void)state;
@@ -151,7 +129,7 @@ static void module_that_cannot_start_may_do_so_later(void **state)
     room_opens(&settings);
 }
 
-#define TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define TEST(test) cmocka_unit_test_setup_teardown(test, room_setup, room_teardown)
 
 int main(void)
 {

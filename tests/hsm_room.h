@@ -17,6 +17,23 @@ enum { ROOM_LOOKS = 500, ROOM_LOOK_PAUSE = 10000 /* us */ };
 
 #define ROOM_LABEL "sp1-0123456789abcdef-000001-"
 
+static struct softhsm softhsm;
+
+static inline int room_setup(void **state)
+{
+    (void)state;
+    softhsm_make(&softhsm);
+    softhsm_token("spire");
+    return 0;
+}
+
+static inline int room_teardown(void **state)
+{
+    (void)state;
+    softhsm_remove(&softhsm);
+    return 0;
+}
+
 /* A YubiHSM has little room for names. */
 static inline uint32_t room_id_length(void)
 {
@@ -28,16 +45,21 @@ static inline size_t room_label_max(void)
     return softhsm_is("yubihsm") ? 40 : HSM_LABEL_MAX;
 }
 
-static inline struct hsm_settings room_settings(const struct softhsm *softhsm, const char *uri)
+static inline struct hsm_settings room_settings(const char *uri)
 {
     struct hsm_settings settings = {
         .pin_kind = HSM_PIN_FILE, .sessions = 4, .id_length = room_id_length()};
 
     softhsm_module(settings.module, sizeof settings.module);
     (void)snprintf(settings.token, sizeof settings.token, "%s", uri);
-    (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", softhsm->pin_file);
-    (void)snprintf(settings.latch, sizeof settings.latch, "%s/latch", softhsm->folder);
+    (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", softhsm.pin_file);
+    (void)snprintf(settings.latch, sizeof settings.latch, "%s/latch", softhsm.folder);
     return settings;
+}
+
+static inline struct hsm_settings room_good(void)
+{
+    return room_settings("pkcs11:token=spire");
 }
 
 static inline struct hsm_token *room_open(const struct hsm_settings *settings)

@@ -6,31 +6,9 @@
 
 #include "../hsm/pin.h"
 
-static struct softhsm softhsm;
-
-static int setup(void **state)
-{
-    (void)state;
-    softhsm_make(&softhsm);
-    softhsm_token("spire");
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    softhsm_remove(&softhsm);
-    return 0;
-}
-
-static struct hsm_settings good(void)
-{
-    return room_settings(&softhsm, "pkcs11:token=spire");
-}
-
 static void tells_what_the_token_is_and_can_do(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     struct hsm_token *token = NULL;
     struct hsm_token_info info;
     struct fault fault;
@@ -51,7 +29,7 @@ static void tells_what_the_token_is_and_can_do(void **state)
 
 static void every_request_is_checked_before_the_token_is_asked(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     struct hsm_token *token = room_open(&settings);
     struct hsm_request request = room_request((enum hsm_op)99, "a", HSM_EC_P256);
 
@@ -79,7 +57,7 @@ static void every_request_is_checked_before_the_token_is_asked(void **state)
 
 static void token_that_is_not_there_is_named_with_those_that_are(void **state)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=other");
+    struct hsm_settings settings = room_settings("pkcs11:token=other");
     struct fault fault;
 
     (void)state;
@@ -89,7 +67,7 @@ static void token_that_is_not_there_is_named_with_those_that_are(void **state)
 
 static void several_tokens_that_match_are_ambiguous(void **state)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:manufacturer=SoftHSM%20project");
+    struct hsm_settings settings = room_settings("pkcs11:manufacturer=SoftHSM%20project");
     struct fault fault;
 
     (void)state;
@@ -99,22 +77,22 @@ static void several_tokens_that_match_are_ambiguous(void **state)
     assert_non_null(strstr(fault.message, "'spire'"));
     assert_non_null(strstr(fault.message, "'second'"));
     softhsm_token("spire");
-    settings = good();
+    settings = room_good();
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
 }
 
 static void token_is_found_by_serial_number_and_by_slot(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     struct hsm_token *token = NULL;
     struct hsm_token_info info;
     struct fault fault;
 
     (void)state;
     softhsm_token("spire");
-    settings = room_settings(&softhsm, "pkcs11:model=SoftHSM%20v2");
+    settings = room_settings("pkcs11:model=SoftHSM%20v2");
     fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
-    settings = room_settings(&softhsm, "pkcs11:");
+    settings = room_settings("pkcs11:");
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:serial=%.16s",
                    strstr(fault.message, "serial ") + strlen("serial "));
     assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
@@ -128,7 +106,7 @@ static void token_is_found_by_serial_number_and_by_slot(void **state)
 
 static void uninitialized_token_is_called_that(void **state)
 {
-    struct hsm_settings settings = room_settings(&softhsm, "pkcs11:token=");
+    struct hsm_settings settings = room_settings("pkcs11:token=");
 
     (void)state;
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "has not been initialized");
@@ -151,7 +129,7 @@ static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
 
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        struct hsm_settings settings = room_settings(&softhsm, rows[i].uri);
+        struct hsm_settings settings = room_settings(rows[i].uri);
 
         (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, rows[i].words);
     }
@@ -161,7 +139,7 @@ static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
 
 static void pin_comes_from_each_of_its_sources(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     settings.pin_kind = HSM_PIN_INLINE;
@@ -190,7 +168,7 @@ static void pin_file_that_others_can_reach_is_refused(void **state)
 {
     static const mode_t bad[] = {0644, 0604, 0602, 0601, 0620, 0660, 0666};
     static const mode_t fine[] = {0600, 0400, 0440, 0640};
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -205,7 +183,7 @@ static void pin_file_that_others_can_reach_is_refused(void **state)
 
 static void pin_file_of_another_user_is_refused(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     if (geteuid() != 0)
@@ -217,7 +195,7 @@ static void pin_file_of_another_user_is_refused(void **state)
 /* Kubernetes mounts a secret as a link to a link. */
 static void pin_file_may_be_a_link_but_not_a_folder_or_fifo(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s/link", softhsm.folder);
@@ -232,7 +210,7 @@ static void pin_file_may_be_a_link_but_not_a_folder_or_fifo(void **state)
 
 static void missing_pin_file_is_worth_waiting_for(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     assert_int_equal(unlink(softhsm.pin_file), 0);
@@ -243,7 +221,7 @@ static void missing_pin_file_is_worth_waiting_for(void **state)
 
 static void empty_and_endless_pins_are_refused(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     char text[HSM_PIN_MAX + 3];
 
     (void)state;
@@ -261,7 +239,7 @@ static void empty_and_endless_pins_are_refused(void **state)
 
 static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     struct fault fault;
 
     (void)state;
@@ -280,7 +258,7 @@ static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
 
 static void refusal_is_remembered_without_the_pin(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     char record[512] = "";
     FILE *file;
     struct stat about;
@@ -301,7 +279,7 @@ static void refusal_is_remembered_without_the_pin(void **state)
 
 static void refusal_that_cannot_be_written_down_says_so(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
 
     (void)state;
     (void)snprintf(settings.latch, sizeof settings.latch, "/nonexistent/folder/latch");
@@ -332,7 +310,7 @@ static void latch_knows_tokens_and_sources_apart(void **state)
 
 static void wiped_settings_hold_nothing(void **state)
 {
-    struct hsm_settings settings = good();
+    struct hsm_settings settings = room_good();
     static const struct hsm_settings nothing;
 
     (void)state;
@@ -341,7 +319,7 @@ static void wiped_settings_hold_nothing(void **state)
     assert_memory_equal(settings.pin_text, nothing.pin_text, sizeof settings.pin_text);
 }
 
-#define TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define TEST(test) cmocka_unit_test_setup_teardown(test, room_setup, room_teardown)
 
 int main(void)
 {
