@@ -9,7 +9,7 @@
 #include "../hsm/condition.h"
 #include "keymanager_private.h"
 
-static void enter(struct keymanager *keymanager, struct waiter *waiter);
+static void enter_all(struct keymanager *keymanager, struct waiters *waiting);
 
 static void lock(struct keymanager *keymanager)
 {
@@ -63,7 +63,6 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
     struct keymanager *keymanager = attempt->keymanager;
     struct waiters served = TAILQ_HEAD_INITIALIZER(served);
     struct waiters others = TAILQ_HEAD_INITIALIZER(others);
-    struct waiter *waiter;
 
     lock(keymanager);
     LIST_REMOVE(attempt, link);
@@ -74,24 +73,7 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
     (void)pthread_cond_broadcast(&keymanager->drained);
     unlock(keymanager);
     answer_all(&served, key, fault);
-    while ((waiter = TAILQ_FIRST(&others)) != NULL) {
-        TAILQ_REMOVE(&others, waiter, link);
-        enter(keymanager, waiter);
-    }
-    inventory_clear(&attempt->inventory);
-    free(attempt);
-    keymanager_release(keymanager);
-}
-
-void rotation_hand_over(struct attempt *attempt)
-{
-    struct keymanager *keymanager = attempt->keymanager;
-
-    lock(keymanager);
-    LIST_REMOVE(attempt, link);
-    TAILQ_CONCAT(&keymanager->gated, &attempt->waiters, link);
-    (void)pthread_cond_broadcast(&keymanager->drained);
-    unlock(keymanager);
+    enter_all(keymanager, &others);
     inventory_clear(&attempt->inventory);
     free(attempt);
     keymanager_release(keymanager);
@@ -179,6 +161,33 @@ static void enter(struct keymanager *keymanager, struct waiter *waiter)
         keymanager_drop(keymanager, key);
     if (successor)
         enter(successor, waiter);
+}
+
+static void enter_all(struct keymanager *keymanager, struct waiters *waiting)
+{
+    struct waiter *waiter;
+
+    while ((waiter = TAILQ_FIRST(waiting)) != NULL) {
+        TAILQ_REMOVE(waiting, waiter, link);
+        enter(keymanager, waiter);
+    }
+}
+
+/* The gate may have been opened again meanwhile: who waited comes in anew, wherever that leads. */
+void rotation_hand_over(struct attempt *attempt)
+{
+    struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
+    struct keymanager *keymanager = attempt->keymanager;
+
+    lock(keymanager);
+    LIST_REMOVE(attempt, link);
+    TAILQ_CONCAT(&waiting, &attempt->waiters, link);
+    (void)pthread_cond_broadcast(&keymanager->drained);
+    unlock(keymanager);
+    inventory_clear(&attempt->inventory);
+    free(attempt);
+    enter_all(keymanager, &waiting);
+    keymanager_release(keymanager);
 }
 
 static int check_request(const struct keymanager *keymanager, const char *key_id,
@@ -323,7 +332,6 @@ int rotation_drain(struct keymanager *keymanager, int64_t deadline, const atomic
 void rotation_open_gate(struct keymanager *keymanager, struct keymanager *successor)
 {
     struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
-    struct waiter *waiter;
 
     lock(keymanager);
     if (keymanager != successor)
@@ -331,10 +339,7 @@ void rotation_open_gate(struct keymanager *keymanager, struct keymanager *succes
     keymanager->gate = false;
     TAILQ_CONCAT(&waiting, &keymanager->gated, link);
     unlock(keymanager);
-    while ((waiter = TAILQ_FIRST(&waiting)) != NULL) {
-        TAILQ_REMOVE(&waiting, waiter, link);
-        enter(successor, waiter);
-    }
+    enter_all(successor, &waiting);
 }
 
 void rotation_abandon(struct keymanager *keymanager)
