@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,11 +72,20 @@ func descriptors(pid int) (all []string) {
 	return all
 }
 
+// Sanitized says whether a sanitizer is in it, which keeps what was freed.
+func (p *Plugin) Sanitized() bool {
+	maps, _ := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.PID()))
+	return bytes.Contains(maps, []byte("/libasan.so")) || bytes.Contains(maps, []byte("/libtsan.so"))
+}
+
 // Resources it has now.
 func (p *Plugin) Resources() Resources {
 	r := Resources{front: descriptors(p.PID())}
 	if pids := p.Workers(); len(pids) == 1 {
 		r.worker = descriptors(pids[0])
+	}
+	if p.Sanitized() {
+		return r
 	}
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	for _, line := range strings.Split(string(status), "\n") {
