@@ -212,17 +212,32 @@ static const struct {
     {"rsa-4096", HSM_RSA_4096},
 };
 
+static int read_key_type(const char *setting, const char *name, bool needed[HSM_RSA_4096 + 1],
+                         struct fault *fault)
+{
+    for (size_t i = 0; i < sizeof key_types / sizeof key_types[0]; i++)
+        if (strcmp(name, key_types[i].name) == 0) {
+            needed[key_types[i].type] = true;
+            return 0;
+        }
+    return fault_set(fault, FAULT_INVALID_ARGUMENT,
+                     "%s \"%s\" is no key type: ec-p256, ec-p384, rsa-2048 and rsa-4096 are",
+                     setting, name);
+}
+
 /* SPIRE's rule: JWT keys are of ca_key_type if jwt_key_type does not say otherwise. */
-static void read_needs(const struct hcl_item *server, bool needed[HSM_RSA_4096 + 1])
+static int read_needs(const struct hcl_item *server, bool needed[HSM_RSA_4096 + 1],
+                      struct fault *fault)
 {
     const char *ca = find_text(server, "ca_key_type");
     const char *jwt = find_text(server, "jwt_key_type");
 
-    ca = ca ? ca : "ec-p256";
-    jwt = jwt ? jwt : ca;
-    for (size_t i = 0; i < sizeof key_types / sizeof key_types[0]; i++)
-        needed[key_types[i].type] =
-            strcmp(ca, key_types[i].name) == 0 || strcmp(jwt, key_types[i].name) == 0;
+    if (ca && *ca) {
+        needed[HSM_EC_P256] = false;
+        if (read_key_type("ca_key_type", ca, needed, fault) != 0)
+            return -1;
+    }
+    return jwt && *jwt ? read_key_type("jwt_key_type", jwt, needed, fault) : 0;
 }
 
 /* ---- reading ---- */
@@ -279,7 +294,8 @@ static int read_tree(struct reading *r, const struct hcl_item *root, struct faul
         return -1;
     if (plugin && host && host->kind == HCL_BLOCK) {
         trust_domain = trust_domain ? trust_domain : find_text(host, "trust_domain");
-        read_needs(host, r->made->needed);
+        if (read_needs(host, r->made->needed, fault) != 0)
+            return -1;
     }
     if (!trust_domain)
         return fault_set(fault, FAULT_INVALID_ARGUMENT,

@@ -138,6 +138,12 @@ static void the_key_types_a_server_needs_are_known(void **state)
                     "plugins { KeyManager \"p\" { plugin_data {" DATA "} } }");
     assert_true(config.needed[HSM_RSA_4096]);
     assert_false(config.needed[HSM_EC_P256]);
+    refused(SERVER "ca_key_type = \"ec-p512\" }\n"
+                   "plugins { KeyManager \"p\" { plugin_data {" DATA "} } }",
+            "ca_key_type \"ec-p512\" is no key type");
+    refused(SERVER "jwt_key_type = \"rsa\" }\n"
+                   "plugins { KeyManager \"p\" { plugin_data {" DATA "} } }",
+            "jwt_key_type \"rsa\" is no key type");
 }
 
 static void variables_are_replaced_where_that_is_asked_for(void **state)
