@@ -142,23 +142,20 @@ version_is_the_image_s() {
     [ "${version#spire-hsm }" = "$(jq -r '.config.Labels["org.opencontainers.image.version"]' "$config")" ]
 }
 
+# p11-kit's server talks to processes of its own user only. No function: what is started in the
+# background must be the program, or its end is not the program's.
+as_user=()
+[ "$(id -u)" -ne 0 ] || as_user=(setpriv --reuid 1000 --regid 1000 --clear-groups)
+
 # A token on another machine, as far as the plugin can see: a socket that leads to it.
 network_token() {
     export SOFTHSM2_CONF=$scratch/softhsm2.conf
     make_volume "$scratch/tokens"
     printf 'directories.tokendir = %s\nobjectstore.backend = file\n' "$scratch/tokens" >"$SOFTHSM2_CONF"
-    as_user softhsm2-util --init-token --free --label far --pin 1234 --so-pin 5678 &&
-        start p11-kit as_user p11-kit server -f -n "$scratch/run/p11.sock" \
+    "${as_user[@]}" softhsm2-util --init-token --free --label far --pin 1234 --so-pin 5678 &&
+        start p11-kit "${as_user[@]}" p11-kit server -f -n "$scratch/run/p11.sock" \
             --provider /usr/lib/softhsm/libsofthsm2.so pkcs11:token=far &&
         await 10 test -S "$scratch/run/p11.sock"
-}
-
-as_user() { # p11-kit's server talks to processes of its own user only
-    if [ "$(id -u)" -eq 0 ]; then
-        setpriv --reuid 1000 --regid 1000 --clear-groups "$@"
-    else
-        "$@"
-    fi
 }
 
 network_token_fits() {
