@@ -1,41 +1,13 @@
 /* The table of crash points in plugin/keymanager.h names tests: they must be there, and run. */
 #include <glob.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include <cmocka.h>
+#include "source_text.h"
 
 enum { SOURCES_MAX = 1 << 21, NAME_MAX_BYTES = 128, ROWS_MIN = 20 };
 
 static const char table[] = "plugin/keymanager.h";
-
-/* From wherever the test is started. */
-static void go_home(void)
-{
-    for (int up = 0; access(table, R_OK) != 0; up++) {
-        assert_int_not_equal(up, 3);
-        assert_int_equal(chdir(".."), 0);
-    }
-}
-
-static void append(const char *path, char *text)
-{
-    size_t used = strlen(text);
-    FILE *file = fopen(path, "r");
-
-    assert_non_null(file);
-    used += fread(text + used, 1, SOURCES_MAX - used - 1, file);
-    assert_true(used < SOURCES_MAX - 1);
-    text[used] = '\0';
-    (void)fclose(file);
-}
 
 static void append_all(const char *pattern, char *text)
 {
@@ -43,7 +15,7 @@ static void append_all(const char *pattern, char *text)
 
     assert_int_equal(glob(pattern, 0, NULL, &found), 0);
     for (size_t i = 0; i < found.gl_pathc; i++)
-        append(found.gl_pathv[i], text);
+        append_file(found.gl_pathv[i], text, SOURCES_MAX);
     globfree(&found);
 }
 
@@ -71,8 +43,8 @@ static void every_crash_point_has_a_test_that_runs(void **state)
     unsigned rows = 0;
 
     (void)state;
-    go_home();
-    append(table, text);
+    go_home(table);
+    append_file(table, text, SOURCES_MAX);
     append_all("tests/*.c", sources);
     append_all("tests/peers/*/*_test.go", sources);
     for (const char *at = text; (at = strstr(at, " *     -> ")) != NULL; rows++) {

@@ -1,44 +1,15 @@
 /* What README.md says the log says must be what the log says. (Its option tables are
  * unit_config's.) */
 #include <glob.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #include "../hsm/scope.h"
+#include "source_text.h"
 
 enum { README_MAX = 1 << 16, SOURCES_MAX = 1 << 20 };
 
 static const char heading[] = "\n## What to do when\n";
 static const char of_another[] = "(SPIRE's own)"; /* behind a text that is not ours */
-
-/* From wherever the test is started. */
-static void go_home(void)
-{
-    for (int up = 0; access("README.md", R_OK) != 0; up++) {
-        assert_int_not_equal(up, 3);
-        assert_int_equal(chdir(".."), 0);
-    }
-}
-
-static void append_file(const char *path, char *text, size_t room)
-{
-    size_t used = strlen(text);
-    FILE *file = fopen(path, "r");
-
-    assert_non_null(file);
-    used += fread(text + used, 1, room - used - 1, file);
-    assert_true(used < room - 1);
-    text[used] = '\0';
-    (void)fclose(file);
-}
 
 /* Strings as the compiler joins them: "a long "   "sentence" is one. */
 static void join_strings(char *text)
@@ -122,7 +93,7 @@ static void every_text_that_the_readme_quotes_is_in_the_sources(void **state)
     char *line;
 
     (void)state;
-    go_home();
+    go_home("README.md");
     assert_non_null(readme);
     append_file("README.md", readme, README_MAX);
     source = sources();

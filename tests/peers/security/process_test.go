@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,30 +69,15 @@ func start(t *testing.T, token *softhsm.Token, env ...string) *host.Plugin {
 	return host.Start(t, host.Options{Type: "KeyManager", Env: append(append(os.Environ(), token.Env()...), env...)})
 }
 
-func children(t *testing.T, pid int) []int {
-	t.Helper()
-	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
-	must(t, err)
-	var found []int
-	for _, list := range lists {
-		text, _ := os.ReadFile(list)
-		for _, field := range strings.Fields(string(text)) {
-			child, _ := strconv.Atoi(field)
-			found = append(found, child)
-		}
-	}
-	return found
-}
-
 // worker is the one that is there: those of earlier configurations are waited for.
 func worker(t *testing.T, p *host.Plugin) int {
 	t.Helper()
 	for patience := time.Now().Add(time.Minute); time.Now().Before(patience); time.Sleep(10 * time.Millisecond) {
-		if all := children(t, p.PID()); len(all) == 1 {
+		if all := p.Workers(); len(all) == 1 {
 			return all[0]
 		}
 	}
-	t.Fatalf("workers after a minute: %v", children(t, p.PID()))
+	t.Fatalf("workers after a minute: %v", p.Workers())
 	return 0
 }
 
