@@ -9,7 +9,6 @@
 #include "metrics.h"
 
 enum {
-    AT_ONCE_MAX = 2, /* requests out: clean-up must not fill the queue */
     STRAY_LOOKS = 3, /* a lagging HSM may show an object late */
     LOG_EVERY = 16,  /* of repeated failures on one object */
 };
@@ -28,7 +27,6 @@ struct disposal {
     LIST_ENTRY(disposal) link;
     struct keymanager *keymanager; /* not held: it outlives its supervisor's requests */
     enum disposal_kind kind;
-    bool busy;
     unsigned tries;
     int64_t due;
     int64_t pause;
@@ -100,6 +98,20 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_WARN, fault, "cannot destroy key yet; will try again");
 }
 
+/* With the mutex held. One at a time, each after the other: so signatures have the other
+ * sessions, and hundreds that a crash loop left are gone in seconds all the same. */
+static struct disposal *next_due(struct keymanager *keymanager, int64_t now)
+{
+    struct disposal *disposal;
+
+    if (!keymanager->cleaning || keymanager->disposing)
+        return NULL;
+    LIST_FOREACH(disposal, &keymanager->disposals, link)
+    if (disposal->due <= now)
+        return disposal;
+    return NULL;
+}
+
 static void disposed(void *context, const struct hsm_reply *reply)
 {
     struct disposal *disposal = context;
@@ -108,8 +120,7 @@ static void disposed(void *context, const struct hsm_reply *reply)
 
     (void)pthread_mutex_lock(&keymanager->mutex);
     is_settled = settled(disposal, &reply->fault);
-    disposal->busy = false;
-    keymanager->disposing--;
+    keymanager->disposing = false;
     if (!keymanager->closing)
         log_outcome(disposal, &reply->fault, is_settled);
     if (is_settled && reply->fault.code == FAULT_NONE && disposal->kind != DISPOSE_STRAY)
@@ -119,19 +130,8 @@ static void disposed(void *context, const struct hsm_reply *reply)
         free(disposal);
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
-}
-
-/* With the mutex held. */
-static struct disposal *next_due(struct keymanager *keymanager, int64_t now)
-{
-    struct disposal *disposal;
-
-    if (!keymanager->cleaning || keymanager->disposing >= AT_ONCE_MAX)
-        return NULL;
-    LIST_FOREACH(disposal, &keymanager->disposals, link)
-    if (!disposal->busy && disposal->due <= now)
-        return disposal;
-    return NULL;
+    if (reply->fault.code == FAULT_NONE) /* a refusal comes from within supervisor_submit */
+        disposal_tick(keymanager);
 }
 
 static void dispose(struct disposal *disposal)
@@ -152,10 +152,8 @@ void disposal_tick(struct keymanager *keymanager)
     do {
         (void)pthread_mutex_lock(&keymanager->mutex);
         disposal = next_due(keymanager, clock_now());
-        if (disposal) {
-            disposal->busy = true;
-            keymanager->disposing++;
-        }
+        if (disposal)
+            keymanager->disposing = true;
         (void)pthread_mutex_unlock(&keymanager->mutex);
         if (disposal)
             dispose(disposal);

@@ -52,10 +52,10 @@ struct keymanager {
     struct waiters gated;
     struct attempts attempts; /* one per key id at most */
     struct disposals disposals;
-    unsigned disposing; /* requests out */
-    bool cleaning;      /* disposals may begin */
-    bool rivalry;       /* another process makes keys in our name: nothing is destroyed or made */
-    bool closing;       /* rotation_abandon was called */
+    bool disposing; /* a request is out */
+    bool cleaning;  /* disposals may begin */
+    bool rivalry;   /* another process makes keys in our name: nothing is destroyed or made */
+    bool closing;   /* rotation_abandon was called */
     struct keymanager *successor; /* held: takes the requests that still come in here */
 };
 
