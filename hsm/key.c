@@ -133,31 +133,48 @@ static int look_up(const struct call *call, const struct session *session, CK_OB
                      "the token has another key in the place of %s", label);
 }
 
-static int sign_step(const struct call *call, const struct session *session, struct fault *fault)
+/* What a key of ours is not told, so that the handle may be another object's by now: after a
+ * failover, say, in a cluster. */
+static bool is_about_key(uint64_t ckr)
+{
+    return ckr == CKR_KEY_TYPE_INCONSISTENT || ckr == CKR_KEY_FUNCTION_NOT_PERMITTED ||
+           ckr == CKR_KEY_SIZE_RANGE;
+}
+
+/* *known: the handle was found by an earlier call, and is now forgotten as it may be wrong. */
+static int sign_once(const struct call *call, const struct session *session, bool *known,
+                     struct fault *fault)
 {
     struct hsm_token *token = call->token;
     const struct hsm_request *request = call->request;
     struct cache_key key = {&request->key, request->fingerprint, token->pool.logins};
     CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE;
+    enum cache_answer answer = cache_get(&token->cache, &key, &handle, fault);
 
-    switch (cache_get(&token->cache, &key, &handle, fault)) {
-    case CACHE_FAULT:
+    *known = false;
+    if (answer == CACHE_FAULT)
         return -1;
-    case CACHE_LOOK:
-        if (look_up(call, session, &handle, fault) != 0) {
-            cache_failed(&token->cache, &key, fault);
-            return -1;
-        }
-        cache_found(&token->cache, &key, handle);
-        break;
-    case CACHE_HIT:
-        break;
+    if (answer == CACHE_LOOK && look_up(call, session, &handle, fault) != 0) {
+        cache_failed(&token->cache, &key, fault);
+        return -1;
     }
+    if (answer == CACHE_LOOK)
+        cache_found(&token->cache, &key, handle);
     if (sign_with(session, handle, request, call->reply, fault) == 0)
         return 0;
-    if (rv_class(fault->ckr) == RV_HANDLE)
+    *known = answer == CACHE_HIT && is_about_key(fault->ckr);
+    if (*known || rv_class(fault->ckr) == RV_HANDLE)
         cache_forget(&token->cache, &request->key, handle);
     return -1;
+}
+
+static int sign_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    bool known;
+
+    if (sign_once(call, session, &known, fault) == 0)
+        return 0;
+    return known ? sign_once(call, session, &known, fault) : -1;
 }
 
 int key_sign(const struct call *call, struct fault *fault)

@@ -103,7 +103,7 @@ static void other_codes_are_passed_on_at_once(void **state)
         {0x80000123, FAULT_UNAVAILABLE},
         {0x7777, FAULT_UNAVAILABLE},
         {CKR_MECHANISM_INVALID, FAULT_INVALID_ARGUMENT},
-        {CKR_KEY_FUNCTION_NOT_PERMITTED, FAULT_PERMISSION_DENIED},
+        {CKR_ACTION_PROHIBITED, FAULT_PERMISSION_DENIED},
         {CKR_DEVICE_MEMORY, FAULT_UNAVAILABLE}, /* full is only who has to store something */
     };
     struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
@@ -162,6 +162,12 @@ static struct object_pair find_pair(const char *name)
     return (struct object_pair){found.private_keys.handles[0], found.public_keys.handles[0]};
 }
 
+static void set_known_handles(CK_OBJECT_HANDLE handle)
+{
+    for (size_t i = 0; i < CACHE_SIZE; i++)
+        token->cache.entries[i].handle = handle;
+}
+
 /* After a login the number of one key's handle may be another's. */
 static void handle_from_before_a_login_is_not_used(void **state)
 {
@@ -170,10 +176,61 @@ static void handle_from_before_a_login_is_not_used(void **state)
     (void)state;
     (void)room_generate(token, "b", HSM_EC_P256);
     must_sign("a", &a);
-    for (size_t i = 0; i < CACHE_SIZE; i++)
-        token->cache.entries[i].handle = find_pair("b").private_key;
+    set_known_handles(find_pair("b").private_key);
     token->pool.logins++;
     must_sign("a", &a);
+}
+
+/* The handle of one key is another object's, and no login tells. */
+static void known_handle_that_has_become_another_objects_is_looked_up_again(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+
+    (void)state;
+    must_sign("a", &a);
+    set_known_handles(find_pair("a").public_key); /* CKR_KEY_FUNCTION_NOT_PERMITTED */
+    must_sign("a", &a);
+}
+
+static CK_ULONG searches;
+
+static CK_RV count_searches(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes, CK_ULONG count)
+{
+    searches++;
+    return real->C_FindObjectsInit(session, attributes, count);
+}
+
+/* What is said of a handle fresh from the token is true. */
+static void key_that_does_not_fit_is_looked_for_once(void **state)
+{
+    static const struct {
+        CK_RV code;
+        enum fault_code fault;
+    } rows[] = {
+        {CKR_KEY_TYPE_INCONSISTENT, FAULT_INVALID_ARGUMENT},
+        {CKR_KEY_FUNCTION_NOT_PERMITTED, FAULT_PERMISSION_DENIED},
+        {CKR_KEY_SIZE_RANGE, FAULT_INVALID_ARGUMENT},
+    };
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+
+    (void)state;
+    bent.C_SignInit = bad_sign_init;
+    bent.C_FindObjectsInit = count_searches;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct fault fault;
+
+        must_sign("a", &a);
+        searches = 0;
+        fail_next(1, rows[i].code);
+        must_sign("a", &a);
+        assert_int_equal(searches, 1);
+        fail_next(100, rows[i].code);
+        fault = sign_fault("a", &a);
+        assert_int_equal(fault.code, rows[i].fault);
+        assert_int_equal(fault.ckr, rows[i].code);
+        assert_int_equal(plan.calls, 2);
+        fail_next(0, CKR_OK);
+    }
 }
 
 static void hint_at_another_key_is_not_believed(void **state)
@@ -354,6 +411,8 @@ int main(void)
         TEST(other_codes_are_passed_on_at_once),
         TEST(signature_of_a_wrong_length_is_refused),
         TEST(handle_from_before_a_login_is_not_used),
+        TEST(known_handle_that_has_become_another_objects_is_looked_up_again),
+        TEST(key_that_does_not_fit_is_looked_for_once),
         TEST(hint_at_another_key_is_not_believed),
         TEST(fewer_sessions_than_wished_for_make_do),
         TEST(no_session_at_all_is_an_error_not_a_wait),
