@@ -3,9 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../hsm/clock.h"
 #include "../hsm/frame.h"
 
 enum { SLOT_BITS = 11 };
+
+static const int64_t failing_for = 30 * CLOCK_SECOND;
 
 _Static_assert(SUPERVISOR_REQUESTS_MAX == 1 << SLOT_BITS, "a slot fits its bits");
 
@@ -68,6 +71,16 @@ static bool encode(struct job *job, const struct hsm_request *request)
     return job->frame != NULL;
 }
 
+/* FNV-1a */
+static uint64_t subject_of(const struct hsm_request *request)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ request->op;
+
+    for (const char *c = request->key.label; *c != '\0'; c++)
+        hash = (hash ^ (uint8_t)*c) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
 struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request)
 {
     struct job *job = TAILQ_FIRST(&jobs->free);
@@ -84,6 +97,7 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
     TAILQ_REMOVE(&jobs->free, job, link);
     job->op = request->request->op;
     job->order = jobs->orders++;
+    job->subject = subject_of(request->request);
     job->deaths = 0;
     job->failures = 0;
     job->deadline = request->deadline;
@@ -104,10 +118,22 @@ static struct job *first_alive(struct job_queue *queue, int64_t now)
     return NULL;
 }
 
-/* Scans and the like take too long to keep all others waiting. */
-static bool is_suspect(const struct job *job)
+static struct failing *failing_of(struct jobs *jobs, const struct job *job)
 {
-    return (job->deaths >= JOB_DEATHS_MAX - 1 || job->failures > 0) && !operations[job->op].slow;
+    for (size_t i = 0; i < FAILINGS_MAX; i++)
+        if (jobs->failing[i].failures > 0 && jobs->failing[i].subject == job->subject)
+            return &jobs->failing[i];
+    return NULL;
+}
+
+/* Scans and the like take too long to keep all others waiting. */
+static bool is_suspect(struct jobs *jobs, const struct job *job)
+{
+    const struct failing *failing = failing_of(jobs, job);
+
+    return (job->deaths >= JOB_DEATHS_MAX - 1 || job->failures > 0 ||
+            (failing && !failing->hopeless)) &&
+           !operations[job->op].slow;
 }
 
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
@@ -121,14 +147,14 @@ struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
         job = first_alive(&jobs->slow, now);
     if (!job)
         job = first_alive(&jobs->quick, now);
-    return job && is_suspect(job) && jobs->sent > jobs->slow_sent ? NULL : job;
+    return job && is_suspect(jobs, job) && jobs->sent > jobs->slow_sent ? NULL : job;
 }
 
 void jobs_sent(struct jobs *jobs, struct job *job)
 {
     TAILQ_REMOVE(queue_of(jobs, job), job, link);
     job->state = JOB_SENT;
-    job->alone = is_suspect(job);
+    job->alone = is_suspect(jobs, job);
     jobs->sent++;
     jobs->alone += job->alone;
     if (operations[job->op].slow)
@@ -152,9 +178,70 @@ static void take_out(struct jobs *jobs, struct job *job)
 void jobs_requeue(struct jobs *jobs, struct job *job)
 {
     take_out(jobs, job);
-    if (job->failures > 0)
+    if (job->failures > 0 || failing_of(jobs, job))
         job->order = jobs->orders++;
     enqueue(jobs, job);
+}
+
+/* A free place has been one since 0. */
+static struct failing *oldest_failing(struct jobs *jobs)
+{
+    struct failing *oldest = &jobs->failing[0];
+
+    for (size_t i = 1; i < FAILINGS_MAX; i++)
+        if (jobs->failing[i].since < oldest->since)
+            oldest = &jobs->failing[i];
+    return oldest;
+}
+
+static void move_behind(struct jobs *jobs, const struct job *failed)
+{
+    struct job_queue *queue = queue_of(jobs, failed);
+    struct job *job = TAILQ_FIRST(queue);
+    uint64_t end = jobs->orders;
+    struct job *next;
+
+    for (; job && job->order < end; job = next) {
+        next = TAILQ_NEXT(job, link);
+        if (job->subject != failed->subject)
+            continue;
+        TAILQ_REMOVE(queue, job, link);
+        job->order = jobs->orders++;
+        TAILQ_INSERT_TAIL(queue, job, link);
+    }
+}
+
+const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t successes,
+                                  int64_t now)
+{
+    struct failing *failing = failing_of(jobs, job);
+
+    if (job->failures++ == 0)
+        job->successes_seen = successes;
+    if (!failing || now - failing->since > failing_for) {
+        failing = failing ? failing : oldest_failing(jobs);
+        *failing =
+            (struct failing){.subject = job->subject, .successes_seen = successes, .since = now};
+    }
+    failing->failures++;
+    failing->hopeless =
+        failing->failures >= JOB_FAILURES_MAX && successes != failing->successes_seen;
+    move_behind(jobs, job);
+    return failing;
+}
+
+bool jobs_hopeless(const struct job *job, uint64_t successes)
+{
+    return job->failures >= JOB_FAILURES_MAX &&
+           (successes != job->successes_seen || job->deadline == CLOCK_NEVER);
+}
+
+void jobs_did_well(struct jobs *jobs, const struct job *job)
+{
+    struct failing *failing = failing_of(jobs, job);
+
+    if (failing)
+        *failing = (struct failing){.failures = 0};
 }
 
 void jobs_abandon(struct jobs *jobs, struct job *job)

@@ -15,6 +15,10 @@
  * alone, so that it does not take with it what happens to be executing beside it. */
 enum { JOB_DEATHS_MAX = 3 };
 
+/* What has failed so often while others did well is hopeless: a request, or all that ask for the
+ * same. So many of the latter are kept in mind. */
+enum { JOB_FAILURES_MAX = 3, FAILINGS_MAX = 16 };
+
 enum job_state {
     JOB_FREE,
     JOB_QUEUED,
@@ -30,9 +34,10 @@ struct job {
     uint32_t number;         /* slot, and above it the count of the slot's uses: a late reply cannot
                                 meet a new request. Never 0 */
     uint64_t order;          /* of submission: a repeated job goes back where it stood */
+    uint64_t subject;        /* hash of operation and label */
     unsigned deaths;         /* workers that ended while executing it */
     unsigned failures;       /* FAULT_UNAVAILABLE answers from workers that had the token open */
-    uint64_t successes_seen; /* the supervisor's count of them, at the first failure */
+    uint64_t successes_seen; /* by others, before the first failure */
     int64_t deadline;
     uint8_t *frame;
     size_t length;
@@ -43,6 +48,16 @@ struct job {
 
 TAILQ_HEAD(job_queue, job);
 
+/* An operation on a key that has failed and not done well since, whichever jobs asked for it.
+ * Two subjects of one hash are only given up together. */
+struct failing {
+    uint64_t subject;
+    unsigned failures;       /* 0 = a free place */
+    uint64_t successes_seen; /* as a job's */
+    int64_t since;           /* the first failure */
+    bool hopeless;
+};
+
 struct jobs {
     uint64_t orders;
     unsigned sent;      /* at the worker, JOB_ABANDONED included */
@@ -51,6 +66,7 @@ struct jobs {
     struct job_queue quick;
     struct job_queue slow;
     struct job_queue free;
+    struct failing failing[FAILINGS_MAX];
     struct job table[SUPERVISOR_REQUESTS_MAX];
 };
 
@@ -62,14 +78,22 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
 /* The job to send next to a worker of so many threads, or NULL. Slow operations get at
  * most half of the threads, all together at most two jobs a thread; jobs past their
  * deadline are passed over. A quick job that may be what ends workers (executing at all
- * but the last of so many deaths, or answered with a failure that a fresh one might mend)
+ * but the last of so many deaths, or of a subject that fails and is not known to be hopeless)
  * is sent when there is no other quick one at the worker, and none is sent beside it. */
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
 
-/* JOB_QUEUED -> JOB_SENT, and back to where it stood. One that has had a failure for an
- * answer goes behind all others: they show whether it is the only one to fail. */
+/* JOB_QUEUED -> JOB_SENT, and back to where it stood. Where failures are the reason it goes
+ * behind all others: they show whether it is the only one to fail. */
 void jobs_sent(struct jobs *jobs, struct job *job);
 void jobs_requeue(struct jobs *jobs, struct job *job);
+
+/* One more failure of a job and of its subject, whose count begins anew after a success, and
+ * 30 s after its first: what waits to ask for the same goes behind all others. `successes`
+ * counts those that show that workers are well. */
+const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t successes,
+                                  int64_t now);
+bool jobs_hopeless(const struct job *job, uint64_t successes);
+void jobs_did_well(struct jobs *jobs, const struct job *job);
 
 /* JOB_SENT -> JOB_ABANDONED; queued ones are released. */
 void jobs_abandon(struct jobs *jobs, struct job *job);

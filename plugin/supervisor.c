@@ -10,11 +10,8 @@
 #include "log.h"
 #include "supervisor_private.h"
 
-enum { FAILURES_MAX = 3 };
-
 static const int64_t open_limit = 60 * CLOCK_SECOND;
 static const int64_t wait_log_interval = 10 * CLOCK_SECOND;
-static const int64_t look_interval = 30 * CLOCK_SECOND;
 
 /* ---- requests ---- */
 
@@ -124,36 +121,28 @@ static uint64_t signs_of_health(const struct supervisor *s, enum hsm_op op)
     return s->successes[op] + (op == HSM_SIGN ? 0 : s->successes[HSM_SIGN]);
 }
 
-/* A key that is not found although it was served gets one fresh look. When that has found
- * nothing either, the next ones to ask for it must not each cost the other keys a worker. */
-static bool worth_a_fresh_look(struct supervisor *s, const struct job *job)
-{
-    int64_t now = clock_now();
-
-    if (job->failures > 1)
-        s->not_found = now;
-    return job->failures == 1 && (s->not_found == 0 || now - s->not_found > look_interval);
-}
-
-/* With the mutex held. A fresh process may do better: worth another try, unless others have
- * done well meanwhile and only this request keeps failing. What is to be destroyed gets one
- * if nothing was signed yet: it has time, and from a token that can only be read (a SoftHSM
- * on a read-only disk) no fresh worker comes back to sign. */
+/* With the mutex held. A fresh process may do better: worth another try, unless the request
+ * is hopeless, or what it asks for is: a key that is broken must not cost the other keys a
+ * worker or more for each request, only now and then. A key that is not found although it was
+ * served gets one fresh look. What is to be destroyed gets one if nothing was signed yet: it
+ * has time, and from a token that can only be read (a SoftHSM on a read-only disk) no fresh
+ * worker comes back to sign. */
 static bool worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault)
 {
     bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
+    uint64_t successes = signs_of_health(s, job->op);
+    int64_t now = clock_now();
+    const struct failing *failing;
 
-    if (!jobs_repeatable(job->op) || job->op == HSM_PING || job->deadline <= clock_now() ||
+    if (!jobs_repeatable(job->op) || job->op == HSM_PING || job->deadline <= now ||
         (fault->code != FAULT_UNAVAILABLE && !key_gone))
         return false;
-    if (job->failures++ == 0)
-        job->successes_seen = signs_of_health(s, job->op);
+    failing = jobs_failed(&s->jobs, job, successes, now);
     if (key_gone)
-        return worth_a_fresh_look(s, job);
+        return failing->failures == 1;
     if (job->op == HSM_DESTROY)
         return job->failures == 1 && s->successes[HSM_SIGN] == 0;
-    return job->failures < FAILURES_MAX ||
-           (signs_of_health(s, job->op) == job->successes_seen && job->deadline != CLOCK_NEVER);
+    return !failing->hopeless && !jobs_hopeless(job, successes);
 }
 
 /* With the mutex held, which it gives up to call back. True: a fresh worker is wanted. */
@@ -180,8 +169,10 @@ static void take_reply(struct supervisor *s, const struct frame *frame)
     supervisor_lock(s);
     job = jobs_numbered(&s->jobs, frame->number);
     if (frame->reply.fault.code == FAULT_NONE) {
-        if (job)
+        if (job) {
             s->successes[job->op]++;
+            jobs_did_well(&s->jobs, job);
+        }
         s->failures = 0;
     }
     if (job)

@@ -32,7 +32,6 @@ struct supervisor {
     struct jobs jobs;
     uint64_t successes[HSM_PING + 1]; /* by operation */
     int64_t last_activity;
-    int64_t not_found; /* when a fresh worker last had no key that was served; 0 = never */
     atomic_bool retired;
     atomic_bool abandoned;
     bool ended; /* the thread has */

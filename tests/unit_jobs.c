@@ -3,6 +3,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -372,6 +373,82 @@ static void a_request_without_deadline_is_never_late(void **state)
     assert_ptr_equal(jobs_late(jobs, NOW, true), job);
 }
 
+static struct job *add_named(struct jobs *jobs, enum hsm_op op, const char *label)
+{
+    struct hsm_request request = {.op = op};
+
+    (void)snprintf(request.key.label, sizeof request.key.label, "%s", label);
+    return jobs_add(jobs, &(struct supervisor_request){
+                              .request = &request, .deadline = CLOCK_NEVER, .done = unused_done});
+}
+
+static void failures_are_counted_for_an_operation_on_a_key(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *first = add_named(jobs, HSM_SIGN, "a");
+    struct job *second = add_named(jobs, HSM_SIGN, "a");
+
+    assert_int_equal(jobs_failed(jobs, first, 5, NOW)->failures, 1);
+    assert_int_equal(jobs_failed(jobs, second, 6, NOW)->failures, 2);
+    assert_int_equal(jobs_failed(jobs, add_named(jobs, HSM_SIGN, "b"), 7, NOW)->failures, 1);
+    assert_int_equal(jobs_failed(jobs, add_named(jobs, HSM_PROVE, "a"), 7, NOW)->failures, 1);
+    assert_int_equal(jobs_failed(jobs, first, 8, NOW)->failures, 3);
+    assert_int_equal(jobs_failed(jobs, first, 8, NOW)->successes_seen, 5);
+    assert_int_equal(first->failures, 3);
+    assert_int_equal(second->failures, 1);
+    assert_int_equal(second->successes_seen, 6);
+}
+
+static void what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *first = add_named(jobs, HSM_SIGN, "a");
+    struct job *second = add_named(jobs, HSM_SIGN, "a");
+    struct job *other = add_named(jobs, HSM_SIGN, "b");
+
+    jobs_sent(jobs, first);
+    (void)jobs_failed(jobs, first, 5, NOW);
+    jobs_requeue(jobs, first);
+    assert_ptr_equal(send_next(jobs), other);
+    assert_null(send_next(jobs));
+    jobs_release(jobs, other);
+    assert_ptr_equal(send_next(jobs), second);
+    assert_null(send_next(jobs));
+    jobs_did_well(jobs, second);
+    jobs_release(jobs, second);
+    assert_ptr_equal(send_next(jobs), first);
+}
+
+static void failures_are_counted_anew_after_a_success_and_after_30_s(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *job = add_named(jobs, HSM_SIGN, "a");
+
+    (void)jobs_failed(jobs, job, 5, NOW);
+    jobs_did_well(jobs, add_named(jobs, HSM_SIGN, "b"));
+    assert_int_equal(jobs_failed(jobs, job, 6, NOW)->failures, 2);
+    jobs_did_well(jobs, add_named(jobs, HSM_SIGN, "a"));
+    assert_int_equal(jobs_failed(jobs, job, 7, NOW)->failures, 1);
+    assert_int_equal(jobs_failed(jobs, job, 8, NOW + 30 * CLOCK_SECOND)->failures, 2);
+    assert_int_equal(jobs_failed(jobs, job, 9, NOW + 30 * CLOCK_SECOND + 1)->failures, 1);
+    assert_int_equal(jobs_failed(jobs, job, 9, NOW + 40 * CLOCK_SECOND)->successes_seen, 9);
+}
+
+static void the_failures_longest_ago_make_room_for_others(void **state)
+{
+    struct jobs *jobs = *state;
+    char label[] = "a";
+    struct job *job[FAILINGS_MAX + 1];
+
+    for (size_t i = 0; i <= FAILINGS_MAX; i++, label[0]++) {
+        job[i] = add_named(jobs, HSM_SIGN, label);
+        (void)jobs_failed(jobs, job[i], 5, NOW + (int64_t)i);
+    }
+    for (size_t i = FAILINGS_MAX; i > 0; i--)
+        assert_int_equal(jobs_failed(jobs, job[i], 5, NOW + 20)->failures, 2);
+    assert_int_equal(jobs_failed(jobs, job[0], 5, NOW + 20)->failures, 1);
+}
+
 static void only_generating_must_not_be_asked_twice(void **state)
 {
     (void)state;
@@ -405,6 +482,10 @@ int main(void)
         BOOKS(a_queued_request_that_is_abandoned_is_gone),
         BOOKS(late_is_what_has_not_been_answered_by_its_deadline),
         BOOKS(a_request_without_deadline_is_never_late),
+        BOOKS(failures_are_counted_for_an_operation_on_a_key),
+        BOOKS(what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone),
+        BOOKS(failures_are_counted_anew_after_a_success_and_after_30_s),
+        BOOKS(the_failures_longest_ago_make_room_for_others),
         BOOKS(only_generating_must_not_be_asked_twice),
     };
 

@@ -287,10 +287,28 @@ static void what_a_fresh_process_may_mend_is_asked_again(void **state)
 
     (void)state;
     start();
-    script->mischief = 2;
-    ask(&call, HSM_SIGN, "fail");
-    assert_done(&call);
-    assert_int_equal(supervisor_restarts(front.supervisor), 2);
+    for (int round = 1; round <= 3; round++) { /* what has done well since is not held against it */
+        script->mischief = 2;
+        ask(&call, HSM_SIGN, "fail");
+        assert_done(&call);
+        assert_done_at_once();
+        assert_int_equal(supervisor_restarts(front.supervisor), 2 * round);
+    }
+    end();
+}
+
+static void a_token_that_fails_for_everybody_is_asked_until_it_does_not(void **state)
+{
+    struct call calls[IN_FLIGHT];
+
+    (void)state;
+    start();
+    script->mischief = 5;
+    for (size_t i = 0; i < IN_FLIGHT; i++)
+        ask(&calls[i], HSM_SIGN, "fail");
+    for (size_t i = 0; i < IN_FLIGHT; i++)
+        assert_done(&calls[i]);
+    assert_in_range(supervisor_restarts(front.supervisor), 1, 5);
     end();
 }
 
@@ -305,6 +323,30 @@ static void fails_alone(enum hsm_op op)
         assert_done_at_once();
     assert_fails(&call, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
     assert_true(supervisor_restarts(front.supervisor) <= 3);
+    end();
+}
+
+/* Many ask for it, again and again: that it fails is found out for all of them at once. */
+static void a_key_that_always_fails_costs_the_others_three_workers_in_all(void **state)
+{
+    struct call calls[IN_FLIGHT];
+
+    (void)state;
+    start();
+    script->mischief = 1000;
+    for (unsigned round = 0; round < 3; round++) {
+        for (size_t i = 0; i < IN_FLIGHT; i++)
+            ask(&calls[i], HSM_SIGN, "fail");
+        for (size_t i = 0; i < IN_FLIGHT; i++) {
+            while (answers_of(&calls[i]) == 0)
+                assert_done_at_once();
+            assert_fails(&calls[i], FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
+        }
+    }
+    assert_in_range(supervisor_restarts(front.supervisor), 1, 3);
+    script->mischief = 0;
+    ask(&calls[0], HSM_SIGN, "fail");
+    assert_done(&calls[0]);
     end();
 }
 
@@ -405,7 +447,9 @@ int main(int argc, char **argv)
         PLAY(a_slow_generation_is_let_be_and_signatures_pass_it),
         PLAY(a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs),
         PLAY(what_a_fresh_process_may_mend_is_asked_again),
+        PLAY(a_token_that_fails_for_everybody_is_asked_until_it_does_not),
         PLAY(a_request_that_fails_again_and_again_while_others_do_not_is_answered),
+        PLAY(a_key_that_always_fails_costs_the_others_three_workers_in_all),
         PLAY(a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most),
         PLAY(who_was_only_beside_a_failure_is_not_given_up),
         PLAY(a_key_that_is_not_found_gets_one_fresh_look),
