@@ -22,6 +22,7 @@ enum faulty_action {
     FAULTY_KILL,
     FAULTY_EXIT,
     FAULTY_DIE,
+    FAULTY_SPOIL,
 };
 
 struct faulty_rule {
@@ -140,6 +141,9 @@ void habit_session(CK_SESSION_HANDLE session);
 
 /* A new script: what it changes at once. */
 void habit_begin(const struct faulty_habits *habits);
+
+/* This thread's next key pair is made, but not as asked for. */
+extern _Thread_local bool habit_spoils;
 
 /* Every call fails from now on, until C_Finalize and C_Initialize. */
 void habit_die(void);

@@ -19,6 +19,8 @@ static atomic_bool dead;
 static atomic_bool logout_wanted;
 static atomic_bool logged_out; /* silently */
 
+_Thread_local bool habit_spoils;
+
 static const struct faulty_habits *habits(void)
 {
     static const struct faulty_habits none;
@@ -311,6 +313,16 @@ CK_RV habit_set_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
     return faulty_real->C_SetAttributeValue(session, object, attributes, count);
 }
 
+static void spoil(CK_ATTRIBUTE *copy, CK_ULONG count)
+{
+    static CK_BBOOL yes = CK_TRUE;
+
+    for (CK_ULONG i = 0; habit_spoils && i < count; i++)
+        if (copy[i].type == CKA_EXTRACTABLE)
+            copy[i].pValue = &yes;
+    habit_spoils = false;
+}
+
 CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTRIBUTE *public,
                      CK_ULONG public_count, CK_ATTRIBUTE *private, CK_ULONG private_count,
                      CK_OBJECT_HANDLE *public_key, CK_OBJECT_HANDLE *private_key)
@@ -329,6 +341,7 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
         return rv;
     public = cut(public_copy, public, public_count);
     private = cut(private_copy, private, private_count);
+    spoil(private, private_count);
     if (minds_newborns()) {
         faulty_newborn(name_of(CKO_PUBLIC_KEY, public, public_count), habits()->lag);
         faulty_newborn(name_of(CKO_PRIVATE_KEY, private, private_count), habits()->lag);

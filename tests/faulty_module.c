@@ -22,6 +22,8 @@
  *             sleep MS                 then go on
  *             hang                     for ever
  *             segv, abort, kill, exit  end the process: by a signal, SIGKILL or exit()
+ *             spoil                    of C_GenerateKeyPair, before: its private key can be
+ *                                      extracted, whatever was asked for
  *             die                      CKR_DEVICE_ERROR from this call on, for every call,
  *                                      until C_Finalize and C_Initialize
  *   LIMIT     once, times N            at most so often, in each process

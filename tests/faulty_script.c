@@ -111,9 +111,9 @@ static const struct {
     enum faulty_action action;
     bool number; /* follows */
 } actions[] = {
-    {"sleep", FAULTY_SLEEP, true},  {"hang", FAULTY_HANG, false}, {"segv", FAULTY_SEGV, false},
-    {"abort", FAULTY_ABORT, false}, {"kill", FAULTY_KILL, false}, {"exit", FAULTY_EXIT, false},
-    {"die", FAULTY_DIE, false},
+    {"sleep", FAULTY_SLEEP, true},  {"hang", FAULTY_HANG, false},   {"segv", FAULTY_SEGV, false},
+    {"abort", FAULTY_ABORT, false}, {"kill", FAULTY_KILL, false},   {"exit", FAULTY_EXIT, false},
+    {"die", FAULTY_DIE, false},     {"spoil", FAULTY_SPOIL, false},
 };
 
 /* The line being read, and what went wrong with it. */

@@ -307,6 +307,9 @@ static bool act(const struct faulty_rule *rule, const char *function, CK_RV *rv)
         break;
     case FAULTY_EXIT:
         exit(EXIT_FAILURE);
+    case FAULTY_SPOIL:
+        habit_spoils = true;
+        break;
     case FAULTY_DIE:
         habit_die();
         *rv = CKR_DEVICE_ERROR;

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
@@ -51,6 +52,35 @@ func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
 	if n := hits(p); n < kills {
 		t.Errorf("only %d of %d kills hit requests in flight", n, killed)
 	}
+}
+
+// Killed while it makes a pair, SoftHSM may leave one without CKA_LOCAL: whole, and unfit.
+func TestWorkersThatDieAfterMakingAnUnfitPairCostNoCallAndNoUnfitKeyIsServed(t *testing.T) {
+	t.Parallel()
+	faults(t, 2)
+	b := newFaulty(t, "", "")
+	p := b.ready(t)
+	b.module.Play(t, "C_GenerateKeyPair 1-2 before spoil shared\nC_GenerateKeyPair 1-2 after kill shared")
+	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	expectEnds(t, p, 2)
+	b.expectPairs(t, 1)
+}
+
+// One that nobody killed is asked once more, and no oftener.
+func TestATokenThatMakesUnfitPairsFailsTheCallWithTheReason(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "", "C_GenerateKeyPair before spoil\n")
+	p := b.ready(t)
+	_, err := load.Generate(p, "x509-CA-A", p256)
+	expect(t, err, codes.Internal, "not fit for use", "CKA_EXTRACTABLE")
+	if made := len(b.module.FiredIn(t, "C_GenerateKeyPair")); made != 2 {
+		t.Errorf("%d unfit pairs were made, want 2", made)
+	}
+	b.module.Play(t, "")
+	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	expectEnds(t, p, 0)
+	b.expectPairs(t, 1)
 }
 
 // rotator overwrites one id for ever, and knows which keys the plugin may hold for it: the
