@@ -24,7 +24,6 @@
 enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
-static const int64_t patience = 10 * CLOCK_SECOND; /* of one step in the queue */
 
 static void survey(struct attempt *attempt);
 static void generate(struct attempt *attempt);
@@ -76,6 +75,14 @@ static int64_t pause_before(const struct attempt *attempt, void (*step)(struct a
                             : pause_before_resuming;
 }
 
+/* A step that was given up though the token was at it gets twice the time from now on: where
+ * searching takes that long, no key would ever be made. */
+static void be_more_patient(struct keymanager *keymanager)
+{
+    if (keymanager->patience < keymanager->config.generate_timeout)
+        keymanager->patience *= 2;
+}
+
 /* The token could not say: the same step again in a moment, from the tick. Who waits may
  * give up meanwhile, and then hears `fault`; before a reconfiguration all go over to it. */
 static void stall(struct attempt *attempt, void (*step)(struct attempt *),
@@ -89,6 +96,8 @@ static void stall(struct attempt *attempt, void (*step)(struct attempt *),
     closing = keymanager->closing;
     gate = keymanager->gate;
     attempt->reason = *fault;
+    if (fault->code == FAULT_DEADLINE_EXCEEDED)
+        be_more_patient(keymanager);
     if (!closing && !gate) {
         attempt->step = step;
         attempt->resume_at = clock_now() + pause_before(attempt, step);
@@ -103,12 +112,13 @@ static void stall(struct attempt *attempt, void (*step)(struct attempt *),
 static void submit(struct attempt *attempt, const struct hsm_request *request,
                    supervisor_done *done, hsm_item_fn *item)
 {
-    supervisor_submit(attempt->keymanager->supervisor,
-                      &(struct supervisor_request){.request = request,
-                                                   .deadline = clock_now() + patience,
-                                                   .done = done,
-                                                   .item = item,
-                                                   .context = attempt});
+    supervisor_submit(
+        attempt->keymanager->supervisor,
+        &(struct supervisor_request){.request = request,
+                                     .deadline = clock_now() + attempt->keymanager->patience,
+                                     .done = done,
+                                     .item = item,
+                                     .context = attempt});
 }
 
 /* ---- looking ---- */

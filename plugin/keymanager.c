@@ -108,6 +108,7 @@ static struct keymanager *new_keymanager(const struct config *config)
     explicit_bzero(keymanager->config.pin, sizeof keymanager->config.pin);
     keymanager->identity.lock = -1;
     keymanager->holders = 1;
+    keymanager->patience = keymanager->config.operation_timeout;
     catalogue_open(&keymanager->catalogue);
     (void)pthread_mutex_init(&keymanager->mutex, NULL);
     condition_open(&keymanager->drained);

@@ -41,6 +41,7 @@ struct keymanager {
     struct catalogue catalogue;
     unsigned older; /* keys of ours, found at Configure, that are not needed and stay */
     atomic_uint holders;
+    _Atomic int64_t patience; /* ns, of one step of an attempt: as the token has shown to need */
 
     pthread_mutex_t mutex;      /* guards all below */
     pthread_cond_t drained;     /* attempts is empty */

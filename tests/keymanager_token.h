@@ -22,11 +22,20 @@
 #include "../hsm/clock.h"
 #include "../plugin/child.h"
 
-enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60 };
+enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60, SLOW_SCAN_S = 2 };
 
 static const char token_variable[] = "UNIT_KEYMANAGER_TOKEN";
 
-enum mischief { NONE, DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER, SLOW, SCAN_FAILS, MAY_NOT_DESTROY };
+enum mischief {
+    NONE,
+    DIES_BEFORE,
+    DIES_HALF_WAY,
+    DIES_AFTER,
+    SLOW,
+    SCAN_FAILS,
+    SLOW_SCANS,
+    MAY_NOT_DESTROY
+};
 
 static struct token {
     struct object {
@@ -35,7 +44,7 @@ static struct token {
         uint8_t id[HSM_ID_MAX];
         enum hsm_key_type type;
     } objects[OBJECTS];
-    _Atomic enum mischief mischief; /* done once, but for SLOW and MAY_NOT_DESTROY */
+    _Atomic enum mischief mischief; /* done once, but for SLOW, SLOW_SCANS and MAY_NOT_DESTROY */
     atomic_bool gate;               /* ends SLOW */
     atomic_uint generated;
     atomic_uint refused;
@@ -150,6 +159,8 @@ static void destroy(struct object *object, struct hsm_reply *reply)
 
 static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
 {
+    if (token->mischief == SLOW_SCANS)
+        (void)nanosleep(&(struct timespec){.tv_sec = SLOW_SCAN_S}, NULL);
     for (size_t i = 0; i < OBJECTS; i++) {
         const struct object *object = &token->objects[i];
         struct hsm_item found = {.key.id_length = HSM_ID_MAX};

@@ -237,6 +237,19 @@ static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **st
     assert_int_equal(token->generated, 2);
 }
 
+/* Searched through in a second: what a search took at the start, or has taken since, counts. */
+static void a_key_is_made_though_the_token_takes_long_to_search(void **state)
+{
+    (void)state;
+    config.keymanager.operation_timeout = CLOCK_SECOND;
+    crash_and_restart();
+    token->mischief = SLOW_SCANS;
+    assert_left(make_key().label);
+    crash_and_restart();
+    assert_left(make_key().label);
+    config.keymanager.operation_timeout = PATIENCE_S * CLOCK_SECOND;
+}
+
 static void callers_who_ask_at_once_get_one_key(void **state)
 {
     struct answer answers[8];
@@ -392,6 +405,7 @@ int main(int argc, char **argv)
         PLAY(a_key_that_may_not_be_destroyed_is_left_alone),
         PLAY(a_worker_that_dies_while_generating_costs_nothing),
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
+        PLAY(a_key_is_made_though_the_token_takes_long_to_search),
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
