@@ -37,10 +37,12 @@ struct worker {
 
 /* systemd and Ctrl-C signal the whole group, but when to leave is the front's decision.
  * Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be
- * the identity lock, which is held by being open. */
+ * the identity lock, which is held by being open. None is for the programs that a library
+ * starts: the lock would outlive us. */
 static void harden(int socket, int page)
 {
     static const struct rlimit no_core = {0, 0};
+    unsigned first = (unsigned)(page < socket ? page : socket);
     unsigned last = (unsigned)(page > socket ? page : socket) + 1;
 
 #ifndef __SANITIZE_ADDRESS__ /* LeakSanitizer looks at its process with ptrace */
@@ -53,6 +55,7 @@ static void harden(int socket, int page)
     (void)signal(SIGINT, SIG_IGN);
     (void)signal(SIGPIPE, SIG_IGN);
     (void)close_range(last + 1, ~0U, 0);
+    (void)close_range(first, last, CLOSE_RANGE_CLOEXEC);
 }
 
 static bool front_is_gone(const struct worker *worker, int patience_ms)

@@ -214,13 +214,19 @@ static void describe(int status, char *how, size_t size)
         (void)snprintf(how, size, "exit status %d", WEXITSTATUS(status));
 }
 
-bool child_reap(struct child *child, int patience_ms, char *how, size_t size)
+bool child_ended(const struct child *child, int patience_ms)
 {
     struct pollfd ended = {.fd = child->process, .events = POLLIN};
+
+    return poll(&ended, 1, patience_ms) > 0;
+}
+
+bool child_reap(struct child *child, int patience_ms, char *how, size_t size)
+{
     int status = 0;
     pid_t got;
 
-    (void)poll(&ended, 1, patience_ms);
+    (void)child_ended(child, patience_ms);
     got = waitpid(child->pid, &status, WNOHANG);
 
     if (got == 0 || (got < 0 && errno == EINTR))

@@ -41,6 +41,9 @@ void child_hang_up(struct child *child);
 /* Ends it now, whatever it does. */
 void child_kill(struct child *child);
 
+/* The socket does not tell: what the vendor's library has started may hold its other end. */
+bool child_ended(const struct child *child, int patience_ms);
+
 /* Has it ended, or does it within `patience_ms`? Then releases everything, sets pid 0
  * and says how ("signal 11 (Segmentation fault)", "exit status 3"). */
 bool child_reap(struct child *child, int patience_ms, char *how, size_t size);

@@ -219,9 +219,11 @@ static void receive(struct supervisor *s)
     struct frame frame;
     struct fault fault;
     ssize_t got = recv(s->child.socket, bytes, sizeof bytes, 0);
+    bool silent = got < 0 && (errno == EAGAIN || errno == EINTR);
 
-    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+    if (silent && !child_ended(&s->child, 0))
         return;
+    s->heard = clock_now();
     if (got <= 0) {
         supervisor_worker_leave(s, 0);
     } else if (frame_decode(bytes, (size_t)got, &frame, &fault) == 0) {
@@ -260,11 +262,24 @@ static int64_t opening_limit(const struct supervisor *s)
     return limit < open_limit ? limit : open_limit;
 }
 
+/* With the mutex held: has a worker that executes nothing left lying what it was sent? It was
+ * stopped, or has no threads any more. */
+static bool is_deaf(const struct supervisor *s, int64_t now)
+{
+    int64_t latest = s->heard > s->last_activity ? s->heard : s->last_activity;
+
+    for (size_t i = 0; i < HSM_SESSIONS_MAX; i++)
+        if (atomic_load(&s->child.page->slots[i].number) != 0)
+            return false;
+    return s->jobs.sent > 0 && now - latest > s->options.operation_limit;
+}
+
 static bool overdue(struct supervisor *s, int64_t now)
 {
     bool overdue = s->worker == WORKER_OPENING && now - s->since > opening_limit(s);
 
     supervisor_lock(s);
+    overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
     for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {
         struct frame_slot *slot = &s->child.page->slots[i];
         uint32_t number = atomic_load(&slot->number);

@@ -41,6 +41,7 @@ struct supervisor {
     int64_t next_start; /* of a worker: not before this time */
     int64_t leave_until;
     int64_t last_tick;
+    int64_t heard;    /* when something last came from the worker */
     bool pin_refused; /* to the latest worker, and what its source looked like before */
     struct look pin_look;
     unsigned failures; /* workers in a row that came to nothing */

@@ -170,13 +170,31 @@ static inline void do_shrink(struct hsm_reply *reply)
     reply->items = ftruncate(WORKER_PAGE, 0) == 0;
 }
 
+/* As a library may that has a helper: it is there until the gate opens. */
+static inline void do_fork(struct hsm_reply *reply)
+{
+    (void)reply;
+    if (fork() != 0)
+        return;
+    while (!script->gate)
+        nap();
+    _exit(EXIT_SUCCESS);
+}
+
+static inline void do_tell_inheritable(struct hsm_reply *reply)
+{
+    for (int fd = WORKER_SOCKET; fd <= WORKER_LOCK; fd++)
+        reply->items += fcntl(fd, F_GETFD) == 0;
+}
+
 static const struct {
     const char *label;
     void (*act)(struct hsm_reply *reply);
 } deeds[] = {
-    {"wait", do_wait},     {"slow", do_slow},   {"die", do_die},   {"hang", do_hang},
-    {"rave", do_rave},     {"fail", do_fail},   {"miss", do_miss}, {"tell lock", do_tell_lock},
-    {"shrink", do_shrink}, {"queue", do_queue},
+    {"wait", do_wait},   {"slow", do_slow},           {"die", do_die},
+    {"hang", do_hang},   {"rave", do_rave},           {"fail", do_fail},
+    {"miss", do_miss},   {"tell lock", do_tell_lock}, {"shrink", do_shrink},
+    {"queue", do_queue}, {"fork", do_fork},           {"tell inheritable", do_tell_inheritable},
 };
 
 static inline void act(const char *label, struct hsm_reply *reply)

@@ -199,6 +199,56 @@ static void the_lock_reaches_the_worker_whatever_its_number(void **state)
     }
 }
 
+/* ---- ends that the socket does not tell ---- */
+
+static void a_worker_that_was_stopped_while_it_was_idle_is_replaced(void **state)
+{
+    struct supervisor_options options = usual();
+    siginfo_t stopped;
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND;
+    start_with(&options);
+    await_token();
+    assert_int_equal(kill(script->pid, SIGSTOP), 0);
+    assert_int_equal(waitid(P_PID, (id_t)script->pid, &stopped, WSTOPPED), 0);
+    assert_done_at_once();
+    assert_int_equal(supervisor_restarts(front.supervisor), 1);
+    end();
+}
+
+static void a_worker_whose_child_holds_its_socket_is_replaced_when_it_ends(void **state)
+{
+    struct call call;
+
+    (void)state;
+    start();
+    ask(&call, HSM_SIGN, "fork");
+    assert_done(&call);
+    assert_int_equal(kill(script->pid, SIGKILL), 0);
+    assert_done_at_once();
+    assert_int_equal(supervisor_restarts(front.supervisor), 1);
+    script->gate = true;
+    end();
+}
+
+static void programs_that_a_library_starts_get_nothing_of_the_worker(void **state)
+{
+    struct supervisor_options options = usual();
+    struct call call;
+
+    (void)state;
+    options.lock = open("/dev/null", O_RDWR | O_CLOEXEC);
+    start_with(&options);
+    await_token();
+    ask(&call, HSM_SIGN, "tell inheritable");
+    assert_done(&call);
+    assert_int_equal(call.reply.items, 0);
+    front.fds++;
+    end();
+    (void)close(options.lock);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -211,6 +261,9 @@ int main(int argc, char **argv)
         PLAY(retiring_lets_what_was_asked_be_answered),
         PLAY(retiring_works_while_the_token_is_away),
         PLAY(the_lock_reaches_the_worker_whatever_its_number),
+        PLAY(a_worker_that_was_stopped_while_it_was_idle_is_replaced),
+        PLAY(a_worker_whose_child_holds_its_socket_is_replaced_when_it_ends),
+        PLAY(programs_that_a_library_starts_get_nothing_of_the_worker),
     };
 
     if (argc == 2 && strcmp(argv[1], "worker") == 0)
