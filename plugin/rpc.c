@@ -40,7 +40,6 @@ enum {
     HANDSHAKE_MS = 10000,
     FEW_CALLS = 2,
     CORE_MESSAGE_MAX = 256,
-    TARGET_MAX = 512,
 };
 
 /* C-core is not instrumented: tell the thread sanitizer that what was done before an
@@ -311,18 +310,24 @@ static grpc_server *create_server(void)
 }
 
 /* The address is a URI: a '%' or '?' in a directory's name must not be read as one. */
-static int listen_on(struct rpc *rpc, const char *path, struct fault *fault)
+void rpc_target(const char *path, char target[RPC_TARGET_MAX])
 {
     static const char plain[] =
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-";
-    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
-    char target[TARGET_MAX] = "unix:";
-    size_t used = strlen(target);
-    int bound;
+    size_t used = (size_t)snprintf(target, RPC_TARGET_MAX, "unix:");
 
-    for (; *path && used + 4 < sizeof target; path++)
+    for (; *path && used + 4 < RPC_TARGET_MAX; path++)
         used += (size_t)snprintf(target + used, 4, strchr(plain, *path) ? "%c" : "%%%02X",
                                  (unsigned char)*path);
+}
+
+static int listen_on(struct rpc *rpc, const char *path, struct fault *fault)
+{
+    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
+    char target[RPC_TARGET_MAX];
+    int bound;
+
+    rpc_target(path, target);
     bound = grpc_server_add_http2_port(rpc->server, target, credentials);
     grpc_server_credentials_release(credentials);
     if (!bound)

@@ -15,7 +15,10 @@
 
 #include "rpc.h"
 
-enum { RPC_TAG_MAGIC = 0x5250c7a6 };
+enum {
+    RPC_TAG_MAGIC = 0x5250c7a6,
+    RPC_TARGET_MAX = 512, /* a socket's path, each byte escaped */
+};
 
 /* C-core hands back a void *: this is what it points to. */
 struct rpc_tag {
@@ -66,6 +69,9 @@ struct rpc_call {
     struct rpc_tag message;
     struct rpc_tag closed;
 };
+
+/* What gRPC calls the unix socket of that path. */
+void rpc_target(const char *path, char target[RPC_TARGET_MAX]);
 
 /* Starts operations of a call; `tag` comes back when they are done. */
 void rpc_start(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag);

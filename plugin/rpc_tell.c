@@ -1,5 +1,4 @@
 #include <stdlib.h>
-#include <string.h>
 
 #include <grpc/byte_buffer.h>
 #include <grpc/grpc_security.h>
@@ -30,10 +29,10 @@ static void step_told(struct rpc *rpc, struct rpc_call *call, bool ok)
 static grpc_channel *connect_to(const char *socket)
 {
     grpc_channel_credentials *plain = grpc_insecure_credentials_create();
-    char target[128] = "unix:";
+    char target[RPC_TARGET_MAX];
     grpc_channel *channel;
 
-    strncat(target, socket, sizeof target - sizeof "unix:");
+    rpc_target(socket, target);
     channel = grpc_channel_create(target, plain, NULL);
     grpc_channel_credentials_release(plain);
     return channel;

@@ -355,24 +355,3 @@ func TestValidateTouchesNeitherTokenNorDisk(t *testing.T) {
 		t.Errorf("files before: %v; after: %v", before, after)
 	}
 }
-
-func TestTheHostsTelemetryHearsOfKeysAndWorkers(t *testing.T) {
-	token := softhsm.New(t)
-	for _, agent := range []bool{false, true} {
-		p := host.Start(t, host.Options{Type: "KeyManager", Env: token.Env(), Agent: agent})
-		configure(t, p, token.PluginData(""))
-		if agent {
-			continue // the same service; only that it is offered has to do no harm
-		}
-		for range 3 {
-			generate(t, p, "x509-CA-A", p256)
-		}
-		p.AwaitCounter(t, "pkcs11.key_made", 3)
-		p.AwaitCounter(t, "pkcs11.key_destroyed", 2)
-		p.KillWorkers()
-		p.AwaitCounter(t, "pkcs11.worker_ended", 1)
-		if err := p.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
