@@ -26,34 +26,49 @@ void host_offers_metrics(bool offers)
     offered = offers;
 }
 
-static bool tell(struct rpc *rpc, const char *socket, const char *name, unsigned count)
+/* What is on its way to the host. */
+static struct {
+    atomic_bool out;
+    enum metric metric;
+    unsigned count;
+} news;
+
+static void told(bool heard)
+{
+    if (heard)
+        metrics_take(news.metric, news.count);
+    news.out = false;
+}
+
+static bool tell(struct rpc *rpc, const char *socket)
 {
     Spire__IncrCounterRequest request = SPIRE__INCR_COUNTER_REQUEST__INIT;
     char prefix[] = "pkcs11";
-    char copy[32] = "";
-    char *key[] = {prefix, copy};
+    char name[32] = "";
+    char *key[] = {prefix, name};
     uint8_t bytes[REQUEST_MAX];
 
-    strncat(copy, name, sizeof copy - 1);
+    strncat(name, names[news.metric], sizeof name - 1);
     request.key = key;
     request.n_key = sizeof key / sizeof key[0];
-    request.val = (float)count;
+    request.val = (float)news.count;
     return rpc_tell(rpc, socket, "/spire.hostservice.common.metrics.v1.Metrics/IncrCounter", bytes,
-                    spire__incr_counter_request__pack(&request, bytes));
+                    spire__incr_counter_request__pack(&request, bytes), told);
 }
 
 void host_tick(struct rpc *rpc)
 {
     unsigned metric = 0;
     char socket[108];
-    unsigned count;
 
     while (metric < METRICS && metrics_pending((enum metric)metric) == 0)
         metric++;
-    if (metric == METRICS || !offered ||
+    if (metric == METRICS || !offered || news.out ||
         !goplugin_host_address(HOST_SERVICES, socket, sizeof socket))
         return;
-    count = metrics_pending((enum metric)metric);
-    if (tell(rpc, socket, names[metric], count))
-        metrics_take((enum metric)metric, count);
+    news.metric = (enum metric)metric;
+    news.count = metrics_pending(news.metric);
+    news.out = true;
+    if (!tell(rpc, socket))
+        news.out = false;
 }

@@ -12,7 +12,8 @@
 void host_offers_metrics(bool offers);
 
 /* Tells the host of one counter that has moved, if any. About once a second, from the thread
- * that also stops `rpc`; never blocks. What cannot be told yet is kept. */
+ * that also stops `rpc`; never blocks. What the host has not confirmed is told again: should
+ * its answer alone be lost, it counts twice. */
 void host_tick(struct rpc *rpc);
 
 #endif

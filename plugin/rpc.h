@@ -55,12 +55,15 @@ void rpc_close(struct rpc *rpc);
 void rpc_reply(struct rpc_call *call, const uint8_t *bytes, size_t length);
 void rpc_fail(struct rpc_call *call, const struct fault *fault);
 
-/* Calls `method` (a string constant) of the host, which listens on unix socket `socket`, and
- * forgets it: for news the host may like to have. Never blocks. false: not sent, as the one
- * before is still on its way or the server is stopping. The first socket named is the one
- * for good. */
+/* How a call of rpc_tell has ended: has the host answered OK? From rpc_run's thread. */
+typedef void rpc_told(bool heard);
+
+/* Calls `method` (a string constant) of the host, which listens on unix socket `socket`: with
+ * news the host may like to have. Never blocks. false: not sent, and `told` is not called, as
+ * the one before is still on its way or the server is stopping. The first socket named is the
+ * one for good. */
 bool rpc_tell(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
-              size_t length);
+              size_t length, rpc_told *told);
 
 /* When the client stops waiting, on clock_now()'s clock; CLOCK_NEVER if it never does. */
 int64_t rpc_deadline(const struct rpc_call *call);

@@ -13,14 +13,15 @@ struct tell {
     grpc_metadata_array trailing;
     grpc_status_code status;
     grpc_slice details;
+    rpc_told *told;
 };
 
 static void step_told(struct rpc *rpc, struct rpc_call *call, bool ok)
 {
     struct tell *tell = (struct tell *)call;
 
-    (void)ok;
     rpc->telling = NULL;
+    tell->told(ok && tell->status == GRPC_STATUS_OK);
     grpc_metadata_array_destroy(&tell->trailing);
     grpc_slice_unref(tell->details);
     rpc_free_call(call);
@@ -56,7 +57,7 @@ static void start(struct tell *tell)
 }
 
 static struct tell *new_tell(struct rpc *rpc, const char *method, const uint8_t *bytes,
-                             size_t length)
+                             size_t length, rpc_told *told)
 {
     gpr_timespec deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                                          gpr_time_from_seconds(TELL_SECONDS, GPR_TIMESPAN));
@@ -66,6 +67,7 @@ static struct tell *new_tell(struct rpc *rpc, const char *method, const uint8_t 
     if (!tell)
         return NULL;
     tell->call.rpc = rpc;
+    tell->told = told;
     tell->call.request = grpc_empty_slice();
     tell->call.why = grpc_empty_slice();
     tell->details = grpc_empty_slice();
@@ -83,7 +85,7 @@ static struct tell *new_tell(struct rpc *rpc, const char *method, const uint8_t 
 }
 
 bool rpc_tell(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
-              size_t length)
+              size_t length, rpc_told *told)
 {
     struct tell *tell = NULL;
 
@@ -91,7 +93,7 @@ bool rpc_tell(struct rpc *rpc, const char *socket, const char *method, const uin
     if (!rpc->stopping && !rpc->telling) {
         if (!rpc->host)
             rpc->host = connect_to(socket);
-        tell = new_tell(rpc, method, bytes, length);
+        tell = new_tell(rpc, method, bytes, length, told);
     }
     if (tell) {
         rpc->live++;

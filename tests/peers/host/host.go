@@ -35,6 +35,8 @@ import (
 	notifierv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/notifier/v1"
 	configv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/service/common/config/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -313,16 +315,28 @@ type metrics struct {
 	mutex    sync.Mutex
 	counters map[string]float32
 	changed  chan struct{} // closed, and made anew, with every count
+	refuse   int           // so many calls are still to be refused
 }
 
 // IncrCounter keeps the sum of each counter by its dotted name.
 func (m *metrics) IncrCounter(_ context.Context, request *metricsv1.IncrCounterRequest) (*emptypb.Empty, error) {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
+	if m.refuse > 0 {
+		m.refuse--
+		return nil, status.Error(codes.Unavailable, "not now")
+	}
 	m.counters[strings.Join(request.Key, ".")] += request.Val
 	close(m.changed)
 	m.changed = make(chan struct{})
 	return &emptypb.Empty{}, nil
+}
+
+// RefuseCounters has the host's telemetry answer so many calls with an error.
+func (p *Plugin) RefuseCounters(calls int) {
+	p.metrics.mutex.Lock()
+	defer p.metrics.mutex.Unlock()
+	p.metrics.refuse = calls
 }
 
 // AwaitCounter waits until the plugin has told the host's telemetry of that many.

@@ -41,3 +41,10 @@ func TestTelemetryFindsAHostWhoseSocketsPathIsNoPlainURI(t *testing.T) {
 	generate(t, p, "x509-CA-A", p256)
 	p.AwaitCounter(t, "pkcs11.key_made", 1)
 }
+
+func TestTelemetryThatTheHostDidNotTakeIsToldAgain(t *testing.T) {
+	p := ready(t, softhsm.New(t))
+	p.RefuseCounters(2)
+	generate(t, p, "x509-CA-A", p256)
+	p.AwaitCounter(t, "pkcs11.key_made", 1)
+}
