@@ -108,7 +108,7 @@ static struct {
     struct rpc_call *call; /* not answered yet; NULL = none */
     const struct event *event;
     int64_t limit;
-    bool closed;
+    bool closed; /* the plugin is stopping */
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 static void begin(struct rpc_call *call, const struct event *event)
@@ -131,6 +131,16 @@ static struct rpc_call *take_call(void)
     watch.call = NULL;
     (void)pthread_mutex_unlock(&watch.lock);
     return call;
+}
+
+static bool is_closed(void)
+{
+    bool closed;
+
+    (void)pthread_mutex_lock(&watch.lock);
+    closed = watch.closed;
+    (void)pthread_mutex_unlock(&watch.lock);
+    return closed;
 }
 
 static void wait_for_change(void)
@@ -324,6 +334,14 @@ static int find_bundle(const struct event *event, const void *message,
                      (*bundle)->trust_domain, state.trust_domain);
 }
 
+/* Somebody else has answered the call. At a stop that is as it should be. */
+static void log_late(int result, const struct fault *fault)
+{
+    if (!is_closed())
+        log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
+                  "error", result == 0 ? "" : fault->message, NULL);
+}
+
 static void work(const struct request *request, const Bundle__Bundle *bundle)
 {
     struct fault fault;
@@ -334,8 +352,7 @@ static void work(const struct request *request, const Bundle__Bundle *bundle)
     result = publish(bundle, &fault);
     call = take_call();
     if (!call)
-        log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
-                  "error", result == 0 ? "" : fault.message, NULL);
+        log_late(result, &fault);
     else if (result == 0)
         reply(call);
     else
@@ -439,13 +456,14 @@ int bundle_configure(const struct config *config, struct fault *fault)
 
 void bundle_close(void)
 {
-    struct rpc_call *call = take_call();
+    struct rpc_call *call;
     struct fault fault;
 
     (void)pthread_mutex_lock(&watch.lock);
     watch.closed = true;
     (void)pthread_cond_signal(&watch.changed);
     (void)pthread_mutex_unlock(&watch.lock);
+    call = take_call();
     if (!call)
         return;
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");

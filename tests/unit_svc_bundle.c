@@ -454,6 +454,7 @@ static void closing_answers_the_call_at_work(void **state)
     assert_int_equal(pthread_mutex_unlock(&log_hangs), 0);
     assert_int_equal(pthread_join(lane, NULL), 0);
     assert_int_equal(call.answers, 1);
+    assert_null(strstr(logged, "WARN"));
 }
 
 #define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
