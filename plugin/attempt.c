@@ -325,9 +325,12 @@ static void surveyed(void *context, const struct hsm_reply *reply)
 {
     struct attempt *attempt = context;
     const struct inventory_item *rival = NULL;
+    struct fault fault = reply->fault;
 
-    if (reply->fault.code != FAULT_NONE) {
-        stall(attempt, survey, &reply->fault);
+    if (fault.code == FAULT_NONE && attempt->inventory.out_of_memory)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
+    if (fault.code != FAULT_NONE) {
+        stall(attempt, survey, &fault);
         return;
     }
     rival = find_rival(attempt->keymanager, &attempt->inventory);

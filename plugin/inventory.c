@@ -13,7 +13,8 @@ void inventory_add(struct inventory *inventory, const struct label_scope *scope,
         return;
     if (inventory->count == inventory->room) {
         size_t room = inventory->room ? 2 * inventory->room : 16;
-        struct inventory_item *items = reallocarray(inventory->items, room, sizeof *items);
+        struct inventory_item *items =
+            room <= INVENTORY_MAX ? reallocarray(inventory->items, room, sizeof *items) : NULL;
 
         if (!items) {
             inventory->out_of_memory = true;

@@ -8,6 +8,9 @@
 
 #include "label.h"
 
+/* No token has so many keys (hsm/scan.c gives up before); a worker gone mad may tell of more. */
+enum { INVENTORY_MAX = 1 << 16 };
+
 struct inventory_item {
     struct label label;
     struct hsm_key_name name;
@@ -21,7 +24,7 @@ struct inventory {
     struct inventory_item *items;
     size_t count;
     size_t room;
-    bool out_of_memory;
+    bool out_of_memory; /* or of INVENTORY_MAX: something is missing */
 };
 
 /* Takes the item in if its label is format 1 and of this scope. */

@@ -138,6 +138,18 @@ static void two_keys_of_one_generation_are_both_passed_over(void **state)
     inventory_clear(&inventory);
 }
 
+static void a_worker_that_tells_of_keys_without_end_does_not_fill_our_memory(void **state)
+{
+    struct inventory inventory = {.items = NULL};
+
+    (void)state;
+    for (uint32_t i = 0; i < 2 * INVENTORY_MAX; i++)
+        add(&inventory, "a", i + 1, HSM_COMPLETE);
+    assert_true(inventory.out_of_memory);
+    assert_in_range(inventory.count, 1, INVENTORY_MAX);
+    inventory_clear(&inventory);
+}
+
 static void one_generation_of_two_key_ids_is_no_clash(void **state)
 {
     struct inventory inventory = {.items = NULL};
@@ -356,6 +368,7 @@ int main(void)
         cmocka_unit_test(half_a_key_that_proves_whole_is_served),
         cmocka_unit_test(a_key_that_failed_its_proof_gives_way_to_the_one_before_it),
         cmocka_unit_test(two_keys_of_one_generation_are_both_passed_over),
+        cmocka_unit_test(a_worker_that_tells_of_keys_without_end_does_not_fill_our_memory),
         cmocka_unit_test(one_generation_of_two_key_ids_is_no_clash),
         cmocka_unit_test(keys_of_others_are_left_out),
         cmocka_unit_test(a_walk_meets_every_key_once_by_id_and_newest_first),
