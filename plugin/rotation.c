@@ -267,31 +267,47 @@ static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now,
     return NULL;
 }
 
-static void expire(struct keymanager *keymanager, int64_t now)
+/* Why the key of this waiter takes so long: `reason` is what its attempt stalls at, if any. */
+static void answer_expired(struct keymanager *keymanager, struct waiter *waiter,
+                           const struct fault *reason)
 {
-    struct waiters expired = TAILQ_HEAD_INITIALIZER(expired);
-    struct attempt *attempt;
-    struct fault fault = {.code = FAULT_NONE};
+    struct fault fault = *reason;
 
-    lock(keymanager);
-    pick_expired(&keymanager->gated, now, &expired);
-    LIST_FOREACH(attempt, &keymanager->attempts, link)
-    if (pick_expired(&attempt->waiters, now, &expired))
-        fault = attempt->reason;
-    unlock(keymanager);
-    if (TAILQ_EMPTY(&expired))
-        return;
-    if (fault.code != FAULT_NONE)
-        (void)fault_prefix(&fault, "failed to generate key");
-    else if (supervisor_away(keymanager->supervisor, &fault))
-        (void)fault_prefix(&fault, "failed to generate key: the token is away");
-    else
+    if (fault.code == FAULT_NONE && supervisor_away(keymanager->supervisor, &fault))
+        (void)fault_prefix(&fault, "the token is away");
+    else if (fault.code == FAULT_NONE)
         (void)fault_set(&fault, FAULT_DEADLINE_EXCEEDED,
-                        "failed to generate key: the token needs longer than this call may take; "
-                        "it goes on, and the next request for this key takes its result");
+                        "the token needs longer than this call may take; it goes on, and the "
+                        "next request for this key takes its result");
     if (fault.code != FAULT_DEADLINE_EXCEEDED)
         fault.code = FAULT_UNAVAILABLE; /* even a refused PIN: it gets well without us */
-    answer_all(&expired, NULL, &fault);
+    (void)fault_prefix(&fault, "failed to generate key \"%s\" (%s)", waiter->key_id,
+                       hsm_key_type_name(waiter->type));
+    answer(waiter, NULL, &fault);
+}
+
+/* Those at the gate, or else those of one attempt. false: there is nobody. */
+static bool expire_some(struct keymanager *keymanager, int64_t now)
+{
+    struct waiters expired = TAILQ_HEAD_INITIALIZER(expired);
+    struct fault reason = {.code = FAULT_NONE};
+    struct attempt *attempt;
+    struct waiter *waiter;
+    bool any;
+
+    lock(keymanager);
+    any = pick_expired(&keymanager->gated, now, &expired);
+    for (attempt = LIST_FIRST(&keymanager->attempts); attempt && !any;
+         attempt = LIST_NEXT(attempt, link)) {
+        any = pick_expired(&attempt->waiters, now, &expired);
+        reason = attempt->reason;
+    }
+    unlock(keymanager);
+    while ((waiter = TAILQ_FIRST(&expired)) != NULL) {
+        TAILQ_REMOVE(&expired, waiter, link);
+        answer_expired(keymanager, waiter, &reason);
+    }
+    return any;
 }
 
 void rotation_tick(struct keymanager *keymanager)
@@ -300,7 +316,8 @@ void rotation_tick(struct keymanager *keymanager)
     void (*step)(struct attempt *);
     struct attempt *attempt;
 
-    expire(keymanager, now);
+    while (expire_some(keymanager, now))
+        ;
     do {
         lock(keymanager);
         attempt = next_stalled(keymanager, now, &step);

@@ -32,6 +32,7 @@ enum mischief {
     DIES_HALF_WAY,
     DIES_AFTER,
     SLOW,
+    SLOW_BUT_FOR_CA, /* whose keys fail */
     SCAN_FAILS,
     SLOW_SCANS,
     MAY_NOT_DESTROY
@@ -44,7 +45,7 @@ static struct token {
         uint8_t id[HSM_ID_MAX];
         enum hsm_key_type type;
     } objects[OBJECTS];
-    _Atomic enum mischief mischief; /* done once, but for SLOW, SLOW_SCANS and MAY_NOT_DESTROY */
+    _Atomic enum mischief mischief; /* SLOW.. and MAY_NOT_DESTROY last, others are done once */
     atomic_bool gate;               /* ends SLOW */
     atomic_uint generated;
     atomic_uint refused;
@@ -122,7 +123,11 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
 {
     if (once(DIES_BEFORE))
         (void)raise(SIGKILL);
-    while (token->mischief == SLOW && !token->gate)
+    if (token->mischief == SLOW_BUT_FOR_CA && strstr(request->key.label, "x509-CA")) {
+        (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
+        return;
+    }
+    while ((token->mischief == SLOW || token->mischief == SLOW_BUT_FOR_CA) && !token->gate)
         nap();
     if (once(DIES_HALF_WAY)) {
         put(&request->key, request->type, 1);

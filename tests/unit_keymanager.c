@@ -250,6 +250,30 @@ static void a_key_is_made_though_the_token_takes_long_to_search(void **state)
     config.keymanager.operation_timeout = PATIENCE_S * CLOCK_SECOND;
 }
 
+static void assert_says(const struct answer *answer, const char *text)
+{
+    if (!strstr(answer->fault.message, text))
+        fail_msg("\"%s\" does not say \"%s\"", answer->fault.message, text);
+}
+
+static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
+{
+    int64_t deadline = clock_now() + 2 * CLOCK_SECOND;
+    struct answer failing = {.count = 0};
+    struct answer slow = {.count = 0};
+
+    (void)state;
+    token->mischief = SLOW_BUT_FOR_CA;
+    keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, deadline, generated, &failing);
+    keymanager_generate(keymanager, "JWT-Signer-A", HSM_EC_P384, deadline, generated, &slow);
+    hear(&failing, FAULT_UNAVAILABLE);
+    assert_says(&failing, "failed to generate key \"x509-CA-A\" (ec-p256)");
+    assert_says(&failing, "CKR_DEVICE_ERROR");
+    hear(&slow, FAULT_DEADLINE_EXCEEDED);
+    assert_says(&slow, "failed to generate key \"JWT-Signer-A\" (ec-p384)");
+    assert_says(&slow, "needs longer");
+}
+
 static void callers_who_ask_at_once_get_one_key(void **state)
 {
     struct answer answers[8];
@@ -406,6 +430,7 @@ int main(int argc, char **argv)
         PLAY(a_worker_that_dies_while_generating_costs_nothing),
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
         PLAY(a_key_is_made_though_the_token_takes_long_to_search),
+        PLAY(callers_who_give_up_at_once_each_hear_of_their_own_key),
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
