@@ -298,16 +298,31 @@ static int check_kid(const json_t *jwk, json_t *seen, struct fault *fault)
     return 0;
 }
 
+static bool is_text(const json_t *text, const char *wanted)
+{
+    return json_is_string(text) && strcmp(json_string_value(text), wanted) == 0;
+}
+
+/* Of the SPIFFE format; one that is no text is damage. */
+static bool is_other(const json_t *use)
+{
+    return !use || (json_is_string(use) && bundle_passes_over(json_string_value(use)));
+}
+
 static int read_entry(const json_t *jwk, bool spiffe, json_t *seen, struct bundle_summary *summary,
                       struct fault *fault)
 {
-    const char *use = json_string_value(json_object_get(jwk, "use"));
+    const json_t *use = json_object_get(jwk, "use");
     bool x509 = json_object_get(jwk, "x5c") != NULL;
     OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, fault);
 
     if (!key)
         return -1;
-    if (spiffe ? (!use || strcmp(use, x509 ? use_x509 : use_jwt) != 0) : use != NULL)
+    if (spiffe && is_other(use)) {
+        summary->others++;
+        return 0;
+    }
+    if (spiffe ? !is_text(use, x509 ? use_x509 : use_jwt) : use != NULL)
         return invalid(fault, "another \"use\" than such a file has");
     if (x509) {
         summary->x509++;
@@ -326,11 +341,13 @@ static int read_keys(const json_t *keys, bool spiffe, struct bundle_summary *sum
 
     if (!seen)
         return no_memory(fault);
+    if (!json_is_array(keys))
+        return invalid(fault, "no list of keys in it");
     json_array_foreach (keys, i, jwk)
         if (read_entry(jwk, spiffe, seen, summary, fault) != 0)
             return fault_prefix(fault, "key %zu of %zu", i + 1, json_array_size(keys));
-    if (i == 0)
-        return invalid(fault, "no authorities in it");
+    if (summary->x509 + summary->jwt == 0)
+        return fault_set(fault, FAULT_NOT_FOUND, "no authorities in it");
     return 0;
 }
 
@@ -474,4 +491,9 @@ int bundle_read(const char *bytes, size_t length, enum bundle_format format,
     if (result == 0)
         *summary = found;
     return result;
+}
+
+bool bundle_passes_over(const char *use)
+{
+    return !use || (strcmp(use, use_x509) != 0 && strcmp(use, use_jwt) != 0);
 }

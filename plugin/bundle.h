@@ -46,13 +46,17 @@ int bundle_encode(const struct bundle *bundle, enum bundle_format format, char *
 
 /* Reads encoded bytes back and says how many authorities they hold and which sequence
  * number (0 in formats without one). FAULT_INVALID_ARGUMENT when they are not a whole,
- * valid file of that format. */
+ * valid file of that format; FAULT_NOT_FOUND when there is no authority in a file that is. */
 struct bundle_summary {
     size_t x509;
     size_t jwt;
+    size_t others; /* keys of another use, which readers of the SPIFFE format pass over */
     uint64_t sequence;
 };
 int bundle_read(const char *bytes, size_t length, enum bundle_format format,
                 struct bundle_summary *summary, struct fault *fault);
+
+/* Do readers of the SPIFFE format pass over a key of this `use` (NULL: of none)? */
+bool bundle_passes_over(const char *use);
 
 #endif

@@ -180,10 +180,13 @@ static void add_entry(struct show *show, const json_t *jwk)
 {
     const char *x5c = json_string_value(json_array_get(json_object_get(jwk, "x5c"), 0));
     const char *kid = json_string_value(json_object_get(jwk, "kid"));
+    const char *use = json_string_value(json_object_get(jwk, "use"));
     size_t length = 0;
     OWNED(scope_free) uint8_t *der = x5c ? base64_decode(BASE64_STANDARD, x5c, &length) : NULL;
     char type[64];
 
+    if (show->format == BUNDLE_SPIFFE && bundle_passes_over(use))
+        return;
     if (json_object_get(jwk, "x5c")) {
         add_der(show, der, length);
         return;
@@ -240,29 +243,24 @@ static bool is_marked(const struct table *table, const char *mark)
     return false;
 }
 
-/* We would not write it, but the discovery provider takes it for the truth. */
-static bool is_empty(const json_t *document)
-{
-    const json_t *keys = json_object_get(document, "keys");
-
-    return json_is_array(keys) && json_array_size(keys) == 0;
-}
-
-static void judge(struct show *show, const char *bytes, size_t length, const json_t *document)
+static void judge(struct show *show, const char *bytes, size_t length)
 {
     struct bundle_summary summary;
     struct fault fault;
+    int result = bundle_read(bytes, length, show->format, &summary, &fault);
 
     (void)printf("\n");
-    if (is_empty(document)) {
+    if (result != 0 && fault.code == FAULT_NOT_FOUND) { /* we would not write it */
         warn(show, "no authorities in it: the discovery provider believes that and serves no key");
         return;
     }
-    if (bundle_read(bytes, length, show->format, &summary, &fault) != 0) {
+    if (result != 0) {
         show->warnings++;
         (void)printf("WARNING: the file is damaged, readers refuse all of it: %s\n", fault.message);
         if (show->x509.count + show->jwt.count == 0)
             return;
+    } else if (summary.others > 0) {
+        (void)printf("keys of another use, which readers pass over: %zu\n", summary.others);
     }
     if (show->format != BUNDLE_SPIFFE)
         warn(show, "the OIDC discovery provider cannot read this format, it needs spiffe");
@@ -302,7 +300,7 @@ static int run(const struct command_options *options, struct show *show, struct 
     print_authorities(&show->x509, "X.509");
     if (show->format != BUNDLE_PEM)
         print_authorities(&show->jwt, "JWT");
-    judge(show, bytes, length, document);
+    judge(show, bytes, length);
     return 0;
 }
 

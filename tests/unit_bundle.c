@@ -23,9 +23,9 @@ static void assert_refused(const struct bundle *bundle, enum bundle_format forma
 static void every_kind_of_authority_comes_back_in_every_format(void **state)
 {
     static const struct bundle_summary expected[] = {
-        [BUNDLE_SPIFFE] = {KINDS, KINDS, 42},
-        [BUNDLE_JWKS] = {KINDS, KINDS, 0},
-        [BUNDLE_PEM] = {KINDS, 0, 0},
+        [BUNDLE_SPIFFE] = {KINDS, KINDS, 0, 42},
+        [BUNDLE_JWKS] = {KINDS, KINDS, 0, 0},
+        [BUNDLE_PEM] = {KINDS, 0, 0, 0},
     };
     const struct bundle bundle = whole_bundle();
 

@@ -9,7 +9,7 @@
 
 static void assert_unreadable(const char *text, size_t length, enum bundle_format format)
 {
-    struct bundle_summary summary = {1, 2, 3};
+    struct bundle_summary summary = {.x509 = 1, .jwt = 2};
     struct fault fault = {0};
 
     if (bundle_read(text, length, format, &summary, &fault) == 0)
@@ -50,7 +50,7 @@ static void a_damaged_key_is_seen(void **state)
         char *value = bytes + (member + 4 - bytes);
         char old = *value;
 
-        if (strncmp(member - 3, "kid", 3) == 0)
+        if (strncmp(member - 3, "kid", 3) == 0 || strncmp(member - 3, "use", 3) == 0)
             continue;
         *value = old == 'A' ? 'B' : 'A';
         assert_int_equal(bundle_read(bytes, length, BUNDLE_SPIFFE, &summary, NULL), -1);
@@ -68,7 +68,6 @@ static void files_that_are_not_bundles_are_not_read(void **state)
         "[]",
         "null",
         "{\"keys\":null}",
-        "{\"keys\":[]}",
         "{\"keys\":{}}",
         "{\"keys\":[1]}",
         "{\"keys\":[null]}",
@@ -100,9 +99,8 @@ static void a_file_with_wrong_members_is_not_read(void **state)
         const char *from;
         const char *to;
     } changes[] = {
-        {"jwt-svid", "jwt_svid"},
         {"jwt-svid", "x509-svid"},
-        {"\"use\": \"jwt-svid\",", ""},
+        {"\"use\": \"jwt-svid\",", "\"use\": 7,"},
         {"\"kid\": \"b\"", "\"kid\": \"\""},
         {"\"kid\": \"b\"", "\"kid\": 7"},
         {"\"kid\": \"b\"", "\"kid\": \"a\""},
@@ -131,6 +129,23 @@ static void a_file_with_wrong_members_is_not_read(void **state)
         assert_unreadable(changed, (size_t)size, BUNDLE_SPIFFE);
     }
     free(bytes);
+}
+
+/* As go-spiffe does (tests/peers/commands): but the key must be one it knows. */
+static void keys_of_another_use_are_passed_over(void **state)
+{
+    static const char another[] = "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"Ed25519\",\"use\":\"tls\","
+                                  "\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}";
+    static const char *const empty[] = {"{\"keys\":[]}", another};
+    struct bundle_summary summary;
+    struct fault fault;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof empty / sizeof empty[0]; i++) {
+        assert_int_equal(bundle_read(empty[i], strlen(empty[i]), BUNDLE_SPIFFE, &summary, &fault),
+                         -1);
+        assert_int_equal(fault.code, FAULT_NOT_FOUND);
+    }
 }
 
 static void a_certificate_beside_another_key_is_not_read(void **state)
@@ -184,6 +199,7 @@ int main(void)
         cmocka_unit_test(a_damaged_key_is_seen),
         cmocka_unit_test(files_that_are_not_bundles_are_not_read),
         cmocka_unit_test(a_file_with_wrong_members_is_not_read),
+        cmocka_unit_test(keys_of_another_use_are_passed_over),
         cmocka_unit_test(a_certificate_beside_another_key_is_not_read),
         cmocka_unit_test(pem_with_more_around_it_is_not_read),
     };

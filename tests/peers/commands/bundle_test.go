@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
 	"github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/types"
 
@@ -97,7 +99,7 @@ func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
 		"empty":         "",
 		"no key id":     strings.Replace(string(whole), "key-1", "", 1),
 		"one id twice":  strings.Replace(string(whole), "key-2", "key-1", 1),
-		"another use":   strings.Replace(string(whole), "jwt-svid", "tls", 1),
+		"use no text":   strings.Replace(string(whole), `"jwt-svid"`, "7", 1),
 		"no JSON":       "-----BEGIN CERTIFICATE-----\nAAAA\n",
 		"no base64":     strings.Replace(string(whole), "MII", "M!!", 1),
 		"text sequence": strings.Replace(string(whole), `"spiffe_sequence": 42`, `"spiffe_sequence": "42"`, 1),
@@ -114,6 +116,27 @@ func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
 	s.contains(stderr, "not a regular file")
 	_, stderr = s.run(cannot, "bundle", "show", path, "--format", "der")
 	s.contains(stderr, "expected spiffe, jwks or pem")
+}
+
+func TestBundleShowPassesOverWhatTheDiscoveryProviderPassesOver(t *testing.T) {
+	s := &scene{T: t}
+	path, _ := published(t, "spiffe", time.Now().Add(time.Hour), "key-1", "key-2")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, text := range map[string]string{
+		"another use": strings.Replace(string(whole), "jwt-svid", "tls", 1),
+		"no use":      strings.Replace(string(whole), `"use": "jwt-svid",`, "", 1),
+	} {
+		s.write(path, text)
+		read, err := spiffebundle.Load(spiffeid.RequireTrustDomainFromString("example.org"), path)
+		if err != nil || len(read.JWTAuthorities()) != 1 {
+			t.Fatalf("%s: go-spiffe, which the provider reads with: %v, %v", what, read, err)
+		}
+		output, _ := s.run(fine, "bundle", "show", path)
+		s.contains(output, "JWT authorities: 1", "keys of another use, which readers pass over: 1", "fine:")
+	}
 }
 
 func TestBundleShowSaysThatAnEmptyListIsBelieved(t *testing.T) {
