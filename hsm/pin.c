@@ -104,7 +104,8 @@ static int read_source(enum hsm_pin_kind kind, const char *text, struct pin *pin
         break;
     }
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "token asks for a PIN, and none is configured");
+                     "the token asks for a PIN, and none is configured: pin_file, pin_env or "
+                     "pin-source in the URI says where it is");
 }
 
 static int check_length(enum hsm_pin_kind kind, const char *text, const struct pin *pin,

@@ -152,7 +152,7 @@ static void pin_comes_from_each_of_its_sources(void **state)
     room_opens(&settings);
     assert_int_equal(unsetenv("TEST_HSM_PIN"), 0);
     settings.pin_kind = HSM_PIN_NONE;
-    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "none is configured");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "none is configured: pin_file");
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire?pin-source=file:%s",
                    softhsm.pin_file);
     room_opens(&settings);
