@@ -136,7 +136,7 @@ static int load(const char *path, struct module *module, struct fault *fault)
 
 /* p11_kit_module_initialize would do without the reserved argument, which some modules
  * (NSS) live by and which p11-kit keeps for modules of its configuration. */
-static int initialize(struct module *module, struct fault *fault)
+static int initialize(const char *path, struct module *module, struct fault *fault)
 {
     OWNED(scope_free) char *reserved = p11_kit_config_option(module->calls, "x-init-reserved");
     CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = reserved};
@@ -146,8 +146,10 @@ static int initialize(struct module *module, struct fault *fault)
         rv = module->calls->C_Initialize(NULL);
         module->one_at_a_time = rv == CKR_OK;
     }
-    if (rv != CKR_OK)
-        return rv_fault(rv, "C_Initialize", fault);
+    if (rv != CKR_OK) {
+        (void)rv_fault(rv, "C_Initialize", fault);
+        return fault_prefix(fault, "module: %s", path);
+    }
     module->initialized = true;
     return 0;
 }
@@ -160,7 +162,7 @@ int module_open(const char *setting, struct module *module, struct fault *fault)
     (void)pthread_mutex_init(&module->entered, NULL);
     if (full_path(setting, path, fault) == 0 && resolve(path, fault) == 0 &&
         check_file(path, fault) == 0 && check_folders(path, fault) == 0 &&
-        load(path, module, fault) == 0 && initialize(module, fault) == 0)
+        load(path, module, fault) == 0 && initialize(path, module, fault) == 0)
         return 0;
     module_close(module);
     return -1;

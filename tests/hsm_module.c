@@ -120,12 +120,16 @@ static void module_that_cannot_start_may_do_so_later(void **state)
 {
     struct hsm_settings settings = room_good();
     char *conf = strdup(getenv("SOFTHSM2_CONF"));
+    char *real = realpath(settings.module, NULL);
+    char words[HSM_PATH_MAX + 64];
 
     (void)state;
     assert_int_equal(setenv("SOFTHSM2_CONF", "/nonexistent/softhsm2.conf", 1), 0);
-    (void)room_refused(&settings, FAULT_UNAVAILABLE, "C_Initialize: CKR_GENERAL_ERROR");
+    (void)snprintf(words, sizeof words, "module: %s: C_Initialize: CKR_GENERAL_ERROR", real);
+    (void)room_refused(&settings, FAULT_UNAVAILABLE, words);
     assert_int_equal(setenv("SOFTHSM2_CONF", conf, 1), 0);
     free(conf);
+    free(real);
     room_opens(&settings);
 }
 
