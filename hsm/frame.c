@@ -243,7 +243,6 @@ static void put_open(struct writer *w, const struct frame *frame)
     put_text(w, settings->pin_text, sizeof settings->pin_text);
     put_text(w, settings->latch, sizeof settings->latch);
     put_number(w, 4, settings->sessions);
-    put_number(w, 4, settings->id_length);
     put_number(w, 1, settings->lenient);
 }
 
@@ -258,9 +257,6 @@ static void get_open(struct reader *r, struct frame *frame)
     get_text(r, settings->pin_text, sizeof settings->pin_text, "PIN source");
     get_text(r, settings->latch, sizeof settings->latch, "PIN latch");
     settings->sessions = get_sessions(r);
-    settings->id_length = get_number(r, "length of CKA_ID");
-    if (settings->id_length > HSM_ID_MAX)
-        refuse(r, FAULT_INTERNAL, "length of CKA_ID");
     settings->lenient = get_flag(r, "lenient");
 }
 

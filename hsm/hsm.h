@@ -91,7 +91,6 @@ struct hsm_settings {
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
     char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */
     uint32_t sessions;           /* 1 .. HSM_SESSIONS_MAX, the anchor session not counted */
-    uint32_t id_length; /* bytes of CKA_ID for new keys: 16, or 2 on tokens with short ids */
     bool lenient;       /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
                            cannot be read; never one where they are readable and wrong,
                            but for LOCAL where the other two are right (NSS) */

@@ -264,7 +264,6 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
 void config_settings(const struct config_keymanager *config, struct hsm_settings *settings)
 {
     *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
-                                      .id_length = (uint32_t)config->cka_id_length,
                                       .lenient = config->lenient};
     memcpy(settings->module, config->module, sizeof settings->module);
     memcpy(settings->token, config->token, sizeof settings->token);

@@ -47,8 +47,7 @@ static inline size_t room_label_max(void)
 
 static inline struct hsm_settings room_settings(const char *uri)
 {
-    struct hsm_settings settings = {
-        .pin_kind = HSM_PIN_FILE, .sessions = 4, .id_length = room_id_length()};
+    struct hsm_settings settings = {.pin_kind = HSM_PIN_FILE, .sessions = 4};
 
     softhsm_module(settings.module, sizeof settings.module);
     (void)snprintf(settings.token, sizeof settings.token, "%s", uri);

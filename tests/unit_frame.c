@@ -46,7 +46,6 @@ static const struct frame *usual_open(void)
     (void)strcpy(frame->settings.pin_text, "/etc/spire/pin");
     (void)strcpy(frame->settings.latch, "/var/lib/spire/identity.pin");
     frame->settings.sessions = 4;
-    frame->settings.id_length = 16;
     frame->settings.lenient = true;
     return frame;
 }
@@ -62,7 +61,6 @@ static const struct frame *longest_open(void)
     fill_text(settings->pin_text, sizeof settings->pin_text - 1);
     fill_text(settings->latch, sizeof settings->latch - 1);
     settings->sessions = HSM_SESSIONS_MAX;
-    settings->id_length = HSM_ID_MAX;
     return frame;
 }
 
@@ -319,9 +317,6 @@ static void numbers_out_of_their_range_are_refused(void **state)
     assert_undecodable(&frame);
     frame = *usual_open();
     frame.settings.sessions = HSM_SESSIONS_MAX + 1;
-    assert_undecodable(&frame);
-    frame = *usual_open();
-    frame.settings.id_length = HSM_ID_MAX + 1;
     assert_undecodable(&frame);
     frame = *usual_open();
     frame.settings.pin_kind = (enum hsm_pin_kind)4;
