@@ -14,6 +14,7 @@
 #include <openssl/sha.h>
 #include <openssl/x509.h>
 
+#include "rv.h"
 #include "scope.h"
 #include "sign.h"
 
@@ -80,11 +81,29 @@ static void free_group(EC_GROUP **group)
     EC_GROUP_free(*group);
 }
 
-/* What OpenSSL has to say about a refusal stays in its queue, which is emptied here. */
-static int refuse(struct fault *fault, const char *why)
+/* No verdict about a key, like all faults that carry a CK_RV. */
+static int no_memory(struct fault *fault)
 {
     ERR_clear_error();
+    return rv_fault(CKR_HOST_MEMORY, "OpenSSL", fault);
+}
+
+/* What OpenSSL has to say about a refusal stays in its queue, which is emptied here. A want of
+ * memory, and what comes of it, is fatal there. */
+static int refuse(struct fault *fault, const char *why)
+{
+    unsigned long error;
+
+    while ((error = ERR_get_error()) != 0)
+        if (ERR_FATAL_ERROR(error))
+            return no_memory(fault);
     return fault_set(fault, FAULT_INTERNAL, "%s", why);
+}
+
+/* Where OpenSSL alone has refused: it has a reason to give, unless its memory ran out. */
+static int refuse_with_reason(struct fault *fault, const char *why)
+{
+    return ERR_peek_error() == 0 ? no_memory(fault) : refuse(fault, why);
 }
 
 /* ---- making ---- */
@@ -109,7 +128,7 @@ static int encode(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key 
     int length = i2d_PUBKEY(pkey, NULL);
 
     if (length <= 0 || (size_t)length > sizeof made.pkix || i2d_PUBKEY(pkey, &out) != length)
-        return refuse(fault, "public key cannot be encoded");
+        return no_memory(fault);
     made.pkix_length = (uint32_t)length;
     (void)SHA256(made.pkix, made.pkix_length, made.fingerprint);
     *key = made;
@@ -129,10 +148,10 @@ static int from_point(const struct curve *curve, const uint8_t *point, size_t le
         !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_EC_POINT_CONVERSION_FORMAT,
                                          "uncompressed", 0) ||
         !OSSL_PARAM_BLD_push_octet_string(builder, OSSL_PKEY_PARAM_PUB_KEY, point, length))
-        return refuse(fault, "no memory for a public key");
+        return no_memory(fault);
     pkey = make("EC", builder);
     if (!pkey)
-        return refuse(fault, "EC point is not on its curve");
+        return refuse_with_reason(fault, "EC point is not on its curve");
     return encode(pkey, curve->type, key, fault);
 }
 
@@ -149,10 +168,10 @@ static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hs
         return refuse(fault, "RSA public exponent is even, below 65537 or over 64 bits");
     if (!builder || !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_N, modulus) ||
         !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_E, exponent))
-        return refuse(fault, "no memory for a public key");
+        return no_memory(fault);
     pkey = make("RSA", builder);
     if (!pkey)
-        return refuse(fault, "RSA public key is refused");
+        return refuse_with_reason(fault, "RSA public key is refused");
     return encode(pkey, bits == 2048 ? HSM_RSA_2048 : HSM_RSA_4096, key, fault);
 }
 
@@ -288,7 +307,7 @@ int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t
     n = BN_bin2bn(modulus, (int)modulus_length, NULL);
     e = BN_bin2bn(exponent, (int)exponent_length, NULL);
     if (!n || !e)
-        return refuse(fault, "no memory for a public key");
+        return no_memory(fault);
     return from_numbers(n, e, key, fault);
 }
 
@@ -382,7 +401,7 @@ int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *re
     if (pkey)
         context = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
     if (!context || EVP_PKEY_verify_init(context) != 1)
-        return refuse(fault, "signature cannot be verified: public key is not usable");
+        return no_memory(fault); /* the key is one we made */
     if (EVP_PKEY_is_a(pkey, "RSA") && !prepare_rsa(context, request))
         return refuse(fault, "signature cannot be verified: hash or scheme is not usable");
     if (EVP_PKEY_verify(context, signature, length, request->digest, request->digest_length) != 1)

@@ -1,5 +1,7 @@
 /* Public keys as tokens hand them out, in all their spellings, and as the rest of the
- * world wants them: PKIX and its SHA-256. Pure; every byte from a token is distrusted. */
+ * world wants them: PKIX and its SHA-256. Pure; every byte from a token is distrusted.
+ * FAULT_INTERNAL is a verdict about the key or signature; when memory runs out, there is none:
+ * FAULT_UNAVAILABLE, CKR_HOST_MEMORY. */
 #ifndef HSM_PUBKEY_H
 #define HSM_PUBKEY_H
 
@@ -16,7 +18,8 @@ int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *p
 int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t *exponent,
                     size_t exponent_length, struct hsm_public_key *key, struct fault *fault);
 
-/* From CKA_PUBLIC_KEY_INFO (PKCS#11 3.0). */
+/* From CKA_PUBLIC_KEY_INFO (PKCS#11 3.0). OpenSSL's decoder fails alike for want of memory
+ * and at a bad key: both are a verdict here. */
 int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *key,
                      struct fault *fault);
 
