@@ -14,7 +14,7 @@ $(OBJECTS) $(BUILD)/image/module.o: $(BUILD)/flags
 
 install: all ## into DESTDIR, PREFIX (/usr/local)
 	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
-	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/server.conf
+	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/examples/server.conf
 	install -D -m 644 packaging/man/spire-hsm.1 $(DESTDIR)$(PREFIX)/share/man/man1/spire-hsm.1
 	install -D -m 644 packaging/man/spire-hsm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/spire-hsm.conf.5
 	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""

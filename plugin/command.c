@@ -69,6 +69,7 @@ static const struct command {
      "Lists the keys of all servers and trust domains, each with the fields of the server's log\n"
      "lines. Names that the configuration does not tell are shown as the 8 characters that\n"
      "stand in the label. Each key is looked at closely, which takes one signature with it.\n"
+     "local_authority_id is SPIRE's for an X.509 authority; that of a JWT authority is random.\n"
      "\n"
      "States: current (the one a server serves), older (a newer one is served), half (one half\n"
      "of a pair, a crash left it), unfit (must not be served; the reason is given), duplicate\n"

@@ -1,5 +1,5 @@
 /* plugin_data as values. All options, with type, default, range and help, stand in
- * the tables of config.c, which `spire-hsm --help` prints and a test compares with
+ * the tables of config_option.c, which `spire-hsm --help` prints and a test compares with
  * README.md. Reading is pure: no file, no token is touched, so Validate may call it. */
 #ifndef PLUGIN_CONFIG_H
 #define PLUGIN_CONFIG_H

@@ -297,19 +297,30 @@ static bool has_right_kind(const struct config_option *option, const struct hcl_
     return item->kind == HCL_BOOL && option->kind == OPTION_BOOLEAN;
 }
 
+/* NULL: it is of the right kind. Most durations that are refused lack their unit. */
+static const char *what_is_wrong(const struct config_option *option, const struct hcl_item *item)
+{
+    static const char *const found[] = {
+        [HCL_STRING] = "text in quotes", [HCL_NUMBER] = "a bare number", [HCL_FLOAT] = "a fraction",
+        [HCL_BOOL] = "true or false",    [HCL_LIST] = "a list",          [HCL_BLOCK] = "a block"};
+    int64_t number;
+
+    if (option->kind == OPTION_DURATION &&
+        (item->kind == HCL_NUMBER ||
+         (item->kind == HCL_STRING && value_integer(item->text, &number) && number != 0)))
+        return "a number without a unit";
+    return has_right_kind(option, item) ? NULL : found[item->kind];
+}
+
 static bool refuse_type(const struct config_option *option, const struct hcl_item *item,
                         char why[CONFIG_NOTE_MAX])
 {
-    static const char *const found[] = {
-        [HCL_STRING] = "text in quotes", [HCL_NUMBER] = "a bare number",
-        [HCL_FLOAT] = "a bare number",   [HCL_BOOL] = "true or false",
-        [HCL_LIST] = "a list",           [HCL_BLOCK] = "a block"};
     char type[OPTION_TYPE_MAX];
-    bool right = has_right_kind(option, item);
+    const char *wrong = what_is_wrong(option, item);
 
     option_type(option, type);
-    (void)snprintf(why, CONFIG_NOTE_MAX, "expected %s%s%s", type, right ? "" : ", found ",
-                   right ? "" : found[item->kind]);
+    (void)snprintf(why, CONFIG_NOTE_MAX, "expected %s%s%s", type, wrong ? ", found " : "",
+                   wrong ? wrong : "");
     return false;
 }
 
@@ -320,6 +331,8 @@ static bool set_string(const struct config_option *option, const struct hcl_item
 
     if (item->kind != HCL_STRING)
         return refuse_type(option, item, why);
+    if (option->required && item->length == 0)
+        return refuse(why, "is empty");
     wrong = value_check_text(item->text);
     if (!wrong && option->check)
         wrong = option->check(item->text);

@@ -25,7 +25,7 @@ static void types_are_strict_where_a_guess_could_be_wrong(void **state)
         {"destroy_superseded = 1",
          "destroy_superseded: expected true or false, found a bare number"},
         {"max_sessions = true", "max_sessions: expected integer from 1 to 64, found true or false"},
-        {"max_sessions = 1.5", "max_sessions: expected integer from 1 to 64, found a bare number"},
+        {"max_sessions = 1.5", "max_sessions: expected integer from 1 to 64, found a fraction"},
         {"max_sessions = \"4x\"", "max_sessions: expected integer from 1 to 64"},
         {"max_sessions = 0", "max_sessions: expected integer from 1 to 64"},
         {"label_max = 39", "label_max: expected 0 or integer from 40 to 800"},
@@ -33,7 +33,10 @@ static void types_are_strict_where_a_guess_could_be_wrong(void **state)
         {"cka_id_length = 8", "cka_id_length: expected 16 or 2"},
         {"attribute_check = \"lax\"", "attribute_check: expected strict or lenient"},
         {"call_timeout = 25",
-         "call_timeout: expected duration from 1s to 29s, found a bare number"},
+         "call_timeout: expected duration from 1s to 29s, found a number without a unit"},
+        {"call_timeout = \"25\"",
+         "call_timeout: expected duration from 1s to 29s, found a number without a unit"},
+        {"startup_wait = 1.5", "startup_wait: expected duration from 0s to 10m, found a fraction"},
         {"call_timeout = \"30s\"", "call_timeout: expected duration from 1s to 29s"},
         {"keep_alive = \"999ms\"", "keep_alive: expected 0 or duration from 1s to 10m"},
     };
@@ -163,6 +166,7 @@ static void strings_must_be_what_they_are_for(void **state)
     refused(CONFIG_KEYMANAGER,
             "module = \"lib/x.so\"\ntoken = \"pkcs11:\"\nkey_identifier_value = \"x\"",
             "line 1: module: expected an absolute path, or a file name without '/'");
+    refused(CONFIG_PUBLISHER, "path = \"\"", "line 1: path: is empty");
 }
 
 static void lengths_are_kept_to_the_byte(void **state)
