@@ -75,8 +75,8 @@ static int64_t pause_before(const struct attempt *attempt, void (*step)(struct a
                             : pause_before_resuming;
 }
 
-/* A step that was given up though the token was at it gets twice the time from now on: where
- * searching takes that long, no key would ever be made. */
+/* A step that was given up though the token was at it gets twice the time: where searching
+ * takes that long, no key would ever be made. */
 static void be_more_patient(struct keymanager *keymanager)
 {
     if (keymanager->patience < keymanager->config.generate_timeout)
@@ -333,6 +333,7 @@ static void surveyed(void *context, const struct hsm_reply *reply)
         stall(attempt, survey, &fault);
         return;
     }
+    keymanager_searched(attempt->keymanager, attempt->begun);
     rival = find_rival(attempt->keymanager, &attempt->inventory);
     if (rival)
         refuse_rivalry(attempt, rival);
@@ -344,6 +345,7 @@ static void survey(struct attempt *attempt)
 {
     struct hsm_request request = {.op = HSM_SCAN};
 
+    attempt->begun = clock_now();
     inventory_clear(&attempt->inventory);
     label_prefix(&attempt->keymanager->identity.scope, request.prefix);
     submit(attempt, &request, surveyed, survey_item);

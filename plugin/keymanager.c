@@ -41,6 +41,16 @@ void keymanager_log_event(const struct keymanager *keymanager, const char *event
               keymanager->info.label, NULL);
 }
 
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+void keymanager_searched(struct keymanager *keymanager, int64_t begun)
+{
+    keymanager->patience = later(2 * (clock_now() - begun), keymanager->config.operation_timeout);
+}
+
 /* ---- whose a key is ---- */
 
 bool keymanager_made(const struct keymanager *keymanager, const struct label *label,
@@ -135,11 +145,6 @@ static int start(struct keymanager *keymanager, const struct config *config, str
     result = supervisor_start(&options, &keymanager->supervisor, fault);
     hsm_settings_wipe(&options.settings);
     return result;
-}
-
-static int64_t later(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
 }
 
 static int load(struct keymanager *keymanager, struct keymanager *before, const atomic_bool *cancel,

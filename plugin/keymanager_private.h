@@ -78,6 +78,7 @@ struct attempt {
     enum hsm_key_type type;
     struct hsm_key_name name;
     struct waiters waiters;
+    int64_t begun; /* when the survey was */
     unsigned generations;
     unsigned late_looks;            /* worth it: the token says it has made the key */
     struct fault doubt;             /* what the token said of the last generation */
@@ -116,6 +117,9 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
 /* Ends an attempt that has come to nothing while the gate is closed; who waits goes on behind
  * the gate. */
 void rotation_hand_over(struct attempt *attempt);
+
+/* The token was searched through, from `begun` until now: keymanager->patience follows. */
+void keymanager_searched(struct keymanager *keymanager, int64_t begun);
 
 /* One line per key event, with the columns an operator can match with `keys` and with
  * SPIRE's own logs. keymanager.c */

@@ -91,7 +91,6 @@ static int scan(struct tally *tally, struct fault *fault)
 {
     struct hsm_request request = {.op = HSM_SCAN};
     int64_t begun = clock_now();
-    int64_t twice;
 
     label_prefix(&tally->keymanager->identity.scope, request.prefix);
     tally_begin(tally);
@@ -107,9 +106,7 @@ static int scan(struct tally *tally, struct fault *fault)
     if (tally->inventory.out_of_memory)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
     inventory_sort(&tally->inventory);
-    twice = 2 * (clock_now() - begun);
-    if (twice > tally->keymanager->patience)
-        tally->keymanager->patience = twice;
+    keymanager_searched(tally->keymanager, begun);
     return 0;
 }
 
