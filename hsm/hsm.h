@@ -91,9 +91,9 @@ struct hsm_settings {
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
     char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */
     uint32_t sessions;           /* 1 .. HSM_SESSIONS_MAX, the anchor session not counted */
-    bool lenient;       /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
-                           cannot be read; never one where they are readable and wrong,
-                           but for LOCAL where the other two are right (NSS) */
+    bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
+                                    cannot be read; never one where they are readable and wrong,
+                                    but for LOCAL where the other two are right (NSS) */
 };
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */
