@@ -77,11 +77,12 @@ static const struct command {
      keys_command},
     {"prune", PRUNE, "prune --config FILE [OPTION...]", "destroy keys that nobody needs any more",
      "Shows which keys would be destroyed, and destroys them with --yes. By default these are\n"
-     "leftovers of this server: keys of which it has had a newer one for 24 hours, and half keys\n"
-     "as old; never its newest whole key, and not while the server runs. With --other-servers or\n"
-     "--server-id they are all keys of servers that have made none for 24 hours. Such a server\n"
-     "may well be alive: give --older-than more than your ca_ttl, and look at the list first.\n"
-     "Keys of other trust domains and foreign objects are never touched.\n",
+     "leftovers of this server: keys of which it has had a newer one for 24 hours, and public\n"
+     "halves as old; never its newest key, nor a private half that nothing has replaced, and not\n"
+     "while the server runs. With --other-servers or --server-id they are all keys of servers\n"
+     "that have made none for 24 hours. Such a server may well be alive: give --older-than more\n"
+     "than your ca_ttl, and look at the list first. Keys of other trust domains and foreign\n"
+     "objects are never touched.\n",
      prune_command},
     {"bundle", BUNDLE, "bundle show FILE [--format FORMAT]", "what a published bundle file holds",
      "Lists the authorities in a file that BundlePublisher or Notifier wrote, and what the OIDC\n"

@@ -119,7 +119,7 @@ static bool prunes_own(const struct survey_rule *rule, struct inventory *server,
 {
     const struct inventory_item *current = served(server, item);
 
-    if (item->proven && is_half(item))
+    if (item->proven && item->state == HSM_HALF)
         return is_past(rule, item->label.generation);
     /* of the same key id, since the one that is served comes before it */
     return current && current->proven && item->label.generation < current->label.generation &&

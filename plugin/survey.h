@@ -51,7 +51,8 @@ struct survey_rule {
 
 /* Is the item to go? Never one of another trust domain, never the newest whole generation of
  * our own (nor a newer one, nor anything in its place that was not proven). What is ours goes
- * when it was superseded, or for a half made, `floor` seconds ago. A key's age says nothing about
+ * when it was superseded, or for a public half alone, made, `floor` seconds ago: a private half
+ * may be the key in use. A key's age says nothing about
  * whether it is in use, so what is another's goes when that server has made no key at all for
  * `floor` seconds. If we are the one named, what is ours counts as ours. */
 bool survey_prunes(const struct survey_rule *rule, struct inventory *server,

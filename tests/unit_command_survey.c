@@ -209,6 +209,17 @@ static void a_half_goes_a_day_after_it_was_begun(void **state)
     prunes(rule(SURVEY_OWN), "99913600 ");
 }
 
+static void a_private_half_stays_until_a_newer_key_takes_its_place(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1000, HSM_COMPLETE);
+    add(&ours, "A", 2000, HSM_BARE);
+    add(&ours, "B", 3000, HSM_BARE);
+    add(&ours, "B", NOW - DAY, HSM_COMPLETE);
+    prove(0);
+    prunes(rule(SURVEY_OWN), "3000 ");
+}
+
 static void a_half_that_was_not_proven_stays(void **state)
 {
     (void)state;
@@ -287,6 +298,7 @@ int main(void)
         TEST(an_older_key_stays_while_the_newer_one_is_not_proven),
         TEST(an_older_key_stays_while_nothing_newer_may_be_served),
         TEST(a_half_goes_a_day_after_it_was_begun),
+        TEST(a_private_half_stays_until_a_newer_key_takes_its_place),
         TEST(a_half_that_was_not_proven_stays),
         TEST(other_servers_go_when_they_have_made_no_key_for_a_day),
         TEST(a_server_that_made_one_key_today_keeps_them_all),

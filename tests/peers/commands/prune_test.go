@@ -91,6 +91,9 @@ func newCrowd(t *testing.T) *crowd {
 	c.put("example.org", "server-a", 1500, "B")
 	c.half = c.put("example.org", "server-a", 3000, "C")
 	c.halve(c.half)
+	// perhaps the one that is served: anybody may take a public half, and it can be put back
+	bare := c.put("example.org", "server-a", 1600, "D")
+	c.token.Tool(t, "--delete-object", "--type", "pubkey", "--label", bare)
 	c.dead = c.put("example.org", "server-b", 1000, "A")
 	c.deadHalf = c.put("example.org", "server-b", 1100, "A")
 	c.halve(c.deadHalf)
