@@ -336,6 +336,7 @@ static void tick(struct supervisor *s)
     s->last_tick = now;
     if (s->worker != WORKER_NONE)
         child_log_stderr(&s->child);
+    supervisor_worker_reap(s, 0);
     end_overdue(s, now);
     answer_late(s);
     keep_alive(s, now);
@@ -386,6 +387,8 @@ static void *supervise(void *context)
             supervisor_worker_step(s);
         tick(s);
     }
+    while (s->left_behind.pid > 0 && !s->abandoned)
+        supervisor_worker_reap(s, SUPERVISOR_TICK_MS);
     supervisor_lock(s);
     if (s->worker != WORKER_NONE)
         child_hang_up(&s->child);

@@ -44,7 +44,8 @@ struct supervisor {
     int64_t heard;    /* when something last came from the worker */
     bool pin_refused; /* to the latest worker, and what its source looked like before */
     struct look pin_look;
-    unsigned failures; /* workers in a row that came to nothing */
+    struct child left_behind; /* pid 0 = none */
+    unsigned failures;        /* workers in a row that came to nothing */
 };
 
 static inline void supervisor_lock(struct supervisor *s)
@@ -67,10 +68,12 @@ void supervisor_repeat(struct supervisor *s, struct job *job);
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.
  * leave: this worker is to answer no more, for which the jobs are to blame that it has
- * been executing for `blame` ns. refused: why the token is not open. */
+ * been executing for `blame` ns. refused: why the token is not open. reap: see whether one that
+ * was left behind has ended. */
 void supervisor_worker_step(struct supervisor *s);
 void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info);
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault);
 void supervisor_worker_leave(struct supervisor *s, int64_t blame);
+void supervisor_worker_reap(struct supervisor *s, int patience_ms);
 
 #endif

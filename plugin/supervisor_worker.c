@@ -11,6 +11,7 @@
 
 static const int64_t leave_limit = 2 * CLOCK_SECOND;
 static const int64_t leave_limit_generating = 10 * CLOCK_SECOND;
+static const int64_t kill_limit = 3 * CLOCK_SECOND;
 
 static void set_worker(struct supervisor *s, enum worker_state worker)
 {
@@ -132,14 +133,42 @@ static void bury(struct supervisor *s, const char *how)
     s->failures++;
 }
 
-static void await_end(struct supervisor *s)
+/* SIGKILL waits for a system call that a vendor's driver or a dead disk keeps in the kernel.
+ * After that nothing of the worker runs any more, so it cannot meet its successor. Where
+ * another one comes to the same end, a third would too: then the kernel is waited for. */
+static void leave_behind(struct supervisor *s)
+{
+    char pid[16];
+
+    (void)snprintf(pid, sizeof pid, "%d", (int)s->child.pid);
+    log_write(LOG_WARN, "PKCS#11 worker is stuck in the kernel and was left behind", "pid", pid,
+              NULL);
+    supervisor_lock(s);
+    s->left_behind = s->child;
+    s->child = (struct child){.socket = -1, .err = -1, .process = -1};
+    supervisor_unlock(s);
+    bury(s, "killed, but stuck in the kernel");
+}
+
+void supervisor_worker_reap(struct supervisor *s, int patience_ms)
 {
     char how[64];
 
-    if (clock_now() >= s->leave_until)
+    if (s->left_behind.pid > 0 && child_reap(&s->left_behind, patience_ms, how, sizeof how))
+        log_write(LOG_INFO, "PKCS#11 worker that was left behind has ended", "how", how, NULL);
+}
+
+static void await_end(struct supervisor *s)
+{
+    int64_t now = clock_now();
+    char how[64];
+
+    if (now >= s->leave_until)
         child_kill(&s->child);
     if (child_reap(&s->child, SUPERVISOR_TICK_MS, how, sizeof how))
         bury(s, how);
+    else if (now >= s->leave_until + kill_limit && s->left_behind.pid == 0)
+        leave_behind(s);
 }
 
 /* ---- the beginning of a worker ---- */

@@ -108,6 +108,118 @@ static void more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end
     reap_worker();
 }
 
+/* ---- a worker that cannot be killed ---- */
+
+static char freezer[64];
+
+static void write_freezer(const char *file, const char *text)
+{
+    char path[sizeof freezer + 32];
+    int fd;
+
+    (void)snprintf(path, sizeof path, "%s/%s", freezer, file);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_true(fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text));
+    (void)close(fd);
+}
+
+/* What is frozen there dies only when it is thawed, as does what a driver keeps in the kernel. */
+static int make_freezer(void **state)
+{
+    (void)snprintf(freezer, sizeof freezer, "/sys/fs/cgroup/freezer/unit-supervisor-%d",
+                   (int)getpid());
+    if (mkdir(freezer, 0755) != 0)
+        freezer[0] = '\0';
+    return begin_test(state);
+}
+
+static int remove_freezer(void **state)
+{
+    int result;
+
+    if (freezer[0] != '\0')
+        write_freezer("freezer.state", "THAWED");
+    result = end_test(state);
+    return freezer[0] == '\0' || rmdir(freezer) == 0 ? result : -1;
+}
+
+/* The worker hangs in a request, and is out of SIGKILL's reach. */
+static pid_t get_stuck(struct call *hang)
+{
+    char pid[16];
+
+    script->mischief = 1;
+    ask(hang, HSM_SIGN, "hang");
+    while (script->mischief > 0)
+        nap();
+    (void)snprintf(pid, sizeof pid, "%d", (int)script->pid);
+    write_freezer("cgroup.procs", pid);
+    write_freezer("freezer.state", "FROZEN");
+    return script->pid;
+}
+
+static void a_worker_that_cannot_be_killed_is_left_behind_and_a_second_one_is_waited_for(
+    void **state)
+{
+    struct supervisor_options options = usual();
+    struct call hang;
+    struct call late;
+    struct fault fault;
+    pid_t first;
+    pid_t second;
+
+    (void)state;
+    if (freezer[0] == '\0') {
+        print_message("needs root and a freezer of the first kind of cgroups\n");
+        skip();
+    }
+    options.operation_limit = CLOCK_SECOND;
+    start_with(&options);
+    await_token();
+    first = get_stuck(&hang);
+    assert_done(&hang); /* by another */
+    assert_int_equal(kill(first, 0), 0);
+    assert_int_equal(supervisor_restarts(front.supervisor), 1);
+    second = get_stuck(&hang);
+    while (!supervisor_away(front.supervisor, &fault))
+        nap();
+    late = (struct call){.request = {.op = HSM_SIGN, .digest_length = HSM_DIGEST_MAX},
+                         .deadline = clock_now() + 7 * CLOCK_SECOND};
+    submit(&late);
+    assert_fails(&late, FAULT_UNAVAILABLE, "the token is away: the PKCS#11 module hangs");
+    assert_int_equal(kill(first, 0) + kill(second, 0), 0);
+    assert_int_equal(script->starts, 2);
+    write_freezer("freezer.state", "THAWED");
+    assert_done(&hang);
+    assert_int_equal(supervisor_restarts(front.supervisor), 2);
+    end();
+}
+
+static void retiring_waits_for_a_worker_that_was_left_behind(void **state)
+{
+    struct supervisor_options options = usual();
+    struct call hang;
+    pid_t first;
+
+    (void)state;
+    if (freezer[0] == '\0')
+        skip();
+    options.operation_limit = CLOCK_SECOND;
+    start_with(&options);
+    await_token();
+    first = get_stuck(&hang);
+    assert_done(&hang);
+    supervisor_retire(front.supervisor);
+    while (kill(script->pid, 0) == 0)
+        nap();
+    assert_int_equal(front.ended, 0);
+    assert_int_equal(kill(first, 0), 0);
+    write_freezer("freezer.state", "THAWED");
+    await_end();
+    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
+    assert_int_equal(count_fds(), front.fds);
+}
+
 /* ---- the end ---- */
 
 static void abandoning_answers_everything_once(void **state)
@@ -257,6 +369,11 @@ int main(int argc, char **argv)
         PLAY(waiting_for_a_token_that_never_opens_can_be_called_off),
         PLAY(a_late_answer_reaches_nobody),
         PLAY(more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end),
+        cmocka_unit_test_setup_teardown(
+            a_worker_that_cannot_be_killed_is_left_behind_and_a_second_one_is_waited_for,
+            make_freezer, remove_freezer),
+        cmocka_unit_test_setup_teardown(retiring_waits_for_a_worker_that_was_left_behind,
+                                        make_freezer, remove_freezer),
         PLAY(abandoning_answers_everything_once),
         PLAY(retiring_lets_what_was_asked_be_answered),
         PLAY(retiring_works_while_the_token_is_away),
