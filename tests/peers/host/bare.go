@@ -56,7 +56,10 @@ func StartBare(t testing.TB, pluginType string, env ...string) *Bare {
 	if err := b.Cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = b.Cmd.Process.Kill() })
+	t.Cleanup(func() {
+		_ = b.Cmd.Process.Kill()
+		_ = os.Remove(b.Socket)
+	})
 	line, _ := bufio.NewReader(stdout).ReadString('\n')
 	b.Line = strings.TrimSuffix(line, "\n")
 	if fields := strings.Split(b.Line, "|"); len(fields) > 3 {

@@ -183,7 +183,8 @@ func (p *Plugin) close() error {
 	if state := p.cmd.ProcessState; !exited && (state == nil || !state.Success()) {
 		problems = append(problems, fmt.Errorf("ended with %v", state))
 	}
-	if _, err := os.Stat(p.Socket()); !exited && !errors.Is(err, os.ErrNotExist) {
+	// one that was killed leaves its socket behind, any other may not
+	if err := os.Remove(p.Socket()); !exited && !errors.Is(err, os.ErrNotExist) {
 		problems = append(problems, fmt.Errorf("left its socket behind: %v", err))
 	}
 	for _, worker := range workers {
