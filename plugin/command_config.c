@@ -153,12 +153,22 @@ static const char *find_text(const struct hcl_item *block, const char *key)
     return item && item->kind == HCL_STRING ? item->text : NULL;
 }
 
+/* In JSON a block may also be the only one of a list. */
+static const struct hcl_item *find_block(const struct hcl_item *block, const char *key)
+{
+    const struct hcl_item *item = find(block, key);
+
+    if (item && item->kind == HCL_LIST && item->count == 1)
+        item = item->items;
+    return item && item->kind == HCL_BLOCK ? item : NULL;
+}
+
 /* The whole configuration of a server or an agent, not plugin_data alone? */
 static bool is_host(const struct hcl_item *root)
 {
     const struct hcl_item *plugins = find(root, "plugins");
 
-    return plugins && plugins->kind == HCL_BLOCK;
+    return plugins && (plugins->kind == HCL_BLOCK || plugins->kind == HCL_LIST);
 }
 
 static bool is_ours(const struct hcl_item *plugin)
@@ -176,30 +186,59 @@ static bool has_data(const struct hcl_item *plugin)
 }
 
 /* The KeyManager block that is ours, else the only one that could be. */
+struct choice {
+    const struct hcl_item *plugin;
+    size_t count;
+    bool sure;
+};
+
+static void weigh(struct choice *choice, const struct hcl_item *plugin)
+{
+    bool ours = is_ours(plugin);
+
+    if (choice->sure && !ours)
+        return;
+    choice->count = ours && !choice->sure ? 1 : choice->count + 1;
+    choice->sure = ours;
+    choice->plugin = plugin;
+}
+
+/* In JSON, blocks stand below their names, and in lists as one likes. */
+static void weigh_all(struct choice *choice, const struct hcl_item *item)
+{
+    if (item->kind == HCL_BLOCK && has_data(item)) {
+        weigh(choice, item);
+        return;
+    }
+    for (size_t i = 0; i < item->count; i++)
+        weigh_all(choice, &item->items[i]);
+}
+
+static void search(struct choice *choice, const struct hcl_item *plugins)
+{
+    for (size_t i = 0; i < plugins->count; i++) {
+        const struct hcl_item *item = &plugins->items[i];
+
+        if (plugins->kind == HCL_LIST)
+            search(choice, item);
+        else if (strcmp(item->key, "KeyManager") == 0)
+            weigh_all(choice, item);
+    }
+}
+
 static int find_plugin(const struct hcl_item *root, const struct hcl_item **plugin,
                        struct fault *fault)
 {
-    const struct hcl_item *plugins = find(root, "plugins");
-    size_t count = 0;
-    bool sure = false;
+    struct choice choice = {.count = 0};
 
-    *plugin = NULL;
-    for (size_t i = 0; plugins && i < plugins->count; i++) {
-        const struct hcl_item *item = &plugins->items[i];
-
-        if (strcmp(item->key, "KeyManager") != 0 || item->kind != HCL_BLOCK || !has_data(item))
-            continue;
-        if (sure && !is_ours(item))
-            continue;
-        count = is_ours(item) && !sure ? 1 : count + 1;
-        sure = is_ours(item);
-        *plugin = item;
-    }
-    if (count == 1)
+    search(&choice, find(root, "plugins"));
+    *plugin = choice.plugin;
+    if (choice.count == 1)
         return 0;
     return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     count == 0 ? "there is no KeyManager block with plugin_data"
-                                : "there is more than one KeyManager block that it could be");
+                     choice.count == 0
+                         ? "there is no KeyManager block with plugin_data"
+                         : "there is more than one KeyManager block that it could be");
 }
 
 static const struct {
@@ -264,17 +303,19 @@ static int read_plugin(struct reading *r, const char *trust_domain, const struct
                        struct fault *fault)
 {
     const struct hcl_item *data = find(plugin, "plugin_data");
+    const struct hcl_item *block = find_block(plugin, "plugin_data");
     const char *path = find_text(plugin, "plugin_data_file");
 
     if (data && find(plugin, "plugin_data_file"))
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
                          "line %u: only one of plugin_data and plugin_data_file can be used",
                          plugin->line);
-    if (data && data->kind != HCL_BLOCK)
+    if (data && !block)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "line %u: plugin_data is not a block",
                          data->line);
-    if (data)
-        (void)config_read_block(CONFIG_KEYMANAGER, trust_domain, data, &r->made->config, &r->notes);
+    if (block)
+        (void)config_read_block(CONFIG_KEYMANAGER, trust_domain, block, &r->made->config,
+                                &r->notes);
     else if (path)
         return read_data_file(r, trust_domain, path, fault);
     else
@@ -285,14 +326,15 @@ static int read_plugin(struct reading *r, const char *trust_domain, const struct
 
 static int read_tree(struct reading *r, const struct hcl_item *root, struct fault *fault)
 {
-    const struct hcl_item *host = find(root, "server") ? find(root, "server") : find(root, "agent");
+    const struct hcl_item *server = find_block(root, "server");
+    const struct hcl_item *host = server ? server : find_block(root, "agent");
     const struct hcl_item *plugin = NULL;
     const char *trust_domain = r->options->trust_domain;
 
     r->made->needed[HSM_EC_P256] = true;
     if (is_host(root) && find_plugin(root, &plugin, fault) != 0)
         return -1;
-    if (plugin && host && host->kind == HCL_BLOCK) {
+    if (plugin && host) {
         trust_domain = trust_domain ? trust_domain : find_text(host, "trust_domain");
         if (read_needs(host, r->made->needed, fault) != 0)
             return -1;
@@ -327,12 +369,12 @@ static int read_text(struct reading *r, const char *text, struct fault *fault)
 {
     OWNED(hcl_scope_free) struct hcl *tree = NULL;
 
-    if (hcl_parse(text, strlen(text), &tree, fault) != 0)
+    if (hcl_parse_host(text, strlen(text), &tree, fault) != 0)
         return refuse_text(text, fault);
     return read_tree(r, hcl_root(tree), fault);
 }
 
-/* A file with a NUL is cut short by nobody: hcl_parse refuses what strlen would not see. */
+/* A file with a NUL is cut short by nobody: hcl_parse_host refuses what strlen would not see. */
 static int read_config(struct reading *r, struct fault *fault)
 {
     size_t length;

@@ -145,7 +145,9 @@ static int read_block(struct hcl_reader *r, struct hcl_item *block)
 /* In JSON, HCL 1 makes repeated blocks of objects in a list. */
 static int read_element(struct hcl_reader *r, struct hcl_item *item)
 {
-    return !r->json && hcl_take(r, '{') ? read_block(r, item) : hcl_scalar(r, item);
+    if ((r->json && !r->host) || !hcl_take(r, '{'))
+        return hcl_scalar(r, item);
+    return r->json ? hcl_json_object(r, item) : read_block(r, item);
 }
 
 int hcl_list(struct hcl_reader *r, struct hcl_item *list)
@@ -166,7 +168,7 @@ int hcl_list(struct hcl_reader *r, struct hcl_item *list)
         item.line = r->line;
         if (read_element(r, &item) != 0 || hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
             return -1;
-        if (r->json && item.kind == HCL_BOOL)
+        if (r->json && !r->host && item.kind == HCL_BOOL)
             return hcl_refuse(r, item.line, "a list in JSON may not hold true or false");
         comma = hcl_take(r, ',');
     }
@@ -280,10 +282,10 @@ static bool is_json(const struct hcl_reader *r)
     return at < r->length && r->text[at] == '{';
 }
 
-int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *fault)
+static int parse(const char *text, size_t length, bool host, struct hcl **tree, struct fault *fault)
 {
     OWNED(hcl_scope_free) struct hcl *made = NULL;
-    struct hcl_reader r = {.text = text, .length = length, .line = 1, .fault = fault};
+    struct hcl_reader r = {.text = text, .length = length, .line = 1, .host = host, .fault = fault};
     struct hcl_item *root;
 
     if (length > HCL_TEXT_MAX)
@@ -301,4 +303,14 @@ int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *
     *tree = made;
     made = NULL;
     return 0;
+}
+
+int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *fault)
+{
+    return parse(text, length, false, tree, fault);
+}
+
+int hcl_parse_host(const char *text, size_t length, struct hcl **tree, struct fault *fault)
+{
+    return parse(text, length, true, tree, fault);
 }

@@ -53,6 +53,11 @@ struct hcl;
  * everything reached from it. FAULT_INVALID_ARGUMENT begins with "line N: ". */
 int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *fault);
 
+/* The same of a host's whole configuration, of which plugin_data is a part. In JSON, what HCL 1
+ * makes blocks with labels of stands in the tree as it is written: objects of nothing but
+ * objects, lists of objects; and lists may hold true and false. */
+int hcl_parse_host(const char *text, size_t length, struct hcl **tree, struct fault *fault);
+
 /* The top level, as one HCL_BLOCK without key. */
 const struct hcl_item *hcl_root(const struct hcl *tree);
 

@@ -5,9 +5,11 @@
 static int read_object(struct hcl_reader *r, struct hcl_item *object);
 
 /* HCL 1 flattens an object of objects into blocks with labels, a list of objects into
- * repeated blocks, and does not read lists in lists. None of that has a use here. */
+ * repeated blocks, and does not read lists in lists. None of that has a use in plugin_data. */
 static int check_object(struct hcl_reader *r, const struct hcl_item *object)
 {
+    if (r->host)
+        return 0;
     for (size_t i = 0; i < object->count; i++)
         if (object->items[i].kind != HCL_BLOCK)
             return 0;
@@ -22,12 +24,15 @@ static int read_value(struct hcl_reader *r, struct hcl_item *item)
         return -1;
     if (hcl_take(r, '['))
         return hcl_list(r, item);
-    if (!hcl_take(r, '{'))
-        return hcl_scalar(r, item);
+    return hcl_take(r, '{') ? hcl_json_object(r, item) : hcl_scalar(r, item);
+}
+
+int hcl_json_object(struct hcl_reader *r, struct hcl_item *object)
+{
     if (r->depth == HCL_DEPTH_MAX)
         return hcl_refuse(r, r->line, "objects are nested too deeply");
     r->depth++;
-    if (read_object(r, item) != 0 || check_object(r, item) != 0)
+    if (read_object(r, object) != 0 || check_object(r, object) != 0)
         return -1;
     r->depth--;
     return 0;

@@ -15,6 +15,7 @@ struct hcl_reader {
     unsigned line;
     unsigned depth;
     bool json; /* no comments, no bare keys, JSON's own escapes and numbers */
+    bool host; /* hcl_parse_host */
     struct hcl *tree;
     struct fault *fault;
 };
@@ -50,8 +51,9 @@ const char *hcl_keep_text(struct hcl_reader *r, size_t length);
 /* hcl.c. Reads up to the ']' what follows '['. */
 int hcl_list(struct hcl_reader *r, struct hcl_item *item);
 
-/* hcl_json.c. Reads a whole text into `root`. */
+/* hcl_json.c. Reads a whole text into `root`; an object what follows its '{'. */
 int hcl_json(struct hcl_reader *r, struct hcl_item *root);
+int hcl_json_object(struct hcl_reader *r, struct hcl_item *object);
 
 /* hcl_scalar.c. Steps over white space and comments. */
 int hcl_skip(struct hcl_reader *r);

@@ -88,6 +88,37 @@ static void plugin_data_is_found_in_the_configuration_of_a_server(void **state)
              "} } }");
 }
 
+#define PLUGIN                                                                            \
+    "{\"plugin_cmd\": \"/x/spire-hsm\", \"plugin_data\": {\"module\": \"m\", \"token\": " \
+    "\"pkcs11:token=t\", \"key_identifier_value\": \"x\"}}"
+#define JSON(plugins) "{\"server\": {\"trust_domain\": \"example.org\"}, \"plugins\": " plugins "}"
+
+/* spire-server validate (1.14.5) finds the plugin in all of these. */
+static void the_configuration_may_be_json(void **state)
+{
+    static const char *const texts[] = {
+        JSON("{\"KeyManager\": [{\"pkcs11\": " PLUGIN "}]}"),
+        JSON("{\"DataStore\": [{\"sql\": {\"plugin_data\": {\"ro\": [true, false]}}}],"
+             " \"KeyManager\": {\"pkcs11\": " PLUGIN "}}"),
+        JSON("[{\"DataStore\": {\"sql\": {}}}, {\"KeyManager\": {\"pkcs11\": " PLUGIN "}}]"),
+        JSON("{\"KeyManager\": [{\"pkcs11\": [" PLUGIN "]}]}"),
+        JSON("{\"KeyManager\": [{\"disk\": {\"plugin_data\": {\"keys_path\": \"/k\"}}},"
+             " {\"pkcs11\": " PLUGIN "}]}"),
+        "{\"server\": [{\"trust_domain\": \"example.org\"}],"
+        " \"plugins\": {\"KeyManager\": [{\"pkcs11\": {\"plugin_data\": [{\"module\": \"m\","
+        " \"token\": \"pkcs11:token=t\", \"key_identifier_value\": \"x\"}]}}]}}",
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
+        accepted(texts[i]);
+    refused(JSON("{\"KeyManager\": [{\"a\": " PLUGIN ", \"b\": " PLUGIN "}]}"),
+            "more than one KeyManager");
+    refused(JSON("{\"KeyManager\": [1, \"x\", {}]}"), "no KeyManager");
+    refused(JSON("[[1]]"), "line 1: ");
+    refused(JSON("[{}, 1]"), "no KeyManager");
+}
+
 static void ours_is_taken_among_several(void **state)
 {
     (void)state;
@@ -224,6 +255,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plugin_data_needs_a_trust_domain),
         cmocka_unit_test(plugin_data_is_found_in_the_configuration_of_a_server),
+        cmocka_unit_test(the_configuration_may_be_json),
         cmocka_unit_test(ours_is_taken_among_several),
         cmocka_unit_test(plugin_data_file_is_followed),
         cmocka_unit_test(the_key_types_a_server_needs_are_known),

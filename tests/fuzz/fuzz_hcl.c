@@ -1,5 +1,5 @@
-/* Any bytes: a tree or a fault with a line, and of JSON no text that jansson refuses. (What
- * the values are, peers/hcl compares.) */
+/* Any bytes: a tree or a fault with a line, and of JSON no text that jansson refuses. What is
+ * plugin_data could stand in a host's configuration. (What the values are, peers/hcl compares.) */
 #include "../../plugin/hcl.h"
 
 #include <stdlib.h>
@@ -25,22 +25,36 @@ static size_t walk(const struct hcl_item *item)
     return sum;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+typedef int parse_fn(const char *text, size_t length, struct hcl **tree, struct fault *fault);
+
+static bool is_taken(parse_fn *parse, const char *text, size_t size)
 {
-    const char *text = (const char *)data;
     struct fault fault = {0};
     struct hcl *tree;
-    size_t blank = 0;
-    json_t *json;
 
-    if (hcl_parse(text, size, &tree, &fault) != 0) {
+    if (parse(text, size, &tree, &fault) != 0) {
         if (strncmp(fault.message, "line ", 5) != 0)
             abort();
-        return 0;
+        return false;
     }
     if (walk(hcl_root(tree)) > 2 * size)
         abort();
     hcl_free(tree);
+    return true;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    const char *text = (const char *)data;
+    bool alone = is_taken(hcl_parse, text, size);
+    size_t blank = 0;
+    json_t *json;
+
+    if (!is_taken(hcl_parse_host, text, size)) {
+        if (alone)
+            abort();
+        return 0;
+    }
     while (blank < size && strchr(" \t\r\n", text[blank]))
         blank++;
     if (blank == size || text[blank] != '{')
