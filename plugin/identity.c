@@ -75,16 +75,24 @@ static int write_whole(const char *path, const char *text)
     return 0;
 }
 
+/* FAT, CIFS and some of FUSE have no links; NFS has no rename that replaces nothing. */
+static bool has_no_links(int error)
+{
+    return error == EPERM || error == EOPNOTSUPP || error == ENOSYS;
+}
+
 /* Of two processes starting at once one wins. The other found a file, like any later one. */
 static int put_in_place(const char *temp, const char *path, bool *existed)
 {
     if (link(temp, path) == 0)
         return 0;
+    if (has_no_links(errno) && renameat2(AT_FDCWD, temp, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+        return 0;
     *existed = errno == EEXIST;
     return *existed ? 0 : -1;
 }
 
-/* Beside the target and linked into place, so that the name never shows a half-written
+/* Beside the target and put into its place, so that the name never shows a half-written
  * identity. */
 static int create(const struct source *source, bool *existed, struct fault *fault)
 {

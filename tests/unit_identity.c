@@ -1,6 +1,9 @@
 /* key_identifier_file and key_identifier_value: made, read, refused. */
 #include "identity_scene.h"
 
+#include <errno.h>
+#include <sys/syscall.h>
+
 /* ---- made and read ---- */
 
 static void a_new_identity_is_a_uuid_nobody_else_can_read(void **state)
@@ -77,6 +80,45 @@ static void any_bytes_will_do_up_to_256(void **state)
     identity = take(*state);
     assert_int_equal(identity.length, CONFIG_IDENTITY_MAX);
     identity_close(&identity);
+}
+
+/* As on FAT. The rival, if any, has just made his file. */
+static bool no_links;
+static const struct place *rival;
+
+int link(const char *from, const char *to)
+{
+    if (!no_links)
+        return (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+    if (rival)
+        put_text(rival, "the rival's");
+    errno = EPERM;
+    return -1;
+}
+
+static void a_file_system_without_links_will_do(void **state)
+{
+    struct place *place = *state;
+    struct identity made;
+    struct identity found;
+
+    no_links = true;
+    made = take(place);
+    assert_int_equal(made.length, UUID_LENGTH);
+    assert_false(made.existed);
+    identity_close(&made);
+    found = take(place);
+    assert_true(found.existed);
+    assert_memory_equal(found.bytes, made.bytes, UUID_LENGTH);
+    identity_close(&found);
+    assert_int_equal(unlink(place->config.keymanager.key_identifier_file), 0);
+    rival = place;
+    found = take(place);
+    assert_is(&found, "the rival's");
+    assert_true(found.existed);
+    identity_close(&found);
+    no_links = false;
+    rival = NULL;
 }
 
 static void an_identity_that_was_never_used_is_taken_back(void **state)
@@ -224,6 +266,7 @@ int main(void)
         AT(a_restart_finds_the_same_identity),
         AT(one_newline_at_the_end_does_not_count),
         AT(any_bytes_will_do_up_to_256),
+        AT(a_file_system_without_links_will_do),
         AT(an_identity_that_was_never_used_is_taken_back),
         AT(a_value_marks_the_keys_of_its_place),
         AT(a_file_marks_nothing),
