@@ -58,11 +58,7 @@ func TestKilledWorkersAreReplaced(t *testing.T) {
 	p := ready(t, softhsm.New(t))
 	key := generate(t, p, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
 	l := load.Start(t, p, 4, key)
-	for range kills {
-		l.Await(20)
-		p.KillWorkers()
-	}
-	l.Await(20)
+	l.KillWorkers(kills, 20)
 	l.EndWithoutFailures()
 	if ends := p.Ends(); len(ends) != kills {
 		t.Errorf("%d workers ended, %d were killed", len(ends), kills)

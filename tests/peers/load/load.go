@@ -210,6 +210,16 @@ func (l *Load) Await(more int64) {
 	}
 }
 
+// KillWorkers so many times, with that many signatures before and after each.
+func (l *Load) KillWorkers(kills int, signatures int64) {
+	l.t.Helper()
+	for range kills {
+		l.Await(signatures)
+		l.p.KillWorkers()
+		l.Await(signatures)
+	}
+}
+
 // Round waits until every caller has begun a call and ended it.
 func (l *Load) Round() {
 	l.t.Helper()

@@ -215,11 +215,7 @@ func killedOnATokenWithFewSessions(t *testing.T, profile string) {
 	p := b.ready(t)
 	key := mustGenerate(t, p, "x509-CA-A", p256)
 	l := load.Start(t, p, 8, key)
-	for range kills {
-		l.Await(100)
-		p.KillWorkers()
-		l.Await(100)
-	}
+	l.KillWorkers(kills, 100)
 	l.EndWithoutFailures()
 }
 
