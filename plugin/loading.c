@@ -407,6 +407,34 @@ static void log_loaded(const struct keymanager *keymanager, const struct hsm_rep
                   "token", keymanager->info.label, "serial", keymanager->info.serial, NULL);
 }
 
+static bool serves(struct keymanager *keymanager, const struct catalogue_key *key)
+{
+    struct catalogue_key *now = catalogue_find(&keymanager->catalogue, key->key_id);
+    bool same = now && strcmp(now->fingerprint, key->fingerprint) == 0;
+
+    if (now)
+        keymanager_drop(keymanager, now);
+    return same;
+}
+
+/* Another token or identity may be meant, or a slip of the pen: SPIRE learns nothing of it. */
+static void warn_of_missing(struct keymanager *keymanager, struct keymanager *before)
+{
+    size_t count = 0;
+    struct catalogue_key **keys = catalogue_list(&before->catalogue, &count);
+
+    for (size_t i = 0; keys && i < count; i++) {
+        if (!serves(keymanager, keys[i]))
+            log_write(LOG_WARN,
+                      "key is not served any more under this other token or identity: what SPIRE "
+                      "signs with it fails; go back, or restart the server for new keys",
+                      "key_id", keys[i]->key_id, "label", keys[i]->name.label, "token",
+                      before->info.label, NULL);
+        keymanager_drop(before, keys[i]);
+    }
+    free(keys);
+}
+
 int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
                 const atomic_bool *cancel, struct fault *fault)
 {
@@ -422,6 +450,8 @@ int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_
         result = serve_all(keymanager, &tally.inventory, fault);
     if (result == 0)
         log_loaded(keymanager, &tally.scan);
+    if (result == 0 && before)
+        warn_of_missing(keymanager, before);
     inventory_clear(&tally.inventory);
     (void)pthread_cond_destroy(&tally.changed);
     (void)pthread_mutex_destroy(&tally.mutex);

@@ -115,6 +115,7 @@ func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 	if found := served(t, p); len(found) != 0 {
 		t.Errorf("an empty token serves %v", found)
 	}
+	p.Logs.Wait(t, "key is not served any more")
 	err := load.Sign(p, here)
 	expect(t, err, codes.NotFound, `key "x509-CA-A" not found`)
 	there := mustGenerate(t, p, "x509-CA-A", p256)
