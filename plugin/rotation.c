@@ -202,7 +202,9 @@ static int check_request(const struct keymanager *keymanager, const char *key_id
                          "token \"%s\" cannot generate and use %s keys", keymanager->info.label,
                          hsm_key_type_name(type));
     if (keymanager->info.write_protected)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token \"%s\" is write-protected",
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "token \"%s\" was write-protected when it was opened: restart the server "
+                         "once it is not",
                          keymanager->info.label);
     return 0;
 }

@@ -35,7 +35,8 @@ enum mischief {
     SLOW_BUT_FOR_CA, /* whose keys fail */
     SCAN_FAILS,
     SLOW_SCANS,
-    MAY_NOT_DESTROY
+    MAY_NOT_DESTROY,
+    WRITE_PROTECTED
 };
 
 static struct token {
@@ -72,6 +73,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **opened,
     *opened = (struct hsm_token *)token;
     *info = (struct hsm_token_info){.label = "made up",
                                     .sessions = settings->sessions,
+                                    .write_protected = token->mischief == WRITE_PROTECTED,
                                     .can_generate = {false, true, true, true, true}};
     return 0;
 }

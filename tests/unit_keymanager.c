@@ -274,6 +274,23 @@ static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
     assert_says(&slow, "needs longer");
 }
 
+static void a_token_that_was_write_protected_wants_a_restart(void **state)
+{
+    struct answer refused;
+    struct answer served = make_key();
+
+    (void)state;
+    token->mischief = WRITE_PROTECTED;
+    crash_and_restart();
+    ask(&refused, CLOCK_SECOND);
+    hear(&refused, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(refused.fault.message, "restart"));
+    assert_string_equal(sign_once().label, served.label);
+    token->mischief = NONE;
+    crash_and_restart();
+    assert_string_not_equal(make_key().label, served.label);
+}
+
 static void callers_who_ask_at_once_get_one_key(void **state)
 {
     struct answer answers[8];
@@ -431,6 +448,7 @@ int main(int argc, char **argv)
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
         PLAY(a_key_is_made_though_the_token_takes_long_to_search),
         PLAY(callers_who_give_up_at_once_each_hear_of_their_own_key),
+        PLAY(a_token_that_was_write_protected_wants_a_restart),
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
