@@ -46,7 +46,7 @@ static struct token {
         uint8_t id[HSM_ID_MAX];
         enum hsm_key_type type;
     } objects[OBJECTS];
-    _Atomic enum mischief mischief; /* SLOW.. and MAY_NOT_DESTROY last, others are done once */
+    _Atomic enum mischief mischief; /* those that last: SLOW.., MAY_.., WRITE_.. */
     atomic_bool gate;               /* ends SLOW */
     atomic_uint generated;
     atomic_uint refused;
