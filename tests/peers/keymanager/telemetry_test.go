@@ -2,7 +2,6 @@ package keymanager_test
 
 import (
 	"os"
-	"path/filepath"
 	"testing"
 
 	"spire-hsm/peers/host"
@@ -31,10 +30,11 @@ func TestTheHostsTelemetryHearsOfKeysAndWorkers(t *testing.T) {
 }
 
 func TestTelemetryFindsAHostWhoseSocketsPathIsNoPlainURI(t *testing.T) {
-	folder := filepath.Join(t.TempDir(), "100%41?")
-	if err := os.Mkdir(folder, 0o700); err != nil {
+	folder, err := os.MkdirTemp("", "100%41?") // a test's own is too long for a socket's
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
 	token := softhsm.New(t)
 	t.Setenv("TMPDIR", folder) // the host's own socket is there, too
 	p := ready(t, token)

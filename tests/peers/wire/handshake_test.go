@@ -152,6 +152,7 @@ func TestMultiplexingIsAnsweredHonestly(t *testing.T) {
 		t.Errorf("%q", b.Line)
 	}
 	shutdown(t, b)
+	t.Setenv("PLUGIN_UNIX_SOCKET_DIR", t.TempDir()) // go-plugin kills it, and tells nobody where it listened
 	_, err := host.Load(t.Context(), host.Options{Path: host.Binary(t), Type: "KeyManager", Multiplex: true})
 	if !errors.Is(err, goplugin.ErrGRPCBrokerMuxNotSupported) {
 		t.Errorf("the host understands: %v", err)
