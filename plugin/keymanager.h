@@ -34,8 +34,9 @@
  *     -> TestWhatTheTokenAnswersToASignatureOrAKeyPairIsMendedOrSaid
  *   the token makes what does not sign: cleared away, the old key is served
  *     -> one_server_started_again_and_again
- *   the token shows what it made late: looked for again
+ *   the token shows what it made late: looked for again; after a restart, so is the other half
  *     -> TestKeysThatShowUpLateAreServedAndNotMadeTwice
+ *     -> a_fresh_key_of_which_half_shows_at_first_is_waited_for
  *   the token generates for longer than a call: the next call takes the key
  *     -> a_slow_generation_outlives_its_caller_and_goes_to_the_next
  *     -> TestSlowKeyGenerationCostsFailedCallsButExactlyOneKey

@@ -184,6 +184,8 @@ static int prove_all(struct tally *tally, struct fault *fault)
 
 /* An HSM cluster may show a key late. One that is served has been seen before. */
 static const int64_t lag_patience = 15 * CLOCK_SECOND;
+static const int64_t half_patience = 5 * CLOCK_SECOND;
+static const uint32_t fresh_age = 30;
 
 static bool same_token(const struct hsm_token_info *a, const struct hsm_token_info *b)
 {
@@ -232,18 +234,46 @@ static void pause_tally(struct tally *tally)
     (void)pthread_mutex_unlock(&tally->mutex);
 }
 
+static bool is_half(const struct inventory_item *item)
+{
+    return item->proven && (item->state == HSM_HALF || item->state == HSM_BARE);
+}
+
+/* In a cluster the other half of a key made just before a restart may be on its way. */
+static bool is_one_fresh_half(const struct inventory *inventory)
+{
+    uint32_t now;
+
+    if (label_next_generation(time(NULL), 0, &now, NULL) != 0)
+        return false;
+    for (size_t i = 0; i < inventory->count; i++) {
+        uint32_t generation = inventory->items[i].label.generation;
+
+        if (is_half(&inventory->items[i]) && generation + fresh_age > now &&
+            generation < now + fresh_age)
+            return true;
+    }
+    return false;
+}
+
 static int take_stock(struct tally *tally, struct keymanager *before, struct fault *fault)
 {
     bool comparable = before && same_token(&before->info, &tally->keymanager->info) &&
                       label_same_scope(&before->identity.scope, &tally->keymanager->identity.scope);
-    int64_t patience = clock_now() + lag_patience;
+    int64_t begun = clock_now();
 
     for (;;) {
+        int64_t waited;
+        bool all;
+
         if (scan(tally, fault) != 0 || prove_all(tally, fault) != 0)
             return -1;
-        if (!comparable || compare(tally, before, fault) == 0)
+        all = !comparable || compare(tally, before, fault) == 0;
+        waited =
+            *tally->cancel || clock_now() >= tally->deadline ? lag_patience : clock_now() - begun;
+        if (all && (waited >= half_patience || !is_one_fresh_half(&tally->inventory)))
             return 0;
-        if (*tally->cancel || clock_now() >= patience || clock_now() >= tally->deadline)
+        if (waited >= lag_patience)
             return -1;
         pause_tally(tally);
         inventory_clear(&tally->inventory);

@@ -34,6 +34,8 @@ enum mischief {
     SLOW,
     SLOW_BUT_FOR_CA, /* whose keys fail */
     SCAN_FAILS,
+    HALF_IS_LATE, /* halves are whole from the scan after the next one on */
+    HALF_IS_THERE,
     SLOW_SCANS,
     MAY_NOT_DESTROY,
     WRITE_PROTECTED
@@ -164,10 +166,21 @@ static void destroy(struct object *object, struct hsm_reply *reply)
     (void)fault_set(&reply->fault, FAULT_PERMISSION_DENIED, "CKR_ACTION_PROHIBITED");
 }
 
+static void complete_halves(void)
+{
+    for (size_t i = 0; i < OBJECTS; i++)
+        if (token->objects[i].there)
+            token->objects[i].there = 2;
+}
+
 static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
 {
     if (token->mischief == SLOW_SCANS)
         (void)nanosleep(&(struct timespec){.tv_sec = SLOW_SCAN_S}, NULL);
+    if (once(HALF_IS_THERE))
+        complete_halves();
+    if (once(HALF_IS_LATE))
+        token->mischief = HALF_IS_THERE;
     for (size_t i = 0; i < OBJECTS; i++) {
         const struct object *object = &token->objects[i];
         struct hsm_item found = {.key.id_length = HSM_ID_MAX};

@@ -355,6 +355,18 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     assert_left(served.label);
 }
 
+static void a_fresh_key_of_which_half_shows_at_first_is_waited_for(void **state)
+{
+    struct answer served = make_key();
+
+    (void)state;
+    lookup(served.label)->there = 1;
+    token->mischief = HALF_IS_LATE;
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    assert_left(served.label);
+}
+
 static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
 {
     struct answer served = make_key();
@@ -460,6 +472,7 @@ int main(int argc, char **argv)
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
+        PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),
         PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
         PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
         PLAY(a_reconfiguration_keeps_the_keys_and_hands_over_who_waits),
