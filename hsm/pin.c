@@ -36,6 +36,14 @@ static int check_file(const char *path, const struct stat *file, struct fault *f
     return 0;
 }
 
+static bool drop_last(struct pin *pin, uint8_t byte)
+{
+    bool is_last = pin->length > 0 && pin->bytes[pin->length - 1] == byte;
+
+    pin->length -= is_last;
+    return is_last;
+}
+
 static int read_all(int fd, const char *path, struct pin *pin, struct fault *fault)
 {
     while (pin->length < sizeof pin->bytes) {
@@ -49,8 +57,8 @@ static int read_all(int fd, const char *path, struct pin *pin, struct fault *fau
             break;
         pin->length += (size_t)got;
     }
-    if (pin->length > 0 && pin->bytes[pin->length - 1] == '\n')
-        pin->length--;
+    if (drop_last(pin, '\n'))
+        (void)drop_last(pin, '\r'); /* from an editor on Windows: would cost a try */
     return 0;
 }
 
@@ -86,7 +94,7 @@ static int read_env(const char *name, struct pin *pin, struct fault *fault)
 
     if (!value)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "environment variable %s, which should hold the PIN, is not set", name);
+                         "pin_env: environment variable %s is not set", name);
     return take_text(value, pin);
 }
 
@@ -111,12 +119,16 @@ static int read_source(enum hsm_pin_kind kind, const char *text, struct pin *pin
 static int check_length(enum hsm_pin_kind kind, const char *text, const struct pin *pin,
                         struct fault *fault)
 {
-    const char *where = kind == HSM_PIN_INLINE ? "in the configuration" : text;
+    static const char *const where[] = {[HSM_PIN_FILE] = "PIN file ",
+                                        [HSM_PIN_ENV] = "pin_env: environment variable ",
+                                        [HSM_PIN_INLINE] = "pin"};
+    const char *name = kind == HSM_PIN_INLINE ? "" : text;
 
     if (pin->length == 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN %s is empty", where);
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s%s is empty", where[kind], name);
     if (pin->length > HSM_PIN_MAX)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN %s is longer than %d bytes", where,
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "%s%s holds more than the %d bytes a PIN may have", where[kind], name,
                          HSM_PIN_MAX);
     return 0;
 }

@@ -11,7 +11,8 @@
 #include "look.h"
 
 struct pin {
-    uint8_t bytes[HSM_PIN_MAX + 2]; /* room to see that a file holds too much */
+    uint8_t
+        bytes[HSM_PIN_MAX + 3]; /* room for the end of its line, and to see that there is more */
     size_t length;
     struct look look; /* of its source; all zero for one that has no looks (environment, inline) */
 };

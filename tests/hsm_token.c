@@ -226,15 +226,24 @@ static void empty_and_endless_pins_are_refused(void **state)
 
     (void)state;
     softhsm_write(softhsm.pin_file, "", 0600);
-    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "PIN file /");
     softhsm_write(softhsm.pin_file, "\n", 0600);
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "is empty");
     memset(text, '7', sizeof text);
     text[HSM_PIN_MAX + 1] = '\0';
     softhsm_write(softhsm.pin_file, text, 0600);
-    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "longer than 256");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "more than the 256 bytes");
     softhsm_write(softhsm.pin_file, SOFTHSM_PIN "\n\n", 0600); /* one newline, not two */
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_PIN_INCORRECT");
+}
+
+static void a_pin_file_may_end_its_line_as_windows_does(void **state)
+{
+    struct hsm_settings settings = room_good();
+
+    (void)state;
+    softhsm_write(softhsm.pin_file, SOFTHSM_PIN "\r\n", 0600);
+    room_opens(&settings);
 }
 
 static void wrong_pin_is_tried_once_until_its_file_changes(void **state)
@@ -337,6 +346,7 @@ int main(void)
         TEST(pin_file_may_be_a_link_but_not_a_folder_or_fifo),
         TEST(missing_pin_file_is_worth_waiting_for),
         TEST(empty_and_endless_pins_are_refused),
+        TEST(a_pin_file_may_end_its_line_as_windows_does),
         TEST(wrong_pin_is_tried_once_until_its_file_changes),
         TEST(refusal_is_remembered_without_the_pin),
         TEST(refusal_that_cannot_be_written_down_says_so),
