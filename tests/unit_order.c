@@ -90,6 +90,17 @@ static void late_twice_while_others_write_is_late(void **state)
     assert_int_equal(order_judge(&notifier, 9, 9, at(7230)), ORDER_NEWER);
 }
 
+/* Late, on time, late: a datastore that was on time in between was not restored. */
+static void one_on_time_in_between_ends_the_wait(void **state)
+{
+    struct order order = {0};
+
+    (void)state;
+    assert_int_equal(order_judge(&order, 8, 7, at(0)), ORDER_HELD);
+    assert_int_equal(order_judge(&order, 8, 8, at(10)), ORDER_NEWER);
+    assert_int_equal(order_judge(&order, 8, 7, at(30)), ORDER_HELD);
+}
+
 /* After a restore the publisher's second tick settles it; the notifier, which heard of it
  * first, follows at its next event without a wait. */
 static void after_a_restore_both_processes_go_on(void **state)
@@ -162,6 +173,7 @@ int main(void)
         cmocka_unit_test(a_restored_datastore_may_move_on_meanwhile),
         cmocka_unit_test(going_lower_still_starts_the_wait_anew),
         cmocka_unit_test(late_twice_while_others_write_is_late),
+        cmocka_unit_test(one_on_time_in_between_ends_the_wait),
         cmocka_unit_test(after_a_restore_both_processes_go_on),
         cmocka_unit_test(a_notifier_alone_settles_it_at_the_next_event),
         cmocka_unit_test(a_growing_datastore_never_takes_a_file_back),
