@@ -108,21 +108,28 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
     return job;
 }
 
-static struct job *first_alive(struct job_queue *queue, int64_t now)
+static struct failing *failing_of(struct jobs *jobs, const struct job *job)
+{
+    for (size_t i = 0; i < FAILINGS_MAX; i++)
+        if (jobs->failing[i].since > 0 && jobs->failing[i].subject == job->subject)
+            return &jobs->failing[i];
+    return NULL;
+}
+
+bool jobs_deadly(struct jobs *jobs, const struct job *job, int64_t now)
+{
+    const struct failing *failing = failing_of(jobs, job);
+
+    return failing && failing->deadly && now - failing->died <= failing_for;
+}
+
+static struct job *first_alive(struct jobs *jobs, struct job_queue *queue, int64_t now)
 {
     struct job *job;
 
     TAILQ_FOREACH(job, queue, link)
-    if (job->deadline > now)
+    if (job->deadline > now && !jobs_deadly(jobs, job, now))
         return job;
-    return NULL;
-}
-
-static struct failing *failing_of(struct jobs *jobs, const struct job *job)
-{
-    for (size_t i = 0; i < FAILINGS_MAX; i++)
-        if (jobs->failing[i].failures > 0 && jobs->failing[i].subject == job->subject)
-            return &jobs->failing[i];
     return NULL;
 }
 
@@ -132,7 +139,7 @@ static bool is_suspect(struct jobs *jobs, const struct job *job)
     const struct failing *failing = failing_of(jobs, job);
 
     return (job->deaths >= JOB_DEATHS_MAX - 1 || job->failures > 0 ||
-            (failing && !failing->hopeless)) &&
+            (failing && (failing->deaths > 0 || !failing->hopeless))) &&
            !operations[job->op].slow;
 }
 
@@ -144,9 +151,9 @@ struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
     if (jobs->sent >= 2 * threads || jobs->alone > 0)
         return NULL;
     if (jobs->slow_sent < slow_max)
-        job = first_alive(&jobs->slow, now);
+        job = first_alive(jobs, &jobs->slow, now);
     if (!job)
-        job = first_alive(&jobs->quick, now);
+        job = first_alive(jobs, &jobs->quick, now);
     return job && is_suspect(jobs, job) && jobs->sent > jobs->slow_sent ? NULL : job;
 }
 
@@ -211,23 +218,47 @@ static void move_behind(struct jobs *jobs, const struct job *failed)
     }
 }
 
-const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t successes,
-                                  int64_t now)
+static struct failing *remember(struct jobs *jobs, const struct job *job, uint64_t successes,
+                                int64_t now)
 {
     struct failing *failing = failing_of(jobs, job);
 
-    if (job->failures++ == 0)
-        job->successes_seen = successes;
     if (!failing || now - failing->since > failing_for) {
         failing = failing ? failing : oldest_failing(jobs);
         *failing =
             (struct failing){.subject = job->subject, .successes_seen = successes, .since = now};
     }
+    move_behind(jobs, job);
+    return failing;
+}
+
+const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t successes,
+                                  int64_t now)
+{
+    struct failing *failing = remember(jobs, job, successes, now);
+
+    if (job->failures++ == 0)
+        job->successes_seen = successes;
     failing->failures++;
     failing->hopeless =
         failing->failures >= JOB_FAILURES_MAX && successes != failing->successes_seen;
-    move_behind(jobs, job);
     return failing;
+}
+
+/* What cannot be repeated is not asked for again. */
+void jobs_died(struct jobs *jobs, struct job *job, uint64_t successes, int64_t now)
+{
+    struct failing *failing;
+
+    job->deaths++;
+    if (!operations[job->op].repeat)
+        return;
+    failing = remember(jobs, job, successes, now);
+    if (failing->died == now) /* with this worker, counted for another job */
+        return;
+    failing->died = now;
+    failing->deaths++;
+    failing->deadly = failing->deaths >= JOB_DEATHS_MAX && successes != failing->successes_seen;
 }
 
 bool jobs_hopeless(const struct job *job, uint64_t successes)
@@ -241,7 +272,7 @@ void jobs_did_well(struct jobs *jobs, const struct job *job)
     struct failing *failing = failing_of(jobs, job);
 
     if (failing)
-        *failing = (struct failing){.failures = 0};
+        *failing = (struct failing){.since = 0};
 }
 
 void jobs_abandon(struct jobs *jobs, struct job *job)
@@ -287,7 +318,8 @@ struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
         bool waits = job->state == JOB_QUEUED || job->state == JOB_SENT;
         bool may_be_late = job->state == JOB_QUEUED || operations[job->op].repeat;
 
-        if (waits && (any || (may_be_late && job->deadline <= now)))
+        if (waits && (any || (may_be_late && job->deadline <= now) ||
+                      (job->state == JOB_QUEUED && jobs_deadly(jobs, job, now))))
             return job;
     }
     return NULL;

@@ -48,14 +48,17 @@ struct job {
 
 TAILQ_HEAD(job_queue, job);
 
-/* An operation on a key that has failed and not done well since, whichever jobs asked for it.
- * Two subjects of one hash are only given up together. */
+/* An operation on a key that has failed, or was executing when a worker ended, and not done well
+ * since, whichever jobs asked for it. Two subjects of one hash are only given up together. */
 struct failing {
     uint64_t subject;
-    unsigned failures;       /* 0 = a free place */
+    unsigned failures;
+    unsigned deaths;         /* workers, however many jobs of the subject they took along */
     uint64_t successes_seen; /* as a job's */
-    int64_t since;           /* the first failure */
+    int64_t since;           /* the first of these; 0 = a free place */
+    int64_t died;            /* the latest worker */
     bool hopeless;
+    bool deadly;
 };
 
 struct jobs {
@@ -77,9 +80,10 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
 
 /* The job to send next to a worker of so many threads, or NULL. Slow operations get at
  * most half of the threads, all together at most two jobs a thread; jobs past their
- * deadline are passed over. A quick job that may be what ends workers (executing at all
- * but the last of so many deaths, or of a subject that fails and is not known to be hopeless)
- * is sent when there is no other quick one at the worker, and none is sent beside it. */
+ * deadline, and those that are deadly, are passed over. A quick job that may be what ends
+ * workers (executing at all but the last of so many deaths, or of a subject that has ended one,
+ * or that fails and is not known to be hopeless) is sent when there is no other quick one at the
+ * worker, and none is sent beside it. */
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
 
 /* JOB_QUEUED -> JOB_SENT, and back to where it stood. Where failures are the reason it goes
@@ -95,6 +99,11 @@ const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t s
 bool jobs_hopeless(const struct job *job, uint64_t successes);
 void jobs_did_well(struct jobs *jobs, const struct job *job);
 
+/* The same of a worker that ended while executing the job. A subject that ended JOB_DEATHS_MAX
+ * of them while others did well is deadly for 30 s: what is queued of it is late. */
+void jobs_died(struct jobs *jobs, struct job *job, uint64_t successes, int64_t now);
+bool jobs_deadly(struct jobs *jobs, const struct job *job, int64_t now);
+
 /* JOB_SENT -> JOB_ABANDONED; queued ones are released. */
 void jobs_abandon(struct jobs *jobs, struct job *job);
 
@@ -102,8 +111,8 @@ void jobs_abandon(struct jobs *jobs, struct job *job);
 void jobs_release(struct jobs *jobs, struct job *job);
 
 /* Looks: by number among those at the worker; any at the worker; any unanswered that is
- * past its deadline (or simply any). One that cannot be repeated has a deadline only until it
- * is sent: then its outcome matters. NULL if there is none. */
+ * past its deadline or deadly (or simply any). One that cannot be repeated has a deadline only
+ * until it is sent: then its outcome matters. NULL if there is none. */
 struct job *jobs_numbered(struct jobs *jobs, uint32_t number);
 struct job *jobs_at_worker(struct jobs *jobs);
 struct job *jobs_late(struct jobs *jobs, int64_t now, bool any);

@@ -80,12 +80,18 @@ void supervisor_repeat(struct supervisor *s, struct job *job)
     supervisor_lock(s);
 }
 
-static void explain_late(const struct supervisor *s, const struct job *job, struct fault *fault)
+static void explain_late(struct supervisor *s, const struct job *job, int64_t now,
+                         struct fault *fault)
 {
     if (s->abandoned)
         (void)fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     else if (job->state == JOB_SENT)
         (void)fault_set(fault, FAULT_DEADLINE_EXCEEDED, "the token has not answered in time");
+    else if (jobs_deadly(&s->jobs, job, now))
+        (void)fault_set(fault, FAULT_UNAVAILABLE,
+                        "given up: %d PKCS#11 workers in a row ended while executing the like; "
+                        "it is not tried for 30 s",
+                        JOB_DEATHS_MAX);
     else if (s->worker == WORKER_READY)
         (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is busy: no session became free");
     else
@@ -103,7 +109,7 @@ static void answer_late(struct supervisor *s)
         supervisor_done *done = job->done;
         void *context = job->context;
 
-        explain_late(s, job, &reply.fault);
+        explain_late(s, job, now, &reply.fault);
         jobs_abandon(&s->jobs, job);
         supervisor_unlock(s);
         done(context, &reply);
@@ -116,7 +122,7 @@ static void answer_late(struct supervisor *s)
 
 /* What shows that workers are well, to a request of this operation: others of its kind, and
  * signatures, which every fresh worker delays. */
-static uint64_t signs_of_health(const struct supervisor *s, enum hsm_op op)
+uint64_t supervisor_signs_of_health(const struct supervisor *s, enum hsm_op op)
 {
     return s->successes[op] + (op == HSM_SIGN ? 0 : s->successes[HSM_SIGN]);
 }
@@ -130,7 +136,7 @@ static uint64_t signs_of_health(const struct supervisor *s, enum hsm_op op)
 static bool worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault)
 {
     bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
-    uint64_t successes = signs_of_health(s, job->op);
+    uint64_t successes = supervisor_signs_of_health(s, job->op);
     int64_t now = clock_now();
     const struct failing *failing;
 

@@ -65,6 +65,9 @@ void supervisor_pump(struct supervisor *s);
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
 void supervisor_repeat(struct supervisor *s, struct job *job);
 
+/* With the mutex held: changes as often as others do well than a request of this operation. */
+uint64_t supervisor_signs_of_health(const struct supervisor *s, enum hsm_op op);
+
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.
  * leave: this worker is to answer no more, for which the jobs are to blame that it has

@@ -47,7 +47,7 @@ static int64_t count_deaths(struct supervisor *s, int64_t blame)
         int64_t time = at_worker ? executing(s, job, s->since) : -1;
 
         if (time >= blame)
-            job->deaths++;
+            jobs_died(&s->jobs, job, supervisor_signs_of_health(s, job->op), s->since);
         if (time >= 0 && job->op == HSM_GENERATE)
             limit = leave_limit_generating;
     }

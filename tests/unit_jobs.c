@@ -449,6 +449,31 @@ static void the_failures_longest_ago_make_room_for_others(void **state)
     assert_int_equal(jobs_failed(jobs, job[0], 5, NOW + 20)->failures, 1);
 }
 
+static void a_subject_that_ends_worker_after_worker_while_others_do_well_is_not_tried_for_30_s(
+    void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *first = add_named(jobs, HSM_SIGN, "a");
+    struct job *second = add_named(jobs, HSM_SIGN, "a");
+
+    jobs_sent(jobs, first);
+    jobs_died(jobs, first, 5, NOW);
+    jobs_died(jobs, second, 5, NOW); /* one worker, whoever was there */
+    jobs_died(jobs, first, 6, NOW + 1);
+    assert_false(jobs_deadly(jobs, second, NOW + 1));
+    jobs_requeue(jobs, first);
+    assert_ptr_equal(send_next(jobs), second);
+    assert_null(send_next(jobs)); /* it is tried alone */
+    jobs_died(jobs, second, 6, NOW + 2);
+    jobs_requeue(jobs, second);
+    assert_null(send_next(jobs));
+    assert_ptr_equal(jobs_late(jobs, NOW + 2, false), first);
+    assert_null(jobs_next(jobs, FOUR_THREADS, NOW + 2 + 30 * CLOCK_SECOND));
+    assert_ptr_equal(jobs_next(jobs, FOUR_THREADS, NOW + 3 + 30 * CLOCK_SECOND), first);
+    jobs_died(jobs, first, 9, NOW + 3 + 30 * CLOCK_SECOND);
+    assert_false(jobs_deadly(jobs, first, NOW + 3 + 30 * CLOCK_SECOND));
+}
+
 static void only_generating_must_not_be_asked_twice(void **state)
 {
     (void)state;
@@ -486,6 +511,7 @@ int main(void)
         BOOKS(what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone),
         BOOKS(failures_are_counted_anew_after_a_success_and_after_30_s),
         BOOKS(the_failures_longest_ago_make_room_for_others),
+        BOOKS(a_subject_that_ends_worker_after_worker_while_others_do_well_is_not_tried_for_30_s),
         BOOKS(only_generating_must_not_be_asked_twice),
     };
 

@@ -149,6 +149,7 @@ static void a_request_that_kills_workers_is_given_up_alone(void **state)
     assert_fails(&killer, FAULT_UNAVAILABLE, "given up");
     for (size_t i = 0; i < 3 * SESSIONS; i++)
         assert_done(&others[i]);
+    assert_done_at_once();
     assert_int_equal(supervisor_restarts(front.supervisor), 3);
     end();
 }
@@ -350,6 +351,41 @@ static void a_key_that_always_fails_costs_the_others_three_workers_in_all(void *
     end();
 }
 
+/* So many ask for it at once that they could take every worker. */
+static void ends_workers(const char *way)
+{
+    struct supervisor_options options = usual();
+    struct call calls[IN_FLIGHT];
+
+    options.operation_limit = CLOCK_SECOND / 2;
+    start_with(&options);
+    await_token();
+    script->mischief = 1000;
+    for (unsigned round = 0; round < 3; round++) {
+        for (size_t i = 0; i < IN_FLIGHT; i++)
+            ask(&calls[i], HSM_SIGN, way);
+        for (size_t i = 0; i < IN_FLIGHT; i++) {
+            while (answers_of(&calls[i]) == 0)
+                assert_done_at_once();
+            assert_fails(&calls[i], FAULT_UNAVAILABLE, "given up: 3 PKCS#11 workers in a row");
+        }
+    }
+    assert_int_equal(supervisor_restarts(front.supervisor), 3);
+    end();
+}
+
+static void a_key_that_always_crashes_the_module_costs_the_others_three_workers_in_all(void **state)
+{
+    (void)state;
+    ends_workers("die");
+}
+
+static void a_key_that_always_hangs_costs_the_others_three_workers_in_all(void **state)
+{
+    (void)state;
+    ends_workers("hang");
+}
+
 static void a_request_that_fails_again_and_again_while_others_do_not_is_answered(void **state)
 {
     (void)state;
@@ -450,6 +486,8 @@ int main(int argc, char **argv)
         PLAY(a_token_that_fails_for_everybody_is_asked_until_it_does_not),
         PLAY(a_request_that_fails_again_and_again_while_others_do_not_is_answered),
         PLAY(a_key_that_always_fails_costs_the_others_three_workers_in_all),
+        PLAY(a_key_that_always_crashes_the_module_costs_the_others_three_workers_in_all),
+        PLAY(a_key_that_always_hangs_costs_the_others_three_workers_in_all),
         PLAY(a_key_that_cannot_be_proven_costs_signatures_three_workers_at_most),
         PLAY(who_was_only_beside_a_failure_is_not_given_up),
         PLAY(a_key_that_is_not_found_gets_one_fresh_look),
