@@ -27,7 +27,8 @@ struct disposal {
     LIST_ENTRY(disposal) link;
     struct keymanager *keymanager; /* not held: it outlives its supervisor's requests */
     enum disposal_kind kind;
-    unsigned tries;
+    unsigned failures;
+    unsigned looks; /* that found nothing any more */
     int64_t due;
     int64_t pause;
     char key_id[LABEL_KEY_ID_MAX + 1];
@@ -73,9 +74,8 @@ static void log_disposal(const struct disposal *disposal, enum log_level level,
 static bool settled(struct disposal *disposal, const struct fault *fault)
 {
     bool gone = fault->code == FAULT_NONE;
-    bool looked_enough = disposal->kind != DISPOSE_STRAY || ++disposal->tries >= STRAY_LOOKS;
 
-    if (gone && looked_enough)
+    if (gone && (disposal->kind != DISPOSE_STRAY || ++disposal->looks == STRAY_LOOKS))
         return true;
     if (fault->code == FAULT_PERMISSION_DENIED)
         return true;
@@ -94,7 +94,7 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_WARN, fault,
                      "token does not allow destroying this key; it stays (set destroy_superseded "
                      "= false if that is meant)");
-    else if (disposal->tries++ % LOG_EVERY == 0)
+    else if (disposal->failures++ % LOG_EVERY == 0)
         log_disposal(disposal, LOG_WARN, fault, "cannot destroy key yet; will try again");
 }
 

@@ -31,6 +31,7 @@ enum mischief {
     DIES_BEFORE,
     DIES_HALF_WAY,
     DIES_AFTER,
+    DIES_WITHOUT_SESSION, /* its own count for a while: the next destruction fails */
     SLOW,
     SLOW_BUT_FOR_CA, /* whose keys fail */
     SCAN_FAILS,
@@ -38,6 +39,7 @@ enum mischief {
     HALF_IS_THERE,
     SLOW_SCANS,
     MAY_NOT_DESTROY,
+    HAS_NO_SESSION,
     WRITE_PROTECTED
 };
 
@@ -52,6 +54,7 @@ static struct token {
     atomic_bool gate;               /* ends SLOW */
     atomic_uint generated;
     atomic_uint refused;
+    atomic_uint looks; /* for what was to be destroyed, and was not there */
 } * token;
 
 static int map_token(const char *path)
@@ -127,6 +130,10 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
 {
     if (once(DIES_BEFORE))
         (void)raise(SIGKILL);
+    if (once(DIES_WITHOUT_SESSION)) {
+        token->mischief = HAS_NO_SESSION;
+        (void)raise(SIGKILL);
+    }
     if (token->mischief == SLOW_BUT_FOR_CA && strstr(request->key.label, "x509-CA")) {
         (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
         return;
@@ -158,6 +165,14 @@ static void sign(const struct hsm_request *request, struct hsm_reply *reply)
 
 static void destroy(struct object *object, struct hsm_reply *reply)
 {
+    if (once(HAS_NO_SESSION)) {
+        (void)fault_set(&reply->fault, FAULT_RESOURCE_EXHAUSTED, "CKR_SESSION_COUNT");
+        return;
+    }
+    if (!object) {
+        atomic_fetch_add(&token->looks, 1);
+        return;
+    }
     if (token->mischief != MAY_NOT_DESTROY) {
         object->there = 0;
         return;
@@ -216,7 +231,7 @@ void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
         sign(request, reply);
     else if (request->op == HSM_PROVE && object)
         tell(object, reply);
-    else if (request->op == HSM_DESTROY && object)
+    else if (request->op == HSM_DESTROY)
         destroy(object, reply);
 }
 

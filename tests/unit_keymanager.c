@@ -218,6 +218,18 @@ static void a_worker_that_dies_while_generating_costs_nothing(void **state)
     assert_int_equal(token->generated, 3);
 }
 
+static void what_a_failed_generation_may_yet_show_is_looked_for_however_looking_fails(void **state)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+
+    (void)state;
+    token->mischief = DIES_WITHOUT_SESSION;
+    (void)make_key();
+    while (token->looks < 2 && clock_now() < until)
+        nap();
+    assert_int_equal(token->looks, 2);
+}
+
 static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **state)
 {
     struct answer impatient;
@@ -465,6 +477,7 @@ int main(int argc, char **argv)
         PLAY(superseded_keys_stay_where_the_role_may_not_destroy),
         PLAY(a_key_that_may_not_be_destroyed_is_left_alone),
         PLAY(a_worker_that_dies_while_generating_costs_nothing),
+        PLAY(what_a_failed_generation_may_yet_show_is_looked_for_however_looking_fails),
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
         PLAY(a_key_is_made_though_the_token_takes_long_to_search),
         PLAY(callers_who_give_up_at_once_each_hear_of_their_own_key),
