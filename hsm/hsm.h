@@ -38,6 +38,7 @@ enum {
     HSM_FINGERPRINT = 32, /* SHA-256 of the SubjectPublicKeyInfo */
     HSM_PATH_MAX = 1024,
     HSM_URI_MAX = 1024,
+    HSM_ARGS_MAX = 1024,
     HSM_PIN_MAX = 256,
     HSM_SESSIONS_MAX = 64,
 };
@@ -85,8 +86,9 @@ enum hsm_pin_kind {
 };
 
 struct hsm_settings {
-    char module[HSM_PATH_MAX]; /* absolute path, or a file name in p11-kit's module folder */
-    char token[HSM_URI_MAX];   /* RFC 7512 URI that must match exactly one token */
+    char module[HSM_PATH_MAX];      /* absolute path, or a file name in p11-kit's module folder */
+    char module_args[HSM_ARGS_MAX]; /* for C_Initialize, "" = none */
+    char token[HSM_URI_MAX];        /* RFC 7512 URI that must match exactly one token */
     enum hsm_pin_kind pin_kind;
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
     char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */

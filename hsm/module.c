@@ -134,16 +134,21 @@ static int load(const char *path, struct module *module, struct fault *fault)
     return 0;
 }
 
-/* p11_kit_module_initialize would do without the reserved argument, which some modules
- * (NSS) live by and which p11-kit keeps for modules of its configuration. */
-static int initialize(const char *path, struct module *module, struct fault *fault)
+/* p11_kit_module_initialize would do without the reserved argument, which NSS lives by. */
+static int initialize(const struct hsm_settings *settings, const char *path, struct module *module,
+                      struct fault *fault)
 {
-    OWNED(scope_free) char *reserved = p11_kit_config_option(module->calls, "x-init-reserved");
-    CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK, .pReserved = reserved};
-    CK_RV rv = module->calls->C_Initialize(&args);
+    char reserved[HSM_ARGS_MAX]; /* modules may write to it */
+    CK_C_INITIALIZE_ARGS args = {.flags = CKF_OS_LOCKING_OK};
+    CK_RV rv;
 
+    memcpy(reserved, settings->module_args, sizeof reserved);
+    if (reserved[0] != '\0')
+        args.pReserved = reserved;
+    rv = module->calls->C_Initialize(&args);
     if (rv == CKR_CANT_LOCK) {
-        rv = module->calls->C_Initialize(NULL);
+        args.flags = 0;
+        rv = module->calls->C_Initialize(args.pReserved ? &args : NULL);
         module->one_at_a_time = rv == CKR_OK;
     }
     if (rv != CKR_OK) {
@@ -154,15 +159,15 @@ static int initialize(const char *path, struct module *module, struct fault *fau
     return 0;
 }
 
-int module_open(const char *setting, struct module *module, struct fault *fault)
+int module_open(const struct hsm_settings *settings, struct module *module, struct fault *fault)
 {
     char path[HSM_PATH_MAX];
 
     memset(module, 0, sizeof *module);
     (void)pthread_mutex_init(&module->entered, NULL);
-    if (full_path(setting, path, fault) == 0 && resolve(path, fault) == 0 &&
+    if (full_path(settings->module, path, fault) == 0 && resolve(path, fault) == 0 &&
         check_file(path, fault) == 0 && check_folders(path, fault) == 0 &&
-        load(path, module, fault) == 0 && initialize(path, module, fault) == 0)
+        load(path, module, fault) == 0 && initialize(settings, path, module, fault) == 0)
         return 0;
     module_close(module);
     return -1;

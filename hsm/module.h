@@ -29,7 +29,7 @@ struct module_token {
  * others may write is not loaded. FAULT_FAILED_PRECONDITION names the setting; a module
  * that loads but cannot start is FAULT_UNAVAILABLE, as its device may be what is missing.
  * On failure there is nothing to close. */
-int module_open(const char *setting, struct module *module, struct fault *fault);
+int module_open(const struct hsm_settings *settings, struct module *module, struct fault *fault);
 
 /* Finalizes and unloads what module_open left. All zero is fine. */
 void module_close(struct module *module);

@@ -10,10 +10,17 @@ enum { BATCH = 16 };
 
 /* ---- reading ---- */
 
+/* NSS gives a number to a buffer of its size alone. */
+static CK_ULONG room_for(CK_ATTRIBUTE_TYPE type)
+{
+    return type == CKA_CLASS || type == CKA_KEY_TYPE ? sizeof(CK_ULONG)
+                                                     : sizeof(((struct object_value *)NULL)->bytes);
+}
+
 int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
                 struct object_value *value, struct fault *fault)
 {
-    CK_ATTRIBUTE attribute = {type, value->bytes, sizeof value->bytes};
+    CK_ATTRIBUTE attribute = {type, value->bytes, room_for(type)};
     CK_RV rv =
         MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, &attribute, 1);
 

@@ -204,6 +204,26 @@ static void describe(struct hsm_token *token, const CK_TOKEN_INFO *about,
     info->sessions = token->pool.limit;
 }
 
+/* Libraries that answer a template they cannot do with CKR_GENERAL_ERROR, which from others
+ * is a token that is away: so they are known by name. */
+static const struct habit {
+    const char *library;
+    unsigned tier;
+} habits[] = {
+    /* A TPM has one bit for VERIFY and DECRYPT, one for SIGN and ENCRYPT; and tpm2-pkcs11 makes
+     * RSA signatures by decrypting. */
+    {"TPM2.0 Cryptoki", 2},
+    {"NSS Internal Crypto Services", 1}, /* has no place for COPYABLE */
+};
+
+static unsigned first_tier(const struct hsm_token_info *info)
+{
+    for (size_t i = 0; i < sizeof habits / sizeof habits[0]; i++)
+        if (strcmp(info->library, habits[i].library) == 0)
+            return habits[i].tier;
+    return 0;
+}
+
 static int open_pool(struct hsm_token *token, const struct hsm_settings *settings,
                      struct hsm_token_info *info, struct fault *fault)
 {
@@ -234,7 +254,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
 
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    if (module_open(settings->module, &made->module, &why) != 0 ||
+    if (module_open(settings, &made->module, &why) != 0 ||
         open_pool(made, settings, &about, &why) != 0) {
         module_close(&made->module);
         not_full(&why);
@@ -243,6 +263,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
         return -1;
     }
     made->lenient = settings->lenient;
+    made->tier = first_tier(&about);
     cache_open(&made->cache);
     hints_open(&made->hints);
     *info = about;

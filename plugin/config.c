@@ -266,6 +266,7 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
     *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
                                       .lenient = config->lenient};
     memcpy(settings->module, config->module, sizeof settings->module);
+    memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
     memcpy(settings->token, config->token, sizeof settings->token);
     if (config->key_identifier_file[0] != '\0')
         (void)snprintf(settings->latch, sizeof settings->latch, "%.*s.pin-refused",

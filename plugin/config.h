@@ -22,6 +22,7 @@ enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM };
 
 struct config_keymanager {
     char module[HSM_PATH_MAX];
+    char module_args[HSM_ARGS_MAX];
     char token[HSM_URI_MAX];
     char pin_file[HSM_PATH_MAX];
     char pin_env[HSM_PATH_MAX];

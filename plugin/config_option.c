@@ -17,6 +17,8 @@ static const struct config_option keymanager_options[] = {
     {"module", OPTION_STRING, FIELD(keymanager.module), .required = true,
      .type = "path or file name", .check = value_check_module,
      .help = "the token's PKCS#11 library: an absolute path, or a file in p11-kit's module folder"},
+    {"module_args", OPTION_STRING, FIELD(keymanager.module_args), .type = "string",
+     .help = "what the library wants at C_Initialize, if anything: NSS its configdir"},
     {"token", OPTION_STRING, FIELD(keymanager.token), .required = true, .type = "PKCS#11 URI",
      .check = value_check_uri,
      .help = "which token, by any of token (its label), serial, model, manufacturer, slot-id; it "

@@ -26,6 +26,7 @@ static void the_quick_start_is_valid_and_the_rest_has_defaults(void **state)
     assert_int_equal(config.kind, CONFIG_KEYMANAGER);
     assert_string_equal(config.trust_domain, "example.org");
     assert_string_equal(c->module, "/usr/lib/softhsm/libsofthsm2.so");
+    assert_string_equal(c->module_args, "");
     assert_string_equal(c->token, "pkcs11:token=spire");
     assert_string_equal(c->pin_file, "/etc/spire/hsm-pin");
     assert_string_equal(c->pin_env, "");
@@ -47,12 +48,14 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
     const struct config_keymanager *c = &config.keymanager;
 
     (void)state;
-    keymanager_accepted("pin_env = \"HSM_PIN\"\nmax_sessions = 64\nstartup_wait = \"0s\"\n"
+    keymanager_accepted("module_args = \"configdir='sql:/nss'\"\npin_env = "
+                        "\"HSM_PIN\"\nmax_sessions = 64\nstartup_wait = \"0s\"\n"
                         "call_timeout = \"1.5s\"\noperation_timeout = \"1m\"\n"
                         "generate_timeout = \"29m60s\"\nkeep_alive = 0\n"
                         "destroy_superseded = false\nattribute_check = \"lenient\"\n"
                         "cka_id_length = 2\nlabel_max = 800\n");
     assert_string_equal(c->key_identifier_value, "x");
+    assert_string_equal(c->module_args, "configdir='sql:/nss'");
     assert_string_equal(c->pin_env, "HSM_PIN");
     assert_int_equal(c->max_sessions, 64);
     assert_int_equal(c->startup_wait, 0);

@@ -41,6 +41,7 @@ static const struct frame *usual_open(void)
     struct frame *frame = frame_of(FRAME_OPEN, 0);
 
     (void)strcpy(frame->settings.module, "/usr/lib/softhsm/libsofthsm2.so");
+    (void)strcpy(frame->settings.module_args, "configdir='sql:/nss'");
     (void)strcpy(frame->settings.token, "pkcs11:token=spire;serial=0123456789abcdef");
     frame->settings.pin_kind = HSM_PIN_FILE;
     (void)strcpy(frame->settings.pin_text, "/etc/spire/pin");
@@ -56,6 +57,7 @@ static const struct frame *longest_open(void)
     struct hsm_settings *settings = &frame->settings;
 
     fill_text(settings->module, sizeof settings->module - 1);
+    fill_text(settings->module_args, sizeof settings->module_args - 1);
     fill_text(settings->token, sizeof settings->token - 1);
     settings->pin_kind = HSM_PIN_INLINE;
     fill_text(settings->pin_text, sizeof settings->pin_text - 1);

@@ -1,0 +1,191 @@
+// Package tokens puts the binary before tokens that are none of SoftHSM's: a TPM and NSS. Each
+// goes through what a year brings: keys of every type, rotation, workers that die, a restart.
+// One that is not installed is skipped, saying so.
+package tokens
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
+)
+
+const (
+	domain  = "example.org"
+	p256    = keymanagerv1.KeyType_EC_P256
+	p384    = keymanagerv1.KeyType_EC_P384
+	rsa2048 = keymanagerv1.KeyType_RSA_2048
+)
+
+// token is what the binary is told to find one.
+type token struct {
+	data string   // plugin_data
+	env  []string // of the plugin
+	keys map[string]keymanagerv1.KeyType
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	for patience := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(patience) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+func write(t testing.TB, path, text string) {
+	t.Helper()
+	must(t, os.WriteFile(path, []byte(text), 0o600))
+}
+
+// installed, all of it, or the test is skipped.
+func installed(t testing.TB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		_, err := exec.LookPath(name)
+		if filepath.IsAbs(name) {
+			_, err = os.Stat(name)
+		}
+		if err != nil {
+			t.Skipf("%s is not installed", name)
+		}
+	}
+}
+
+func run(t testing.TB, env []string, name string, args ...string) []byte {
+	t.Helper()
+	command := exec.Command(name, args...)
+	command.Env = append(os.Environ(), env...)
+	output, err := command.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %v: %v\n%s", name, args, err, output)
+	}
+	return output
+}
+
+// start the binary. What a library of others leaks is not for a sanitizer to judge.
+func (k *token) start(t *testing.T) *host.Plugin {
+	t.Helper()
+	p := host.Start(t, host.Options{Type: "KeyManager", Env: k.env})
+	if p.Sanitized() {
+		t.Skip("built with a sanitizer")
+	}
+	return p
+}
+
+func (k *token) ready(t *testing.T) *host.Plugin {
+	t.Helper()
+	p := k.start(t)
+	must(t, p.Configure(domain, k.data))
+	return p
+}
+
+// command of the operator's.
+func (k *token) command(t *testing.T, name string, args ...string) []byte {
+	t.Helper()
+	config := filepath.Join(t.TempDir(), "plugin_data")
+	write(t, config, k.data)
+	return run(t, k.env, host.Binary(t), append([]string{name, "--config", config, "--trust-domain", domain}, args...)...)
+}
+
+// onToken are the states of the keys there.
+func (k *token) onToken(t *testing.T) (states []string) {
+	t.Helper()
+	var found struct{ Keys []struct{ State string } }
+	must(t, json.Unmarshal(k.command(t, "keys", "--json"), &found))
+	for _, key := range found.Keys {
+		states = append(states, key.State)
+	}
+	return states
+}
+
+func sign(t *testing.T, p *host.Plugin, key *keymanagerv1.PublicKey, request *keymanagerv1.SignDataRequest) {
+	t.Helper()
+	request.KeyId = key.Id
+	response, err := p.KeyManager().SignData(context.Background(), request)
+	if err == nil {
+		err = load.Verify(key, request, response)
+	}
+	if err != nil {
+		t.Errorf("SignData %v: %v", request, err)
+	}
+}
+
+// signs with every hash that certificates and JWTs use, an RSA key with both paddings.
+func signs(t *testing.T, p *host.Plugin, key *keymanagerv1.PublicKey) {
+	t.Helper()
+	for _, hash := range []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512} {
+		data := make([]byte, hash.Size())
+		_, _ = rand.Read(data)
+		sign(t, p, key, &keymanagerv1.SignDataRequest{Data: data,
+			SignerOpts: &keymanagerv1.SignDataRequest_HashAlgorithm{HashAlgorithm: keymanagerv1.HashAlgorithm(hash)}})
+		for _, salt := range []int32{-1, 0} {
+			if key.Type == rsa2048 {
+				sign(t, p, key, &keymanagerv1.SignDataRequest{Data: data,
+					SignerOpts: &keymanagerv1.SignDataRequest_PssOptions{PssOptions: &keymanagerv1.SignDataRequest_PSSOptions{
+						SaltLength: salt, HashAlgorithm: keymanagerv1.HashAlgorithm(hash)}}})
+			}
+		}
+	}
+}
+
+// lives through a year of it.
+func (k *token) lives(t *testing.T, kills int) {
+	t.Helper()
+	p := k.start(t)
+	t.Logf("%s", k.command(t, "check"))
+	must(t, p.Configure(domain, k.data))
+	keys := map[string]*keymanagerv1.PublicKey{}
+	for id, keyType := range k.keys {
+		key, err := load.Generate(p, id, keyType)
+		must(t, err)
+		signs(t, p, key)
+		keys[id] = key
+	}
+	l := load.New(t, p, 0)
+	for _, key := range keys {
+		l.Sign(2, key)
+	}
+	l.Rotate("rotated")
+	l.Await(20)
+	for range kills {
+		made := l.Made()
+		eventually(t, "a key is made", func() bool { return l.Made() > made })
+		p.KillWorkers()
+		l.Await(20)
+	}
+	l.Round()
+	l.EndWithoutFailures()
+	if ends := len(p.Ends()); ends != kills {
+		t.Errorf("%d workers ended, %d were killed", ends, kills)
+	}
+	keys["rotated"] = l.Current("rotated")
+	must(t, p.Close())
+
+	p = k.ready(t)
+	for _, key := range keys {
+		signs(t, p, key)
+	}
+	eventually(t, "the token holds the keys that are served, and no other", func() bool {
+		states := k.onToken(t)
+		return len(states) == len(keys) && !slices.ContainsFunc(states, func(state string) bool { return state != "current" })
+	})
+}
