@@ -185,21 +185,28 @@ static bool has_data(const struct hcl_item *plugin)
     return find(plugin, "plugin_data") || find(plugin, "plugin_data_file");
 }
 
-/* The KeyManager block that is ours, else the only one that could be. */
+static bool is_disabled(const struct hcl_item *plugin)
+{
+    const struct hcl_item *enabled = find(plugin, "enabled");
+
+    return enabled && enabled->kind == HCL_BOOL && enabled->number == 0;
+}
+
+/* The KeyManager block that is ours, or could be; of several the one that is enabled. */
 struct choice {
     const struct hcl_item *plugin;
-    size_t count;
-    bool sure;
+    int rank;
+    size_t count; /* of this rank */
 };
 
 static void weigh(struct choice *choice, const struct hcl_item *plugin)
 {
-    bool ours = is_ours(plugin);
+    int rank = (is_ours(plugin) ? 2 : 0) + (is_disabled(plugin) ? 0 : 1);
 
-    if (choice->sure && !ours)
+    if (choice->count > 0 && rank < choice->rank)
         return;
-    choice->count = ours && !choice->sure ? 1 : choice->count + 1;
-    choice->sure = ours;
+    choice->count = rank == choice->rank ? choice->count + 1 : 1;
+    choice->rank = rank;
     choice->plugin = plugin;
 }
 

@@ -56,10 +56,11 @@ void __tsan_release(void *address);
 
 void rpc_start(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
 {
+    grpc_call *core = call->call; /* where the tag comes back, ours may be freed at once */
     grpc_call_error error;
 
     TAG_STARTS(tag);
-    error = grpc_call_start_batch(call->call, ops, count, tag, NULL);
+    error = grpc_call_start_batch(core, ops, count, tag, NULL);
     assert(error == GRPC_CALL_OK);
     (void)error;
 }

@@ -137,6 +137,21 @@ static void ours_is_taken_among_several(void **state)
             "no KeyManager");
 }
 
+static void what_is_not_enabled_comes_second(void **state)
+{
+    (void)state;
+    accepted(SERVER "}\nplugins {\n"
+                    "KeyManager \"a\" { plugin_cmd = \"/x/spire-hsm\"\n enabled = false\n"
+                    " plugin_data { module = \"old\" } }\n"
+                    "KeyManager \"b\" { plugin_cmd = \"/x/spire-hsm\"\n enabled = true\n"
+                    " plugin_data {" DATA "} }\n}");
+    accepted(SERVER "}\nplugins {\nKeyManager \"a\" { plugin_data {" DATA "} }\n"
+                    "KeyManager \"b\" { enabled = false\n plugin_data { keys_path = \"/k\" } }\n}");
+    accepted(SERVER "}\nplugins {\nKeyManager \"disk\" { plugin_data { keys_path = \"/k\" } }\n"
+                    "KeyManager \"p\" { plugin_cmd = \"/x/spire-hsm\"\n enabled = false\n"
+                    " plugin_data {" DATA "} }\n}");
+}
+
 static void plugin_data_file_is_followed(void **state)
 {
     char text[512];
@@ -257,6 +272,7 @@ int main(void)
         cmocka_unit_test(plugin_data_is_found_in_the_configuration_of_a_server),
         cmocka_unit_test(the_configuration_may_be_json),
         cmocka_unit_test(ours_is_taken_among_several),
+        cmocka_unit_test(what_is_not_enabled_comes_second),
         cmocka_unit_test(plugin_data_file_is_followed),
         cmocka_unit_test(the_key_types_a_server_needs_are_known),
         cmocka_unit_test(variables_are_replaced_where_that_is_asked_for),
