@@ -84,12 +84,12 @@ static int check_spelling(const json_t *jwk, const uint8_t *pkix, size_t length,
 
 static int write_key(const uint8_t *pkix, size_t length, json_t *jwk, struct fault *fault)
 {
-    const unsigned char *end = pkix;
+    const unsigned char *der = pkix;
     OWNED(jwk_free_key) EVP_PKEY *key = NULL;
 
     if (length > 0 && length <= LONG_MAX)
-        key = d2i_PUBKEY(NULL, &end, (long)length);
-    if (!key || end != pkix + length)
+        key = d2i_PUBKEY(NULL, &der, (long)length);
+    if (!key)
         return invalid(fault, "public key that is not a known DER SubjectPublicKeyInfo");
     if (jwk_write(key, jwk, fault) != 0)
         return -1;
@@ -429,15 +429,12 @@ static int read_block(BIO *bio, BIO *again, struct fault *fault)
     OWNED(free_certificate) X509 *certificate = NULL;
     long length;
     int found = PEM_read_bio(bio, &name, &header, &der, &length);
-    bool fits = found && strcmp(name, PEM_STRING_X509) == 0;
 
     ERR_clear_error();
     OPENSSL_free(name);
     OPENSSL_free(header);
     if (!found)
         return 0;
-    if (!fits)
-        return invalid(fault, "a PEM block that is no certificate");
     certificate = read_certificate(der, (size_t)length, fault);
     if (!certificate)
         return -1;

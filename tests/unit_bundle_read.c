@@ -81,7 +81,15 @@ static void files_that_are_not_bundles_are_not_read(void **state)
         "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"x\":\"AA\",\"y\":\"AA\",\"use\":\"jwt-"
         "svid\","
         "\"kid\":\"k\"}]}",
-        "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"X25519\",\"x\":\"AA\",\"use\":\"jwt-svid\","
+        /* P-256's generator, with a byte more behind its y */
+        "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"x\":"
+        "\"axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY\","
+        "\"y\":\"T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfUA\","
+        "\"use\":\"jwt-svid\",\"kid\":\"k\"}]}",
+        "{\"keys\":[{\"kty\":\"OKP\",\"crv\":\"X25519\",\"use\":\"jwt-svid\",\"kid\":\"k\","
+        "\"x\":\"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\"}]}",
+        /* an exponent of 32 bits */
+        "{\"keys\":[{\"kty\":\"RSA\",\"n\":\"AQAB\",\"e\":\"gAAAAQ\",\"use\":\"jwt-svid\","
         "\"kid\":\"k\"}]}",
     };
 
@@ -112,6 +120,7 @@ static void a_file_with_wrong_members_is_not_read(void **state)
         {"\"spiffe_refresh_hint\"", "\"spiffe_sequence\""},
         {"\"x5c\": [", "\"x5c\": [\"AAAA\","},
         {"\"x5c\": [", "\"x5c\": [ ], \"y5c\": ["},
+        {"]", ", \"AAAA\"]"}, /* of x5c, the first there is */
     };
     const struct bundle bundle = {"example.org", x509, 1, jwt, 2, 300, 42};
     size_t length;
