@@ -99,8 +99,7 @@ static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
 
 static bool is_wanted(const struct hsm_request *request, const struct hsm_public_key *key)
 {
-    return key->type == request->type &&
-           memcmp(key->fingerprint, request->fingerprint, sizeof key->fingerprint) == 0;
+    return memcmp(key->fingerprint, request->fingerprint, sizeof key->fingerprint) == 0;
 }
 
 static int look_up(const struct call *call, const struct session *session, CK_OBJECT_HANDLE *handle,

@@ -34,6 +34,41 @@ static void generation_that_may_have_worked_is_a_doubt_and_never_repeated(void *
     }
 }
 
+static CK_RV refuses_to_generate(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
+                                 CK_ATTRIBUTE_PTR public_half, CK_ULONG public_count,
+                                 CK_ATTRIBUTE_PTR private_half, CK_ULONG private_count,
+                                 CK_OBJECT_HANDLE_PTR public_key, CK_OBJECT_HANDLE_PTR private_key)
+{
+    return fails_now()
+               ? plan.with
+               : real->C_GenerateKeyPair(session, mechanism, public_half, public_count,
+                                         private_half, private_count, public_key, private_key);
+}
+
+static void generation_that_was_not_begun_is_mended_and_done(void **state)
+{
+    static const CK_RV codes[] = {CKR_USER_NOT_LOGGED_IN, CKR_SESSION_HANDLE_INVALID,
+                                  CKR_OPERATION_ACTIVE};
+    static const char *const names[] = {"a", "b", "c"};
+
+    (void)state;
+    bent.C_GenerateKeyPair = refuses_to_generate;
+    for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
+        struct hsm_request request = room_request(HSM_GENERATE, names[i], HSM_EC_P256);
+
+        fail_next(1, codes[i]);
+        assert_int_equal(room_must(token, &request).state, HSM_COMPLETE);
+        assert_int_equal(plan.calls, 2);
+    }
+}
+
+static CK_RV destroys_in_word_only(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    (void)session;
+    (void)object;
+    return CKR_OK;
+}
+
 static void full_token_keeps_no_half(void **state)
 {
     struct hsm_request request = room_request(HSM_GENERATE, "a", HSM_EC_P256);
@@ -43,6 +78,9 @@ static void full_token_keeps_no_half(void **state)
     fail_next(1, CKR_DEVICE_MEMORY);
     assert_int_equal(room_execute(token, &request).fault.code, FAULT_RESOURCE_EXHAUSTED);
     assert_int_equal(room_state(token, "a"), HSM_ABSENT);
+    bent.C_DestroyObject = destroys_in_word_only;
+    fail_next(1, CKR_DEVICE_MEMORY);
+    assert_int_equal(room_execute(token, &request).fault.code, FAULT_ABORTED);
 }
 
 static void key_that_cannot_be_proven_yet_is_a_doubt(void **state)
@@ -125,23 +163,25 @@ static void label_that_was_cut_short_is_noticed_and_the_key_destroyed(void **sta
 static CK_RV names_unreadable(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
                               CK_ATTRIBUTE_PTR template, CK_ULONG count)
 {
-    return template->type == CKA_LABEL && fails_now()
+    return template->type == CKA_LABEL && plan.calls++ == (int)plan.most
                ? plan.with
                : real->C_GetAttributeValue(session, object, template, count);
 }
 
+/* The private key's is read first, then the public key's. */
 static void name_that_cannot_be_read_is_no_reason_to_destroy(void **state)
 {
     static const CK_RV codes[] = {CKR_ATTRIBUTE_TYPE_INVALID, CKR_ATTRIBUTE_VALUE_INVALID,
                                   CKR_ATTRIBUTE_SENSITIVE};
-    static const char *const names[] = {"a", "b", "c"};
+    static const char *const names[] = {"a", "b", "c", "d", "e", "f"};
 
     (void)state;
     bent.C_GetAttributeValue = names_unreadable;
-    for (size_t i = 0; i < 3; i++) {
+    for (size_t i = 0; i < 6; i++) {
         struct hsm_request request = room_request(HSM_GENERATE, names[i], HSM_EC_P256);
 
-        fail_next(1, codes[i]);
+        fail_next(0, codes[i / 2]);
+        plan.most = i % 2;
         assert_int_equal(room_execute(token, &request).fault.code, FAULT_ABORTED);
         assert_int_equal(room_state(token, names[i]), HSM_COMPLETE);
     }
@@ -178,6 +218,9 @@ static void only_a_history_that_cannot_be_read_is_a_matter_of_leniency(void **st
         {CKA_SENSITIVE, false, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
         {CKA_SENSITIVE, true, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
         {CKA_EXTRACTABLE, false, CK_TRUE, HSM_UNFIT, HSM_UNFIT},
+        {CKA_TOKEN, false, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
+        {CKA_PRIVATE, false, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
+        {CKA_SIGN, false, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
         {CKA_ALWAYS_SENSITIVE, false, CK_FALSE, HSM_UNFIT, HSM_UNFIT},
         {CKA_ALWAYS_SENSITIVE, true, CK_FALSE, HSM_UNFIT, HSM_COMPLETE},
         {CKA_NEVER_EXTRACTABLE, true, CK_FALSE, HSM_UNFIT, HSM_COMPLETE},
@@ -255,6 +298,30 @@ static void pss_that_a_token_refuses_is_done_in_another_way(void **state)
     assert_int_equal(plan.calls, 2);
 }
 
+/* As in FIPS modes, which seldom have raw RSA either. */
+static CK_RV takes_short_salts_alone(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
+                                     CK_OBJECT_HANDLE key)
+{
+    const CK_RSA_PKCS_PSS_PARAMS *pss = mechanism->pParameter;
+
+    if (mechanism->mechanism == CKM_RSA_X_509)
+        return CKR_MECHANISM_INVALID;
+    return pss && pss->sLen > 32 ? CKR_MECHANISM_PARAM_INVALID
+                                 : real->C_SignInit(session, mechanism, key);
+}
+
+static void longest_salt_is_as_long_as_the_token_allows(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_RSA_2048);
+    struct hsm_request request = room_signature("a", &a, HSM_SHA256, 0);
+
+    (void)state;
+    bent.C_SignInit = takes_short_salts_alone;
+    request.scheme = HSM_PSS;
+    request.salt_length = HSM_SALT_MAX;
+    must_verify(&a, &request);
+}
+
 /* What goes wrong in making a key is told best where nothing else does. */
 static int setup_ready_to_make(void **state)
 {
@@ -271,7 +338,9 @@ int main(void)
         TEST(only_a_history_that_cannot_be_read_is_a_matter_of_leniency),
         TEST(role_that_may_not_destroy_is_told_so),
         TEST(pss_that_a_token_refuses_is_done_in_another_way),
+        TEST(longest_salt_is_as_long_as_the_token_allows),
         MAKING(generation_that_may_have_worked_is_a_doubt_and_never_repeated),
+        MAKING(generation_that_was_not_begun_is_mended_and_done),
         MAKING(full_token_keeps_no_half),
         MAKING(key_that_cannot_be_proven_yet_is_a_doubt),
         MAKING(token_that_takes_few_attributes_is_asked_for_fewer),

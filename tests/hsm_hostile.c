@@ -392,6 +392,57 @@ static void pair_that_is_not_there_is_a_doubt(void **state)
     hsm_close(token);
 }
 
+/* In a scan, which asks for three attributes at once: the label is the second. */
+static CK_RV labels_that_fill_the_room(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                                       CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    CK_RV rv = honest.C_GetAttributeValue(session, object, attributes, count);
+    CK_ATTRIBUTE *label = &attributes[1];
+
+    if (count == 3) {
+        memset((char *)label->pValue + label->ulValueLen, 'a',
+               HSM_LABEL_MAX + 1 - label->ulValueLen);
+        label->ulValueLen = HSM_LABEL_MAX + 1;
+    }
+    return rv;
+}
+
+static CK_RV labels_that_end_and_go_on(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                                       CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    CK_RV rv = honest.C_GetAttributeValue(session, object, attributes, count);
+    CK_ATTRIBUTE *label = &attributes[1];
+
+    if (count == 3) {
+        memcpy((char *)label->pValue + label->ulValueLen, "\0a", 2);
+        label->ulValueLen += 2;
+    }
+    return rv;
+}
+
+static void labels_that_we_do_not_make_are_foreign(void **state)
+{
+    static const CK_C_GetAttributeValue lies[] = {labels_that_fill_the_room,
+                                                  labels_that_end_and_go_on};
+    struct hsm_request request = {.op = HSM_SCAN, .prefix = "sp1-"};
+    struct hsm_token *token = NULL;
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(opening(&token, &fault), 0);
+    (void)room_generate(token, "a", HSM_EC_P256);
+    for (size_t i = 0; i < sizeof lies / sizeof lies[0]; i++) {
+        struct hsm_reply reply;
+
+        list->C_GetAttributeValue = lies[i];
+        hsm_execute(token, &request, &reply, ignore, NULL);
+        assert_int_equal(reply.fault.code, FAULT_NONE);
+        assert_int_equal(reply.items, 0);
+        assert_int_equal(reply.foreign, 2);
+    }
+    hsm_close(token);
+}
+
 #define TEST(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
 
 int main(void)
@@ -404,6 +455,7 @@ int main(void)
         TEST(session_of_no_state_finds_no_key_missing),
         TEST(no_lie_makes_a_key_of_nothing),
         TEST(pair_that_is_not_there_is_a_doubt),
+        TEST(labels_that_we_do_not_make_are_foreign),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

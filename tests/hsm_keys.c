@@ -419,6 +419,8 @@ static void pairs_seen_by_a_scan_are_proven_from_what_is_there_now(void **state)
     assert_int_equal(token->hints.count, 1);
     make_object(token, CKO_PRIVATE_KEY, &request.key);
     assert_int_equal(room_state(token, "c"), HSM_BARE);
+    make_object(token, CKO_PRIVATE_KEY, &request.key);
+    assert_string_equal(scan_token(token).words, "a=complete b=half c=duplicate ");
     hsm_close(token);
 }
 

@@ -181,6 +181,49 @@ static void handle_from_before_a_login_is_not_used(void **state)
     must_sign("a", &a);
 }
 
+static CK_RV finds_everything(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes,
+                              CK_ULONG count)
+{
+    (void)attributes;
+    (void)count;
+    return real->C_FindObjectsInit(session, NULL, 0);
+}
+
+static void token_that_finds_too_much_costs_no_other_key(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+    struct hsm_request destroy = room_request(HSM_DESTROY, "b", HSM_KEY_NONE);
+
+    (void)state;
+    (void)room_generate(token, "b", HSM_EC_P256);
+    bent.C_FindObjectsInit = finds_everything;
+    (void)room_must(token, &destroy);
+    assert_int_equal(room_state(token, "b"), HSM_ABSENT);
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+    must_sign("a", &a);
+}
+
+static CK_RV tells_no_curve(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                            CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    return template->type == CKA_EC_PARAMS && fails_now()
+               ? plan.with
+               : real->C_GetAttributeValue(session, object, template, count);
+}
+
+/* What its public half does not say, a token may say of the private one. */
+static void key_without_a_public_half_is_not_judged_while_the_token_fails(void **state)
+{
+    struct hsm_request prove = room_request(HSM_PROVE, "a", HSM_KEY_NONE);
+
+    (void)state;
+    (void)room_generate(token, "a", HSM_EC_P256);
+    assert_int_equal(real->C_DestroyObject(token->pool.anchor, find_pair("a").public_key), CKR_OK);
+    bent.C_GetAttributeValue = tells_no_curve;
+    fail_next(1, CKR_DEVICE_ERROR);
+    assert_int_equal(room_execute(token, &prove).fault.code, FAULT_UNAVAILABLE);
+}
+
 /* The handle of one key is another object's, and no login tells. */
 static void known_handle_that_has_become_another_objects_is_looked_up_again(void **state)
 {
@@ -190,6 +233,20 @@ static void known_handle_that_has_become_another_objects_is_looked_up_again(void
     must_sign("a", &a);
     set_known_handles(find_pair("a").public_key); /* CKR_KEY_FUNCTION_NOT_PERMITTED */
     must_sign("a", &a);
+}
+
+/* Nor has a key that is gone a handle any more, whose number another key may get. */
+static void handle_of_a_destroyed_key_is_not_used(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+    struct hsm_request destroy = room_request(HSM_DESTROY, "a", HSM_KEY_NONE);
+
+    (void)state;
+    (void)room_generate(token, "b", HSM_EC_P256);
+    must_sign("a", &a);
+    (void)room_must(token, &destroy);
+    set_known_handles(find_pair("b").private_key);
+    assert_int_equal(sign_fault("a", &a).code, FAULT_NOT_FOUND);
 }
 
 static CK_ULONG searches;
@@ -411,6 +468,9 @@ int main(void)
         TEST(other_codes_are_passed_on_at_once),
         TEST(signature_of_a_wrong_length_is_refused),
         TEST(handle_from_before_a_login_is_not_used),
+        TEST(handle_of_a_destroyed_key_is_not_used),
+        TEST(token_that_finds_too_much_costs_no_other_key),
+        TEST(key_without_a_public_half_is_not_judged_while_the_token_fails),
         TEST(known_handle_that_has_become_another_objects_is_looked_up_again),
         TEST(key_that_does_not_fit_is_looked_for_once),
         TEST(hint_at_another_key_is_not_believed),

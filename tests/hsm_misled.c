@@ -313,6 +313,54 @@ static void a_public_key_planted_beside_ours_changes_nothing(void **state)
     }
 }
 
+static CK_RV tells_no_point(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                            CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    return template->type == CKA_EC_POINT && fails_now()
+               ? plan.with
+               : real->C_GetAttributeValue(session, object, template, count);
+}
+
+/* Neither does it make another key of ours, nor one that is unfit. */
+static void a_public_key_that_could_not_be_read_for_a_moment_is_no_verdict(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+    const struct hsm_request requests[] = {room_signature("a", &a, HSM_SHA256, 0),
+                                           room_request(HSM_PROVE, "a", HSM_KEY_NONE)};
+
+    (void)state;
+    plant_public_key("a");
+    bent.C_GetAttributeValue = tells_no_point;
+    for (size_t i = 0; i < 4; i++) {
+        bent.C_FindObjects = i < 2 ? real->C_FindObjects : finds_in_the_other_order;
+        log_in_anew();
+        fail_next(1, CKR_DEVICE_ERROR);
+        assert_int_equal(room_execute(token, &requests[i % 2]).fault.code, FAULT_UNAVAILABLE);
+        (void)room_must(token, &requests[i % 2]);
+    }
+}
+
+static CK_RV counts_searches(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes, CK_ULONG count)
+{
+    plan.calls++;
+    return real->C_FindObjectsInit(session, attributes, count);
+}
+
+static void a_key_is_searched_for_only_after_a_login(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+
+    (void)state;
+    bent.C_FindObjectsInit = counts_searches;
+    must_sign("a", &a, HSM_SHA256); /* PROVE has found it */
+    assert_int_equal(plan.calls, 0);
+    (void)scan_token();
+    token->pool.logins++; /* what the scan saw may have other handles now */
+    plan.calls = 0;
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+    assert_int_equal(plan.calls, 1);
+}
+
 /* FIPS 186-4 takes the digest for a number: zeros in front do not change it. */
 static CK_RV signs_whole_orders(CK_SESSION_HANDLE session, CK_BYTE_PTR data, CK_ULONG length,
                                 CK_BYTE_PTR signature, CK_ULONG_PTR signature_length)
@@ -426,6 +474,8 @@ int main(void)
         TEST(a_key_is_not_absent_because_of_a_new_login),
         cmocka_unit_test(a_handle_found_before_a_login_is_no_answer_to_who_came_after_it),
         TEST(a_public_key_planted_beside_ours_changes_nothing),
+        TEST(a_public_key_that_could_not_be_read_for_a_moment_is_no_verdict),
+        TEST(a_key_is_searched_for_only_after_a_login),
         TEST(a_token_that_wants_digests_as_long_as_the_order_gets_them),
         TEST(a_module_for_one_thread_at_a_time_is_given_one_session),
         TEST(who_waits_for_a_session_says_so),
