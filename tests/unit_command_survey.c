@@ -158,6 +158,24 @@ static void what_could_not_be_looked_at_is_unknown(void **state)
     states_are("?");
 }
 
+static void what_was_gone_when_it_was_looked_at_is_unknown(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1, HSM_ABSENT);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    prove(0);
+    states_are("c?");
+}
+
+static void a_private_key_that_has_lost_its_public_key_is_half(void **state)
+{
+    (void)state;
+    add(&ours, "A", 1, HSM_BARE);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    prove(0);
+    states_are("ch");
+}
+
 static void a_superseded_key_goes_a_day_after_its_successor_was_made(void **state)
 {
     (void)state;
@@ -293,6 +311,8 @@ int main(void)
         TEST(the_newest_whole_key_is_current),
         TEST(two_keys_of_one_generation_are_duplicates),
         TEST(what_could_not_be_looked_at_is_unknown),
+        TEST(what_was_gone_when_it_was_looked_at_is_unknown),
+        TEST(a_private_key_that_has_lost_its_public_key_is_half),
         TEST(a_superseded_key_goes_a_day_after_its_successor_was_made),
         TEST(the_newest_whole_key_never_goes),
         TEST(an_older_key_stays_while_the_newer_one_is_not_proven),

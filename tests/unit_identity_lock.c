@@ -173,6 +173,38 @@ static void a_reconfiguration_does_not_lock_itself_out(void **state)
     end_server(&other);
 }
 
+static void a_reconfiguration_to_another_identity_locks_that_one(void **state)
+{
+    struct place *place = *state;
+    struct identity first = take(place);
+    char *path = place->config.keymanager.key_identifier_file;
+    struct identity second;
+    struct identity other;
+
+    (void)strcat(path, "-2");
+    assert_int_equal(identity_open(&place->config, &first, &second, NULL), 0);
+    assert_int_equal(identity_find(&place->config, true, &other, NULL), -1);
+    identity_close(&second);
+    identity_close(&first);
+    assert_int_equal(unlink(path), 0);
+    path[strlen(path) - 2] = '\0';
+}
+
+static void who_only_looks_does_not_wait_for_the_lock(void **state)
+{
+    struct place *place = *state;
+    struct identity held = take(place);
+    struct identity seen;
+    struct fault fault;
+
+    assert_int_equal(identity_find(&place->config, false, &seen, &fault), 0);
+    assert_memory_equal(seen.bytes, held.bytes, UUID_LENGTH);
+    assert_int_equal(seen.lock, -1);
+    assert_int_equal(identity_find(&place->config, true, &seen, &fault), -1);
+    assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
+    identity_close(&held);
+}
+
 static void servers_that_start_at_once_agree_on_one_identity(void **state)
 {
     struct place *place = *state;
@@ -209,6 +241,8 @@ int main(void)
         AT(the_lock_lasts_as_long_as_a_worker_that_inherited_it),
         AT(a_start_that_came_to_nothing_leaves_no_identity),
         AT(a_reconfiguration_does_not_lock_itself_out),
+        AT(a_reconfiguration_to_another_identity_locks_that_one),
+        AT(who_only_looks_does_not_wait_for_the_lock),
         AT(servers_that_start_at_once_agree_on_one_identity),
     };
 
