@@ -135,6 +135,7 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
         (void)raise(SIGKILL);
     }
     if (token->mischief == SLOW_BUT_FOR_CA && strstr(request->key.label, "x509-CA")) {
+        atomic_fetch_add(&token->refused, 1);
         (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
         return;
     }

@@ -29,7 +29,7 @@ const char *__tsan_default_options(void)
     return "report_thread_leaks=0";
 }
 
-enum opening { OPENS, DIES, NEVER_OPENS, REFUSES, ABSENT };
+enum opening { OPENS, DIES, NEVER_OPENS, REFUSES, PIN_IS_WRONG, ABSENT };
 
 static struct script {
     _Atomic enum opening opening;
@@ -66,6 +66,10 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
             (void)pause();
     case REFUSES:
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN refused");
+    case PIN_IS_WRONG:
+        (void)fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN refused");
+        fault->ckr = 0xa0; /* CKR_PIN_INCORRECT */
+        return -1;
     case ABSENT:
         return fault_set(fault, FAULT_UNAVAILABLE, "no such token");
     default:

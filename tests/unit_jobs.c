@@ -249,6 +249,19 @@ static void a_suspect_that_goes_back_sets_the_worker_free(void **state)
     assert_int_equal(jobs->alone, 0);
 }
 
+static void a_request_starts_without_the_deaths_and_failures_of_the_one_before_it(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *job = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
+
+    (void)jobs_failed(jobs, job, 5, NOW);
+    jobs_did_well(jobs, job);
+    jobs_release(jobs, job);
+    assert_ptr_equal(add(jobs, HSM_SIGN), job);
+    assert_int_equal(job->deaths, 0);
+    assert_int_equal(job->failures, 0);
+}
+
 /* ---- numbers ---- */
 
 static void a_number_is_never_given_twice(void **state)
@@ -364,6 +377,18 @@ static void late_is_what_has_not_been_answered_by_its_deadline(void **state)
     assert_ptr_equal(jobs_late(jobs, NOW, true), queued);
 }
 
+/* Who asked for it may give up, but it is not known before the token has answered. */
+static void a_generation_that_was_begun_is_never_late(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *job = add_until(jobs, HSM_GENERATE, NOW + 2);
+
+    assert_ptr_equal(jobs_late(jobs, NOW + 2, false), job);
+    jobs_sent(jobs, job);
+    assert_null(jobs_late(jobs, NOW + 2, false));
+    assert_ptr_equal(jobs_late(jobs, NOW, true), job);
+}
+
 static void a_request_without_deadline_is_never_late(void **state)
 {
     struct jobs *jobs = *state;
@@ -417,6 +442,22 @@ static void what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_a
     jobs_did_well(jobs, second);
     jobs_release(jobs, second);
     assert_ptr_equal(send_next(jobs), first);
+}
+
+/* Alone each time it is asked for, it would keep all others waiting. */
+static void a_key_past_hope_is_not_tried_alone(void **state)
+{
+    struct jobs *jobs = *state;
+    struct job *job;
+
+    for (uint64_t successes = 0; successes < JOB_FAILURES_MAX; successes++) {
+        job = add_named(jobs, HSM_SIGN, "broken");
+        (void)jobs_failed(jobs, job, successes, NOW);
+        jobs_release(jobs, job);
+    }
+    (void)send_one(jobs, HSM_SIGN);
+    job = add_named(jobs, HSM_SIGN, "broken");
+    assert_ptr_equal(send_next(jobs), job);
 }
 
 static void failures_are_counted_anew_after_a_success_and_after_30_s(void **state)
@@ -498,6 +539,7 @@ int main(void)
         BOOKS(a_suspect_waits_for_the_signatures_at_the_worker),
         BOOKS(a_suspect_does_not_wait_for_a_slow_generation),
         BOOKS(a_suspect_that_goes_back_sets_the_worker_free),
+        BOOKS(a_request_starts_without_the_deaths_and_failures_of_the_one_before_it),
         BOOKS(a_number_is_never_given_twice),
         BOOKS(numbers_go_round_without_being_zero),
         BOOKS(a_queued_request_is_not_found_by_number),
@@ -506,9 +548,11 @@ int main(void)
         BOOKS(an_abandoned_request_keeps_its_number_and_its_place),
         BOOKS(a_queued_request_that_is_abandoned_is_gone),
         BOOKS(late_is_what_has_not_been_answered_by_its_deadline),
+        BOOKS(a_generation_that_was_begun_is_never_late),
         BOOKS(a_request_without_deadline_is_never_late),
         BOOKS(failures_are_counted_for_an_operation_on_a_key),
         BOOKS(what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone),
+        BOOKS(a_key_past_hope_is_not_tried_alone),
         BOOKS(failures_are_counted_anew_after_a_success_and_after_30_s),
         BOOKS(the_failures_longest_ago_make_room_for_others),
         BOOKS(a_subject_that_ends_worker_after_worker_while_others_do_well_is_not_tried_for_30_s),

@@ -417,9 +417,14 @@ static void a_reconfiguration_keeps_the_keys_and_hands_over_who_waits(void **sta
     struct answer second;
 
     (void)state;
+    token->mischief = SLOW_BUT_FOR_CA;
+    ask(&second, PATIENCE_S * CLOCK_SECOND);
+    while (token->refused == 0)
+        nap();
     open_keymanager();
     assert_string_equal(sign_once().label, first.label);
-    second = make_key();
+    token->mischief = NONE;
+    hear(&second, FAULT_NONE);
     assert_left(second.label);
 }
 

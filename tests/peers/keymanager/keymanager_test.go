@@ -202,6 +202,8 @@ func TestRequestsThatCannotBeAreRefusedWithTheirReason(t *testing.T) {
 	expect(t, err, codes.InvalidArgument, "unknown key type 99")
 	_, err = km.GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: strings.Repeat("x", 256), KeyType: p256})
 	expect(t, err, codes.InvalidArgument, "255")
+	_, err = km.GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: "__check", KeyType: p256})
+	expect(t, err, codes.InvalidArgument, "reserved")
 	_, err = km.GetPublicKey(ctx, &keymanagerv1.GetPublicKeyRequest{})
 	expect(t, err, codes.InvalidArgument, "key id is required")
 	_, err = km.GetPublicKey(ctx, &keymanagerv1.GetPublicKeyRequest{KeyId: "nope"})
