@@ -98,6 +98,15 @@ static bool once(enum mischief mischief)
     return atomic_compare_exchange_strong(&token->mischief, &mischief, NONE);
 }
 
+static unsigned objects(void)
+{
+    unsigned count = 0;
+
+    for (size_t i = 0; i < OBJECTS; i++)
+        count += token->objects[i].there != 0;
+    return count;
+}
+
 static struct object *lookup(const char *label)
 {
     for (size_t i = 0; i < OBJECTS; i++)

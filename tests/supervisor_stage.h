@@ -110,6 +110,20 @@ static inline bool wait_for_change(void)
     return pthread_cond_timedwait(&front.changed, &front.mutex, &until) == 0;
 }
 
+/* Waits until `count` changes `by`; false if it does not. */
+static inline bool await_more(const unsigned *count, unsigned by)
+{
+    bool moving = true;
+    unsigned from;
+
+    (void)pthread_mutex_lock(&front.mutex);
+    from = *count;
+    while (*count - from < by && moving)
+        moving = wait_for_change();
+    (void)pthread_mutex_unlock(&front.mutex);
+    return moving;
+}
+
 static inline void submit(struct call *call)
 {
     supervisor_submit(front.supervisor, &(struct supervisor_request){.request = &call->request,

@@ -1,83 +1,7 @@
 /* The supervisor's books: who is sent next, and what a number stands for. */
-#include "../plugin/jobs.h"
+#include "jobs_books.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
-#include "../hsm/clock.h"
 #include "../hsm/frame.h"
-
-enum { NOW = 1000, FOUR_THREADS = 4 };
-
-static void unused_done(void *context, const struct hsm_reply *reply)
-{
-    (void)context;
-    (void)reply;
-}
-
-static int open_books(void **state)
-{
-    struct jobs *jobs = calloc(1, sizeof *jobs);
-
-    if (!jobs)
-        return -1;
-    jobs_open(jobs);
-    *state = jobs;
-    return 0;
-}
-
-static int close_books(void **state)
-{
-    struct jobs *jobs = *state;
-
-    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++)
-        if (jobs->table[i].state != JOB_FREE)
-            jobs_release(jobs, &jobs->table[i]);
-    assert_true(jobs_idle(jobs));
-    assert_int_equal(jobs->sent + jobs->slow_sent + jobs->alone, 0);
-    free(jobs);
-    return 0;
-}
-
-static struct job *add_until(struct jobs *jobs, enum hsm_op op, int64_t deadline)
-{
-    const struct hsm_request request = {.op = op};
-
-    return jobs_add(
-        jobs, &(struct supervisor_request){
-                  .request = &request, .deadline = deadline, .done = unused_done, .context = jobs});
-}
-
-static struct job *add(struct jobs *jobs, enum hsm_op op)
-{
-    struct job *job = add_until(jobs, op, CLOCK_NEVER);
-
-    assert_non_null(job);
-    return job;
-}
-
-/* What a worker of four threads is sent next, or NULL. */
-static struct job *send_next(struct jobs *jobs)
-{
-    struct job *job = jobs_next(jobs, FOUR_THREADS, NOW);
-
-    if (job)
-        jobs_sent(jobs, job);
-    return job;
-}
-
-static struct job *send_one(struct jobs *jobs, enum hsm_op op)
-{
-    struct job *job = add(jobs, op);
-
-    jobs_sent(jobs, job);
-    return job;
-}
 
 /* ---- order ---- */
 
@@ -192,74 +116,6 @@ static void a_steady_stream_of_generations_does_not_keep_signatures_out(void **s
     for (size_t i = 0; i < FOUR_THREADS / 2; i++)
         assert_int_equal(send_next(jobs)->op, HSM_GENERATE);
     assert_ptr_equal(send_next(jobs), sign);
-}
-
-/* ---- what kills workers ---- */
-
-static struct job *with_deaths(struct job *job, unsigned deaths)
-{
-    job->deaths = deaths;
-    return job;
-}
-
-static void a_suspect_is_tried_with_no_other_signature_beside_it(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *suspect = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
-    struct job *other = add(jobs, HSM_SIGN);
-
-    assert_ptr_equal(send_next(jobs), suspect);
-    assert_null(send_next(jobs));
-    jobs_release(jobs, suspect);
-    assert_ptr_equal(send_next(jobs), other);
-}
-
-static void a_suspect_waits_for_the_signatures_at_the_worker(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *busy = send_one(jobs, HSM_SIGN);
-    struct job *suspect = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
-
-    (void)add(jobs, HSM_SIGN);
-    assert_null(send_next(jobs));
-    jobs_release(jobs, busy);
-    assert_ptr_equal(send_next(jobs), suspect);
-}
-
-static void a_suspect_does_not_wait_for_a_slow_generation(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *suspect;
-
-    (void)send_one(jobs, HSM_GENERATE);
-    suspect = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
-    assert_ptr_equal(send_next(jobs), suspect);
-}
-
-static void a_suspect_that_goes_back_sets_the_worker_free(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *suspect = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
-    struct job *other = add(jobs, HSM_SIGN);
-
-    assert_ptr_equal(send_next(jobs), suspect);
-    suspect->deaths = JOB_DEATHS_MAX;
-    jobs_release(jobs, suspect);
-    assert_ptr_equal(send_next(jobs), other);
-    assert_int_equal(jobs->alone, 0);
-}
-
-static void a_request_starts_without_the_deaths_and_failures_of_the_one_before_it(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *job = with_deaths(add(jobs, HSM_SIGN), JOB_DEATHS_MAX - 1);
-
-    (void)jobs_failed(jobs, job, 5, NOW);
-    jobs_did_well(jobs, job);
-    jobs_release(jobs, job);
-    assert_ptr_equal(add(jobs, HSM_SIGN), job);
-    assert_int_equal(job->deaths, 0);
-    assert_int_equal(job->failures, 0);
 }
 
 /* ---- numbers ---- */
@@ -398,131 +254,12 @@ static void a_request_without_deadline_is_never_late(void **state)
     assert_ptr_equal(jobs_late(jobs, NOW, true), job);
 }
 
-static struct job *add_named(struct jobs *jobs, enum hsm_op op, const char *label)
-{
-    struct hsm_request request = {.op = op};
-
-    (void)snprintf(request.key.label, sizeof request.key.label, "%s", label);
-    return jobs_add(jobs, &(struct supervisor_request){
-                              .request = &request, .deadline = CLOCK_NEVER, .done = unused_done});
-}
-
-static void failures_are_counted_for_an_operation_on_a_key(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *first = add_named(jobs, HSM_SIGN, "a");
-    struct job *second = add_named(jobs, HSM_SIGN, "a");
-
-    assert_int_equal(jobs_failed(jobs, first, 5, NOW)->failures, 1);
-    assert_int_equal(jobs_failed(jobs, second, 6, NOW)->failures, 2);
-    assert_int_equal(jobs_failed(jobs, add_named(jobs, HSM_SIGN, "b"), 7, NOW)->failures, 1);
-    assert_int_equal(jobs_failed(jobs, add_named(jobs, HSM_PROVE, "a"), 7, NOW)->failures, 1);
-    assert_int_equal(jobs_failed(jobs, first, 8, NOW)->failures, 3);
-    assert_int_equal(jobs_failed(jobs, first, 8, NOW)->successes_seen, 5);
-    assert_int_equal(first->failures, 3);
-    assert_int_equal(second->failures, 1);
-    assert_int_equal(second->successes_seen, 6);
-}
-
-static void what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *first = add_named(jobs, HSM_SIGN, "a");
-    struct job *second = add_named(jobs, HSM_SIGN, "a");
-    struct job *other = add_named(jobs, HSM_SIGN, "b");
-
-    jobs_sent(jobs, first);
-    (void)jobs_failed(jobs, first, 5, NOW);
-    jobs_requeue(jobs, first);
-    assert_ptr_equal(send_next(jobs), other);
-    assert_null(send_next(jobs));
-    jobs_release(jobs, other);
-    assert_ptr_equal(send_next(jobs), second);
-    assert_null(send_next(jobs));
-    jobs_did_well(jobs, second);
-    jobs_release(jobs, second);
-    assert_ptr_equal(send_next(jobs), first);
-}
-
-/* Alone each time it is asked for, it would keep all others waiting. */
-static void a_key_past_hope_is_not_tried_alone(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *job;
-
-    for (uint64_t successes = 0; successes < JOB_FAILURES_MAX; successes++) {
-        job = add_named(jobs, HSM_SIGN, "broken");
-        (void)jobs_failed(jobs, job, successes, NOW);
-        jobs_release(jobs, job);
-    }
-    (void)send_one(jobs, HSM_SIGN);
-    job = add_named(jobs, HSM_SIGN, "broken");
-    assert_ptr_equal(send_next(jobs), job);
-}
-
-static void failures_are_counted_anew_after_a_success_and_after_30_s(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *job = add_named(jobs, HSM_SIGN, "a");
-
-    (void)jobs_failed(jobs, job, 5, NOW);
-    jobs_did_well(jobs, add_named(jobs, HSM_SIGN, "b"));
-    assert_int_equal(jobs_failed(jobs, job, 6, NOW)->failures, 2);
-    jobs_did_well(jobs, add_named(jobs, HSM_SIGN, "a"));
-    assert_int_equal(jobs_failed(jobs, job, 7, NOW)->failures, 1);
-    assert_int_equal(jobs_failed(jobs, job, 8, NOW + 30 * CLOCK_SECOND)->failures, 2);
-    assert_int_equal(jobs_failed(jobs, job, 9, NOW + 30 * CLOCK_SECOND + 1)->failures, 1);
-    assert_int_equal(jobs_failed(jobs, job, 9, NOW + 40 * CLOCK_SECOND)->successes_seen, 9);
-}
-
-static void the_failures_longest_ago_make_room_for_others(void **state)
-{
-    struct jobs *jobs = *state;
-    char label[] = "a";
-    struct job *job[FAILINGS_MAX + 1];
-
-    for (size_t i = 0; i <= FAILINGS_MAX; i++, label[0]++) {
-        job[i] = add_named(jobs, HSM_SIGN, label);
-        (void)jobs_failed(jobs, job[i], 5, NOW + (int64_t)i);
-    }
-    for (size_t i = FAILINGS_MAX; i > 0; i--)
-        assert_int_equal(jobs_failed(jobs, job[i], 5, NOW + 20)->failures, 2);
-    assert_int_equal(jobs_failed(jobs, job[0], 5, NOW + 20)->failures, 1);
-}
-
-static void a_subject_that_ends_worker_after_worker_while_others_do_well_is_not_tried_for_30_s(
-    void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *first = add_named(jobs, HSM_SIGN, "a");
-    struct job *second = add_named(jobs, HSM_SIGN, "a");
-
-    jobs_sent(jobs, first);
-    jobs_died(jobs, first, 5, NOW);
-    jobs_died(jobs, second, 5, NOW); /* one worker, whoever was there */
-    jobs_died(jobs, first, 6, NOW + 1);
-    assert_false(jobs_deadly(jobs, second, NOW + 1));
-    jobs_requeue(jobs, first);
-    assert_ptr_equal(send_next(jobs), second);
-    assert_null(send_next(jobs)); /* it is tried alone */
-    jobs_died(jobs, second, 6, NOW + 2);
-    jobs_requeue(jobs, second);
-    assert_null(send_next(jobs));
-    assert_ptr_equal(jobs_late(jobs, NOW + 2, false), first);
-    assert_null(jobs_next(jobs, FOUR_THREADS, NOW + 2 + 30 * CLOCK_SECOND));
-    assert_ptr_equal(jobs_next(jobs, FOUR_THREADS, NOW + 3 + 30 * CLOCK_SECOND), first);
-    jobs_died(jobs, first, 9, NOW + 3 + 30 * CLOCK_SECOND);
-    assert_false(jobs_deadly(jobs, first, NOW + 3 + 30 * CLOCK_SECOND));
-}
-
 static void only_generating_must_not_be_asked_twice(void **state)
 {
     (void)state;
     for (enum hsm_op op = HSM_SCAN; op <= HSM_PING; op++)
         assert_int_equal(jobs_repeatable(op), op != HSM_GENERATE);
 }
-
-#define BOOKS(test) cmocka_unit_test_setup_teardown(test, open_books, close_books)
 
 int main(void)
 {
@@ -535,11 +272,6 @@ int main(void)
         BOOKS(slow_operations_leave_half_of_the_threads_to_signing),
         BOOKS(one_session_generates_too),
         BOOKS(a_steady_stream_of_generations_does_not_keep_signatures_out),
-        BOOKS(a_suspect_is_tried_with_no_other_signature_beside_it),
-        BOOKS(a_suspect_waits_for_the_signatures_at_the_worker),
-        BOOKS(a_suspect_does_not_wait_for_a_slow_generation),
-        BOOKS(a_suspect_that_goes_back_sets_the_worker_free),
-        BOOKS(a_request_starts_without_the_deaths_and_failures_of_the_one_before_it),
         BOOKS(a_number_is_never_given_twice),
         BOOKS(numbers_go_round_without_being_zero),
         BOOKS(a_queued_request_is_not_found_by_number),
@@ -550,12 +282,6 @@ int main(void)
         BOOKS(late_is_what_has_not_been_answered_by_its_deadline),
         BOOKS(a_generation_that_was_begun_is_never_late),
         BOOKS(a_request_without_deadline_is_never_late),
-        BOOKS(failures_are_counted_for_an_operation_on_a_key),
-        BOOKS(what_asks_for_the_same_as_one_that_failed_goes_behind_and_is_tried_alone),
-        BOOKS(a_key_past_hope_is_not_tried_alone),
-        BOOKS(failures_are_counted_anew_after_a_success_and_after_30_s),
-        BOOKS(the_failures_longest_ago_make_room_for_others),
-        BOOKS(a_subject_that_ends_worker_after_worker_while_others_do_well_is_not_tried_for_30_s),
         BOOKS(only_generating_must_not_be_asked_twice),
     };
 

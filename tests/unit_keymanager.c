@@ -82,15 +82,6 @@ static struct answer sign_once(void)
     return answer;
 }
 
-static unsigned objects(void)
-{
-    unsigned count = 0;
-
-    for (size_t i = 0; i < OBJECTS; i++)
-        count += token->objects[i].there != 0;
-    return count;
-}
-
 static void assert_left(const char *label)
 {
     int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;

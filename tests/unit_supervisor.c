@@ -37,20 +37,6 @@ static void ask_again(void *context, const struct hsm_reply *reply)
                                                    .context = traffic});
 }
 
-/* Waits until `count` changes `by`; false if it does not. */
-static bool await_more(const unsigned *count, unsigned by)
-{
-    bool moving = true;
-    unsigned from;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    from = *count;
-    while (*count - from < by && moving)
-        moving = wait_for_change();
-    (void)pthread_mutex_unlock(&front.mutex);
-    return moving;
-}
-
 static void fifty_kills_under_load_cost_no_signature(void **state)
 {
     static struct traffic traffic[IN_FLIGHT];
@@ -217,33 +203,6 @@ static void a_worker_that_hangs_is_replaced_and_others_go_on(void **state)
         assert_done_at_once();
     assert_done(&hang);
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
-    end();
-}
-
-/* Of a PIN that no file holds nothing but this remembers that it was wrong. */
-static void a_refused_pin_is_not_tried_again_by_another_worker(void **state)
-{
-    const struct supervisor_options options = usual();
-
-    (void)state;
-    script->opening = PIN_IS_WRONG;
-    start_with(&options);
-    assert_true(await_more(&front.ticks, 15)); /* three seconds */
-    assert_int_equal(script->starts, 1);
-    end();
-}
-
-static void an_idle_worker_is_not_taken_for_one_that_hangs(void **state)
-{
-    struct supervisor_options options = usual();
-
-    (void)state;
-    options.operation_limit = CLOCK_SECOND / 2;
-    start_with(&options);
-    await_token();
-    assert_true(await_more(&front.ticks, 5)); /* a second */
-    assert_done_at_once();
-    assert_int_equal(supervisor_restarts(front.supervisor), 0);
     end();
 }
 
@@ -506,8 +465,6 @@ int main(int argc, char **argv)
         PLAY(a_worker_that_dies_at_every_start_is_started_less_and_less),
         PLAY(what_went_wrong_lately_is_the_reason_given),
         PLAY(a_worker_that_hangs_is_replaced_and_others_go_on),
-        PLAY(a_refused_pin_is_not_tried_again_by_another_worker),
-        PLAY(an_idle_worker_is_not_taken_for_one_that_hangs),
         PLAY(a_request_that_always_hangs_is_given_up_alone),
         PLAY(a_slow_generation_is_let_be_and_signatures_pass_it),
         PLAY(a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs),

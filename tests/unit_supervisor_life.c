@@ -19,6 +19,33 @@ static void a_refusal_for_good_is_not_waited_out(void **state)
     end();
 }
 
+/* Of a PIN that no file holds nothing but this remembers that it was wrong. */
+static void a_refused_pin_is_not_tried_again_by_another_worker(void **state)
+{
+    const struct supervisor_options options = usual();
+
+    (void)state;
+    script->opening = PIN_IS_WRONG;
+    start_with(&options);
+    assert_true(await_more(&front.ticks, 15)); /* three seconds */
+    assert_int_equal(script->starts, 1);
+    end();
+}
+
+static void an_idle_worker_is_not_taken_for_one_that_hangs(void **state)
+{
+    struct supervisor_options options = usual();
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 2;
+    start_with(&options);
+    await_token();
+    assert_true(await_more(&front.ticks, 5)); /* a second */
+    assert_done_at_once();
+    assert_int_equal(supervisor_restarts(front.supervisor), 0);
+    end();
+}
+
 static void an_absent_token_is_waited_for(void **state)
 {
     const struct supervisor_options options = usual();
@@ -365,6 +392,8 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         PLAY(a_refusal_for_good_is_not_waited_out),
+        PLAY(a_refused_pin_is_not_tried_again_by_another_worker),
+        PLAY(an_idle_worker_is_not_taken_for_one_that_hangs),
         PLAY(an_absent_token_is_waited_for),
         PLAY(waiting_for_a_token_that_never_opens_can_be_called_off),
         PLAY(a_late_answer_reaches_nobody),
