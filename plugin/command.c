@@ -22,7 +22,8 @@ static const struct option {
 } options[] = {
     {"--config", "FILE", offsetof(struct command_options, config), CHECK | KEYS | PRUNE,
      "plugin_data, or the server's or agent's whole configuration: then the\n"
-     "        KeyManager block whose plugin_cmd ends in spire-hsm, or the only one"},
+     "        KeyManager block whose plugin_cmd ends in spire-hsm, or the only one;\n"
+     "        of several the one that is enabled"},
     {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain), CHECK | KEYS | PRUNE,
      "the trust domain, where FILE is plugin_data alone"},
     {"--expand-env", NULL, offsetof(struct command_options, expand_env), CHECK | KEYS | PRUNE,
