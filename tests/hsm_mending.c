@@ -399,6 +399,23 @@ static void token_that_went_away_is_not_an_empty_one(void **state)
     assert_int_equal(rename(to, from), 0);
 }
 
+static CK_RV tells_of_another_token(CK_SLOT_ID slot, CK_TOKEN_INFO_PTR info)
+{
+    CK_RV rv = real->C_GetTokenInfo(slot, info);
+
+    info->serialNumber[0] ^= 1;
+    return rv;
+}
+
+static void token_in_the_place_of_another_is_not_an_empty_one(void **state)
+{
+    struct hsm_request prove = room_request(HSM_PROVE, "a", HSM_KEY_NONE);
+
+    (void)state;
+    bent.C_GetTokenInfo = tells_of_another_token;
+    assert_int_equal(room_execute(token, &prove).fault.ckr, CKR_TOKEN_NOT_PRESENT);
+}
+
 static void empty_token_is_empty(void **state)
 {
     struct hsm_request request = {.op = HSM_SCAN, .prefix = "sp1-"};
@@ -477,6 +494,7 @@ int main(void)
         TEST(fewer_sessions_than_wished_for_make_do),
         TEST(no_session_at_all_is_an_error_not_a_wait),
         TEST(token_that_went_away_is_not_an_empty_one),
+        TEST(token_in_the_place_of_another_is_not_an_empty_one),
         TEST(empty_token_is_empty),
         TEST(silent_logout_in_the_middle_of_a_search_is_noticed),
         TEST(impossible_counts_are_refused),
