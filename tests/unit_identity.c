@@ -238,6 +238,19 @@ static void a_file_others_can_write_is_refused(void **state)
     assert_refused(*state, "0602");
 }
 
+/* Whoever owns it decides which keys are ours. */
+static void a_file_of_another_user_is_refused(void **state)
+{
+    const struct place *place = *state;
+
+    put_text(place, "server-7");
+    if (chown(place->config.keymanager.key_identifier_file, 4242, (gid_t)-1) != 0) {
+        print_message("skipped: files cannot be given away here\n");
+        skip();
+    }
+    assert_refused(place, "belongs to somebody else");
+}
+
 static void a_missing_folder_is_an_error_that_names_the_setting(void **state)
 {
     struct place *place = *state;
@@ -274,6 +287,7 @@ int main(void)
         AT(an_empty_file_is_not_an_identity),
         AT(more_than_256_bytes_are_refused_not_cut),
         AT(a_file_others_can_write_is_refused),
+        AT(a_file_of_another_user_is_refused),
         AT(a_missing_folder_is_an_error_that_names_the_setting),
         AT(what_is_not_a_regular_file_is_refused_at_once),
     };
