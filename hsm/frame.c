@@ -245,6 +245,7 @@ static void put_open(struct writer *w, const struct frame *frame)
     put_text(w, settings->latch, sizeof settings->latch);
     put_number(w, 4, settings->sessions);
     put_number(w, 1, settings->lenient);
+    put_number(w, 1, settings->least);
 }
 
 static void get_open(struct reader *r, struct frame *frame)
@@ -260,6 +261,7 @@ static void get_open(struct reader *r, struct frame *frame)
     get_text(r, settings->latch, sizeof settings->latch, "PIN latch");
     settings->sessions = get_sessions(r);
     settings->lenient = get_flag(r, "lenient");
+    settings->least = get_flag(r, "least");
 }
 
 static void put_ready(struct writer *w, const struct frame *frame)

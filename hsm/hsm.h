@@ -96,6 +96,7 @@ struct hsm_settings {
     bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
                                     cannot be read; never one where they are readable and wrong,
                                     but for LOCAL where the other two are right (NSS) */
+    bool least;                  /* ask for a key with the least of attributes at once */
 };
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */

@@ -216,8 +216,10 @@ static const struct habit {
     {"NSS Internal Crypto Services", 1}, /* has no place for COPYABLE */
 };
 
-static unsigned first_tier(const struct hsm_token_info *info)
+static unsigned first_tier(const struct hsm_settings *settings, const struct hsm_token_info *info)
 {
+    if (settings->least)
+        return OBJECT_TEMPLATE_TIERS - 1;
     for (size_t i = 0; i < sizeof habits / sizeof habits[0]; i++)
         if (strcmp(info->library, habits[i].library) == 0)
             return habits[i].tier;
@@ -263,7 +265,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
         return -1;
     }
     made->lenient = settings->lenient;
-    made->tier = first_tier(&about);
+    made->tier = first_tier(settings, &about);
     cache_open(&made->cache);
     hints_open(&made->hints);
     *info = about;

@@ -303,7 +303,8 @@ static void destroy(const struct trial *trial, const char *gone)
 
 static const char make_advice[] =
     "allow the role to make keys; for a label or id that the token cuts, see label_max and "
-    "cka_id_length; for attributes it does not tell, attribute_check";
+    "cka_id_length; for attributes it does not tell, attribute_check; for an error "
+    "that says nothing of the kind, key_template";
 
 static void try_type(struct check *check, enum hsm_key_type type)
 {

@@ -264,7 +264,8 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
 void config_settings(const struct config_keymanager *config, struct hsm_settings *settings)
 {
     *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
-                                      .lenient = config->lenient};
+                                      .lenient = config->lenient,
+                                      .least = config->least};
     memcpy(settings->module, config->module, sizeof settings->module);
     memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
     memcpy(settings->token, config->token, sizeof settings->token);

@@ -37,6 +37,7 @@ struct config_keymanager {
     int64_t keep_alive; /* 0 = off */
     bool destroy_superseded;
     bool lenient; /* attribute_check = "lenient" */
+    bool least;   /* key_template = "least" */
     int64_t cka_id_length;
     int64_t label_max; /* 0 = no limit */
 };

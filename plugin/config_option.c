@@ -9,6 +9,7 @@
 /* ---- the tables ---- */
 
 static const struct option_choice attribute_checks[] = {{"strict", false}, {"lenient", true}, {0}};
+static const struct option_choice key_templates[] = {{"full", false}, {"least", true}, {0}};
 static const struct option_choice id_lengths[] = {{"16", 16}, {"2", 2}, {0}};
 static const struct option_choice formats[] = {
     {"spiffe", BUNDLE_SPIFFE}, {"jwks", BUNDLE_JWKS}, {"pem", BUNDLE_PEM}, {0}};
@@ -63,6 +64,10 @@ static const struct config_option keymanager_options[] = {
      .choices = attribute_checks,
      .help = "lenient takes a key of which the token does not tell that it was made there and "
              "never left"},
+    {"key_template", OPTION_CHOICE, FIELD(keymanager.least), .initial = "full",
+     .choices = key_templates,
+     .help = "least asks for a key with fewer attributes, where the token fails and does not tell "
+             "that it is for them"},
     {"cka_id_length", OPTION_CHOICE, FIELD(keymanager.cka_id_length), .initial = "16",
      .choices = id_lengths, .help = "bytes of CKA_ID; 2 for a token that has no room for 16"},
     {"label_max", OPTION_INTEGER, FIELD(keymanager.label_max), .initial = "0", .low = "40",

@@ -4,7 +4,9 @@
 
 #include <errno.h>
 
+#include "../hsm/object.h"
 #include "../hsm/pin.h"
+#include "../hsm/token.h"
 
 static void tells_what_the_token_is_and_can_do(void **state)
 {
@@ -328,12 +330,47 @@ static void wiped_settings_hold_nothing(void **state)
     assert_memory_equal(settings.pin_text, nothing.pin_text, sizeof settings.pin_text);
 }
 
+static bool may_be_modified(struct hsm_token *token, const char *name)
+{
+    struct hsm_request request = room_request(HSM_PROVE, name, HSM_KEY_NONE);
+    struct object_halves found;
+    struct object_value value;
+    struct session session;
+    struct fault fault;
+
+    assert_int_equal(session_borrow(&token->pool, &session, &fault), 0);
+    assert_int_equal(object_find(&session, &request.key, &found, &fault), 0);
+    assert_int_equal(found.private_keys.count, 1);
+    assert_int_equal(
+        object_read(&session, found.private_keys.handles[0], CKA_MODIFIABLE, &value, &fault), 0);
+    session_return(&token->pool, &session);
+    return value.bytes[0] != CK_FALSE;
+}
+
+static void least_template_is_asked_for_at_once(void **state)
+{
+    struct hsm_settings settings = room_good();
+    struct hsm_token *token = room_open(&settings);
+
+    (void)state;
+    (void)room_generate(token, "full", HSM_EC_P256);
+    if (softhsm_profile()[0] == '\0') /* who refuses it gets another template */
+        assert_false(may_be_modified(token, "full"));
+    hsm_close(token);
+    settings.least = true;
+    token = room_open(&settings);
+    (void)room_generate(token, "least", HSM_EC_P256);
+    assert_true(may_be_modified(token, "least"));
+    hsm_close(token);
+}
+
 #define TEST(test) cmocka_unit_test_setup_teardown(test, room_setup, room_teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(tells_what_the_token_is_and_can_do),
+        TEST(least_template_is_asked_for_at_once),
         TEST(every_request_is_checked_before_the_token_is_asked),
         TEST(token_that_is_not_there_is_named_with_those_that_are),
         TEST(several_tokens_that_match_are_ambiguous),

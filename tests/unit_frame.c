@@ -48,6 +48,7 @@ static const struct frame *usual_open(void)
     (void)strcpy(frame->settings.latch, "/var/lib/spire/identity.pin");
     frame->settings.sessions = 4;
     frame->settings.lenient = true;
+    frame->settings.least = true;
     return frame;
 }
 

@@ -68,7 +68,7 @@ func newTPM(t *testing.T) *tpm {
 	})
 	k := &tpm{socket: socket, token: token{env: env,
 		data: "module = \"" + tpmModule + "\"\ntoken = \"pkcs11:token=spire\"\npin_file = \"" + dir + "/pin\"\n" +
-			"key_identifier_file = \"" + dir + "/hsm-id\"\n",
+			"key_identifier_file = \"" + dir + "/hsm-id\"\nmax_sessions = 1\n",
 		keys: map[string]keymanagerv1.KeyType{"x509-CA-A": p256, "JWT-Signer-A": rsa2048, "x509-CA-B": p384}}}
 	k.kill = k.manage(t)
 	eventually(t, "the TPM answers", func() bool {
