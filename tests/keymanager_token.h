@@ -22,7 +22,14 @@
 #include "../hsm/clock.h"
 #include "../plugin/child.h"
 
-enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, OBJECTS = 32, PATIENCE_S = 60, SLOW_SCAN_S = 2 };
+enum {
+    WORKER_SOCKET = 3,
+    WORKER_PAGE = 4,
+    OBJECTS = 32,
+    PATIENCE_S = 60,
+    SLOW_SCAN_S = 2,
+    DESTROYED_AGAIN_S = 7
+};
 
 static const char token_variable[] = "UNIT_KEYMANAGER_TOKEN";
 
@@ -113,6 +120,28 @@ static struct object *lookup(const char *label)
         if (token->objects[i].there && strcmp(token->objects[i].label, label) == 0)
             return &token->objects[i];
     return NULL;
+}
+
+static void assert_left(const char *label)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+    struct object *object;
+
+    while (objects() > 1 && clock_now() < until)
+        nap();
+    assert_int_equal(objects(), 1);
+    object = lookup(label);
+    assert_non_null(object);
+    assert_int_equal(object->there, 2);
+}
+
+static void await(enum mischief mischief)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+
+    while (token->mischief != mischief && clock_now() < until)
+        nap();
+    assert_int_equal(token->mischief, mischief);
 }
 
 static void put(const struct hsm_key_name *name, enum hsm_key_type type, int there)
