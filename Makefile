@@ -123,9 +123,11 @@ layers: ## the order of the rooms
 	$(call forbid,#include <jansson,$(wildcard hsm/*))
 	@echo "layers: fine"
 
-format-check: ## .clang-format and gofmt
+format-check: ## .clang-format, gofmt; and scripts can be run
 	@clang-format --dry-run -Werror $(SOURCES)
 	@unformatted=$$(gofmt -l tests/peers); [ -z "$$unformatted" ] || { echo "gofmt: $$unformatted"; false; }
+	@for script in $$(grep -sl '^#!' tests/* packaging/* .ci/*); do \
+	    [ -x $$script ] || { echo "$$script cannot be run: chmod +x"; exit 1; }; done
 	@echo "format: fine"
 
 clean:
