@@ -22,7 +22,12 @@
 #include "../plugin/log.h"
 #include "../plugin/supervisor.h"
 
-enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250, HISTORIES = 1500 };
+enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
+#ifdef __SANITIZE_THREAD__ /* there is one thread */
+enum { HISTORIES = 100 };
+#else
+enum { HISTORIES = 1500 };
+#endif
 
 enum sharing {
     OWN_FILES,  /* each server has its own key_identifier_file */

@@ -51,6 +51,11 @@ func bare(t *testing.T, r *row, options string) *stage {
 	s := &stage{T: t, row: r, token: token, module: faulty.Wrap(t, token), ended: map[int]bool{}, began: time.Now()}
 	s.data = s.module.In(token.PluginData(options))
 	s.start()
+	t.Cleanup(func() {
+		if lines := s.p.Logs.Lines(); t.Failed() {
+			t.Logf("the end of the plugin's log:\n%s", lines[max(0, len(lines)-100):])
+		}
+	})
 	return s
 }
 
