@@ -5,12 +5,13 @@
 
 #include <openssl/rand.h>
 
+#include "clock.h"
 #include "object.h"
 #include "pubkey.h"
 #include "rv.h"
 #include "sign.h"
 
-enum { DESTROY_ROUNDS = 3 };
+enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 3 };
 
 /* ---- finding ---- */
 
@@ -316,24 +317,41 @@ static int after_full(const struct call *call, const struct session *session, st
     return -1;
 }
 
+static int read_names(const struct session *session, const struct object_pair *pair,
+                      const struct hsm_key_name *name, enum object_naming naming[2],
+                      struct fault *fault)
+{
+    naming[0] = naming[1] = OBJECT_NAMED;
+    if (pair->private_key != CK_INVALID_HANDLE &&
+        object_naming(session, pair->private_key, name, &naming[0], fault) != 0)
+        return -1;
+    return pair->public_key == CK_INVALID_HANDLE
+               ? 0
+               : object_naming(session, pair->public_key, name, &naming[1], fault);
+}
+
 /* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
- * again, by us or by who asked, so it goes now; but not for a name that cannot be read. */
+ * again, by us or by who asked, so it goes now; but not for a name that cannot be read, nor
+ * at first sight: SoftHSM shows an object that has just been touched without any for a moment. */
 static int check_names(const struct call *call, const struct session *session,
                        const struct object_pair *pair, struct fault *fault)
 {
+    static const struct timespec moment = {.tv_nsec = 100 * CLOCK_MILLISECOND};
     const struct hsm_key_name *name = &call->request->key;
     const CK_OBJECT_HANDLE halves[] = {pair->private_key, pair->public_key};
-    enum object_naming naming[] = {OBJECT_NAMED, OBJECT_NAMED};
+    enum object_naming naming[2];
 
-    for (size_t i = 0; i < 2; i++)
-        if (halves[i] != CK_INVALID_HANDLE &&
-            object_naming(session, halves[i], name, &naming[i], fault) != 0)
+    for (int look = 0; look < NAME_LOOKS; look++) {
+        if (look > 0)
+            (void)nanosleep(&moment, NULL);
+        if (read_names(session, pair, name, naming, fault) != 0)
             return doubt(fault);
-    if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
-        return 0;
-    if (naming[0] == OBJECT_UNREADABLE || naming[1] == OBJECT_UNREADABLE) {
-        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
-        return doubt(fault);
+        if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
+            return 0;
+        if (naming[0] == OBJECT_UNREADABLE || naming[1] == OBJECT_UNREADABLE) {
+            (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
+            return doubt(fault);
+        }
     }
     for (size_t i = 0; i < 2; i++)
         if (halves[i] != CK_INVALID_HANDLE && object_destroy(session, halves[i], fault) != 0)

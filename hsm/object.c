@@ -94,6 +94,12 @@ static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULON
     return ended == CKR_OK ? 0 : rv_fault(ended, "C_FindObjectsFinal", fault);
 }
 
+static int too_many(const struct hsm_key_name *name, struct fault *fault)
+{
+    return fault_set(fault, FAULT_INTERNAL, "token finds %d objects named %s or more",
+                     OBJECT_FOUND_MAX, name->label);
+}
+
 static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
                    const struct hsm_key_name *name, struct object_halves *found,
                    struct fault *fault)
@@ -111,7 +117,63 @@ static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
     if (naming != OBJECT_NAMED || (class != CKO_PRIVATE_KEY && class != CKO_PUBLIC_KEY))
         return 0;
     list = class == CKO_PRIVATE_KEY ? &found->private_keys : &found->public_keys;
+    if (list->count == OBJECT_FOUND_MAX)
+        return too_many(name, fault);
     list->handles[list->count++] = handle;
+    return 0;
+}
+
+/* One after the other, as far as they can be read. *unread is what came of the latest that
+ * cannot: then what was not found may be there all the same. */
+static int sort_all(const struct session *session, const struct hsm_key_name *name,
+                    struct object_halves *found, struct fault *unread, struct fault *fault)
+{
+    CK_OBJECT_HANDLE batch[BATCH];
+    CK_ULONG count;
+
+    do {
+        CK_RV rv;
+
+        count = 0;
+        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
+        if (rv != CKR_OK)
+            return rv_fault(rv, "C_FindObjects", fault);
+        for (CK_ULONG i = 0; i < count && i < BATCH; i++)
+            if (sort_in(session, batch[i], name, found, fault) != 0) {
+                if (fault->ckr != CKR_GENERAL_ERROR)
+                    return -1;
+                *unread = *fault;
+            }
+    } while (count > 0 && count <= BATCH);
+    return 0;
+}
+
+/* SoftHSM, killed in the middle of a write, leaves an object of which a name cannot be
+ * decrypted, and then each search for a name fails. A token that is away fails here too. */
+static int find_among_all(const struct session *session, const struct hsm_key_name *name,
+                          struct object_halves *found, struct fault *fault)
+{
+    struct object_halves halves = {.private_keys.count = 0, .public_keys.count = 0};
+    struct fault unread = {.code = FAULT_NONE};
+    int result;
+    CK_RV rv;
+
+    (void)MODULE_CALL(session->module, C_FindObjectsFinal, session->handle); /* SoftHSM wants it */
+    rv = MODULE_CALL(session->module, C_FindObjectsInit, session->handle, NULL, 0);
+    if (rv != CKR_OK)
+        return -1;
+    result = sort_all(session, name, &halves, &unread, fault);
+    rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
+    if (result != 0)
+        return -1;
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_FindObjectsFinal", fault);
+    if (unread.code != FAULT_NONE &&
+        (halves.private_keys.count == 0 || halves.public_keys.count == 0)) {
+        *fault = unread;
+        return -1;
+    }
+    *found = halves;
     return 0;
 }
 
@@ -127,10 +189,9 @@ int object_find(const struct session *session, const struct hsm_key_name *name,
     struct object_halves halves;
 
     if (search(session, template, copy.id_length > 0 ? 2 : 1, &list, fault) != 0)
-        return -1;
+        return fault->ckr == CKR_GENERAL_ERROR ? find_among_all(session, name, found, fault) : -1;
     if (list.count == OBJECT_FOUND_MAX)
-        return fault_set(fault, FAULT_INTERNAL, "token finds %d objects named %s or more",
-                         OBJECT_FOUND_MAX, name->label);
+        return too_many(name, fault);
     halves.private_keys.count = 0;
     halves.public_keys.count = 0;
     for (uint32_t i = 0; i < list.count; i++)

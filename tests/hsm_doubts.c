@@ -187,6 +187,85 @@ static void name_that_cannot_be_read_is_no_reason_to_destroy(void **state)
     }
 }
 
+static CK_RV names_unset(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                         CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    if (template->type != CKA_LABEL || plan.calls++ != 0)
+        return real->C_GetAttributeValue(session, object, template, count);
+    template->ulValueLen = 0;
+    return CKR_OK;
+}
+
+static void name_that_is_unset_for_a_moment_costs_no_key(void **state)
+{
+    struct hsm_request request = room_request(HSM_GENERATE, "a", HSM_EC_P256);
+
+    (void)state;
+    bent.C_GetAttributeValue = names_unset;
+    fail_next(0, CKR_OK);
+    assert_int_equal(room_must(token, &request).state, HSM_COMPLETE);
+    assert_true(plan.calls > 1);
+}
+
+/* ---- searches that go wrong ---- */
+
+static CK_RV finds_everything(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes,
+                              CK_ULONG count)
+{
+    (void)attributes;
+    (void)count;
+    return real->C_FindObjectsInit(session, NULL, 0);
+}
+
+static void token_that_finds_too_much_costs_no_other_key(void **state)
+{
+    struct hsm_request destroy = room_request(HSM_DESTROY, "b", HSM_KEY_NONE);
+
+    (void)state;
+    (void)room_generate(token, "a", HSM_EC_P256);
+    (void)room_generate(token, "b", HSM_EC_P256);
+    bent.C_FindObjectsInit = finds_everything;
+    (void)room_must(token, &destroy);
+    assert_int_equal(room_state(token, "b"), HSM_ABSENT);
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+}
+
+static CK_OBJECT_HANDLE broken;
+
+static CK_RV finds_no_name(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    return count > 0 ? CKR_GENERAL_ERROR : real->C_FindObjectsInit(session, template, count);
+}
+
+static CK_RV cannot_read_it(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                            CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    if (broken == CK_INVALID_HANDLE)
+        broken = object;
+    return object == broken ? CKR_GENERAL_ERROR
+                            : real->C_GetAttributeValue(session, object, template, count);
+}
+
+static void object_that_breaks_each_search_by_name_costs_no_other_key(void **state)
+{
+    struct hsm_request request = room_request(HSM_PROVE, "c", HSM_KEY_NONE);
+
+    (void)state;
+    (void)room_generate(token, "a", HSM_EC_P256);
+    (void)room_generate(token, "b", HSM_EC_P256);
+    bent.C_FindObjectsInit = finds_no_name;
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+    assert_int_equal(room_state(token, "c"), HSM_ABSENT);
+    broken = CK_INVALID_HANDLE;
+    bent.C_GetAttributeValue = cannot_read_it;
+    request.key = room_request(HSM_PROVE, "a", HSM_KEY_NONE).key;
+    if (room_execute(token, &request).fault.code == FAULT_NONE)
+        request.key = room_request(HSM_PROVE, "b", HSM_KEY_NONE).key;
+    assert_int_equal(room_execute(token, &request).fault.code, FAULT_UNAVAILABLE);
+    request.key = room_request(HSM_PROVE, "c", HSM_KEY_NONE).key;
+    assert_int_equal(room_execute(token, &request).fault.code, FAULT_UNAVAILABLE);
+}
+
 /* ---- attributes and permissions ---- */
 
 static struct {
@@ -346,6 +425,9 @@ int main(void)
         MAKING(token_that_takes_few_attributes_is_asked_for_fewer),
         MAKING(label_that_was_cut_short_is_noticed_and_the_key_destroyed),
         MAKING(name_that_cannot_be_read_is_no_reason_to_destroy),
+        MAKING(name_that_is_unset_for_a_moment_costs_no_key),
+        TEST(token_that_finds_too_much_costs_no_other_key),
+        MAKING(object_that_breaks_each_search_by_name_costs_no_other_key),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

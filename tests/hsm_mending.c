@@ -181,28 +181,6 @@ static void handle_from_before_a_login_is_not_used(void **state)
     must_sign("a", &a);
 }
 
-static CK_RV finds_everything(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR attributes,
-                              CK_ULONG count)
-{
-    (void)attributes;
-    (void)count;
-    return real->C_FindObjectsInit(session, NULL, 0);
-}
-
-static void token_that_finds_too_much_costs_no_other_key(void **state)
-{
-    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
-    struct hsm_request destroy = room_request(HSM_DESTROY, "b", HSM_KEY_NONE);
-
-    (void)state;
-    (void)room_generate(token, "b", HSM_EC_P256);
-    bent.C_FindObjectsInit = finds_everything;
-    (void)room_must(token, &destroy);
-    assert_int_equal(room_state(token, "b"), HSM_ABSENT);
-    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
-    must_sign("a", &a);
-}
-
 static CK_RV tells_no_curve(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
                             CK_ATTRIBUTE_PTR template, CK_ULONG count)
 {
@@ -486,7 +464,6 @@ int main(void)
         TEST(signature_of_a_wrong_length_is_refused),
         TEST(handle_from_before_a_login_is_not_used),
         TEST(handle_of_a_destroyed_key_is_not_used),
-        TEST(token_that_finds_too_much_costs_no_other_key),
         TEST(key_without_a_public_half_is_not_judged_while_the_token_fails),
         TEST(known_handle_that_has_become_another_objects_is_looked_up_again),
         TEST(key_that_does_not_fit_is_looked_for_once),
