@@ -112,13 +112,17 @@ static struct disposal *next_due(struct keymanager *keymanager, int64_t now)
     return NULL;
 }
 
+/* The next one follows at once, unless keys are being made: SoftHSM shows half of what it has
+ * while objects come and go. Nor after a refusal, which comes from within supervisor_submit. */
 static void disposed(void *context, const struct hsm_reply *reply)
 {
     struct disposal *disposal = context;
     struct keymanager *keymanager = disposal->keymanager;
     bool is_settled;
+    bool go_on;
 
     (void)pthread_mutex_lock(&keymanager->mutex);
+    go_on = reply->fault.code == FAULT_NONE && LIST_EMPTY(&keymanager->attempts);
     is_settled = settled(disposal, &reply->fault);
     keymanager->disposing = false;
     if (!keymanager->closing)
@@ -130,7 +134,7 @@ static void disposed(void *context, const struct hsm_reply *reply)
         free(disposal);
     }
     (void)pthread_mutex_unlock(&keymanager->mutex);
-    if (reply->fault.code == FAULT_NONE) /* a refusal comes from within supervisor_submit */
+    if (go_on)
         disposal_tick(keymanager);
 }
 
