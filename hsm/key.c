@@ -317,17 +317,17 @@ static int after_full(const struct call *call, const struct session *session, st
     return -1;
 }
 
-static int read_names(const struct session *session, const struct object_pair *pair,
+static int read_names(const struct session *session, const CK_OBJECT_HANDLE halves[2],
                       const struct hsm_key_name *name, enum object_naming naming[2],
                       struct fault *fault)
 {
-    naming[0] = naming[1] = OBJECT_NAMED;
-    if (pair->private_key != CK_INVALID_HANDLE &&
-        object_naming(session, pair->private_key, name, &naming[0], fault) != 0)
-        return -1;
-    return pair->public_key == CK_INVALID_HANDLE
-               ? 0
-               : object_naming(session, pair->public_key, name, &naming[1], fault);
+    for (size_t i = 0; i < 2; i++) {
+        naming[i] = OBJECT_NAMED;
+        if (halves[i] != CK_INVALID_HANDLE &&
+            object_naming(session, halves[i], name, &naming[i], fault) != 0)
+            return -1;
+    }
+    return 0;
 }
 
 /* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
@@ -344,7 +344,7 @@ static int check_names(const struct call *call, const struct session *session,
     for (int look = 0; look < NAME_LOOKS; look++) {
         if (look > 0)
             (void)nanosleep(&moment, NULL);
-        if (read_names(session, pair, name, naming, fault) != 0)
+        if (read_names(session, halves, name, naming, fault) != 0)
             return doubt(fault);
         if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
             return 0;

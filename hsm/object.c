@@ -63,14 +63,28 @@ int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
 
 /* ---- finding ---- */
 
+int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG room,
+                CK_ULONG *count, struct fault *fault)
+{
+    CK_RV rv;
+
+    *count = 0;
+    rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, room, count);
+    if (rv != CKR_OK)
+        return rv_fault(rv, "C_FindObjects", fault);
+    if (*count > room)
+        return fault_set(fault, FAULT_INTERNAL, "token found %lu objects where %lu were asked",
+                         *count, room);
+    return 0;
+}
+
 /* The search is ended on every path: a session with one begun is of no use for the next. */
 static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULONG attributes,
                   struct object_list *list, struct fault *fault)
 {
     CK_OBJECT_HANDLE batch[BATCH];
     CK_ULONG count;
-    bool mad;
-    CK_RV ended;
+    int result;
     CK_RV rv =
         MODULE_CALL(session->module, C_FindObjectsInit, session->handle, template, attributes);
 
@@ -78,20 +92,15 @@ static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULON
     if (rv != CKR_OK)
         return rv_fault(rv, "C_FindObjectsInit", fault);
     do {
-        count = 0;
-        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
-        mad = rv == CKR_OK && count > BATCH;
-        for (CK_ULONG i = 0; rv == CKR_OK && !mad && i < count; i++)
+        result = object_next(session, batch, BATCH, &count, fault);
+        for (CK_ULONG i = 0; result == 0 && i < count; i++)
             if (list->count < OBJECT_FOUND_MAX)
                 list->handles[list->count++] = batch[i];
-    } while (rv == CKR_OK && !mad && count > 0 && list->count < OBJECT_FOUND_MAX);
-    ended = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
-    if (rv != CKR_OK)
-        return rv_fault(rv, "C_FindObjects", fault);
-    if (mad)
-        return fault_set(fault, FAULT_INTERNAL, "token found %lu objects where %d were asked",
-                         count, BATCH);
-    return ended == CKR_OK ? 0 : rv_fault(ended, "C_FindObjectsFinal", fault);
+    } while (result == 0 && count > 0 && list->count < OBJECT_FOUND_MAX);
+    rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
+    if (result != 0)
+        return -1;
+    return rv == CKR_OK ? 0 : rv_fault(rv, "C_FindObjectsFinal", fault);
 }
 
 static int too_many(const struct hsm_key_name *name, struct fault *fault)
@@ -132,19 +141,15 @@ static int sort_all(const struct session *session, const struct hsm_key_name *na
     CK_ULONG count;
 
     do {
-        CK_RV rv;
-
-        count = 0;
-        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
-        if (rv != CKR_OK)
-            return rv_fault(rv, "C_FindObjects", fault);
-        for (CK_ULONG i = 0; i < count && i < BATCH; i++)
+        if (object_next(session, batch, BATCH, &count, fault) != 0)
+            return -1;
+        for (CK_ULONG i = 0; i < count; i++)
             if (sort_in(session, batch[i], name, found, fault) != 0) {
                 if (fault->ckr != CKR_GENERAL_ERROR)
                     return -1;
                 *unread = *fault;
             }
-    } while (count > 0 && count <= BATCH);
+    } while (count > 0);
     return 0;
 }
 

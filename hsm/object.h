@@ -51,6 +51,11 @@ enum object_naming { OBJECT_NAMED, OBJECT_OTHERWISE, OBJECT_UNREADABLE };
 int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
                   const struct hsm_key_name *name, enum object_naming *naming, struct fault *fault);
 
+/* The next of what the search that has begun finds; *count is 0 at its end. A module that tells
+ * of more than there is room for is mad: FAULT_INTERNAL. */
+int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG room,
+                CK_ULONG *count, struct fault *fault);
+
 /* Makes a pair from the template of this tier (0 .. OBJECT_TEMPLATE_TIERS - 1). A fault of
  * class RV_TEMPLATE may be answered with the next tier. */
 int object_generate(const struct session *session, enum hsm_key_type type,

@@ -76,15 +76,8 @@ static int walk(const struct session *session, struct handles *handles, struct f
     CK_ULONG count;
 
     do {
-        CK_RV rv;
-
-        count = 0;
-        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, BATCH, &count);
-        if (rv != CKR_OK)
-            return rv_fault(rv, "C_FindObjects", fault);
-        if (count > BATCH)
-            return fault_set(fault, FAULT_INTERNAL, "token found %lu objects where %d were asked",
-                             count, BATCH);
+        if (object_next(session, batch, BATCH, &count, fault) != 0)
+            return -1;
         if (add_handles(handles, batch, count, fault) != 0)
             return -1;
     } while (count > 0);
