@@ -13,7 +13,7 @@ SAN     ?=
 ifneq ($(SAN),)
 HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
 endif
-DEFS     = -D_GNU_SOURCE -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
+DEFS     = -D_GNU_SOURCE -I. -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
 $(BUILD)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
 $(BUILD)/plugin/main.o: DEFS += -DVERSION='"$(VERSION)"'
 CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
@@ -23,12 +23,12 @@ LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpth
 say = $(if $(filter 1,$(V)),,@echo '  $(1)  $(2)';)
 
 PROTO   := $(patsubst proto/%.proto,$(BUILD)/proto/%.pb-c,$(wildcard proto/*.proto))
-OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c plugin/*.c)) $(PROTO:=.o)
+OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c hsm/*/*.c plugin/*.c plugin/*/*.c)) $(PROTO:=.o)
 ROOMS   := $(filter-out $(BUILD)/plugin/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit_*.c tests/hsm_*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/*_dump.c))
-SOURCES := $(wildcard hsm/*.[ch] plugin/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
+SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
 SOAK_SECONDS ?= 1800
 
 .PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze layers format-check bench objects clean

@@ -1,4 +1,4 @@
-#include "cache.h"
+#include "hsm/cache.h"
 
 #include <string.h>
 

@@ -6,7 +6,7 @@
 #ifndef HSM_CACHE_H
 #define HSM_CACHE_H
 
-#include "session.h"
+#include "hsm/session.h"
 
 enum { CACHE_SIZE = 64 };
 

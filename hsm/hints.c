@@ -1,8 +1,8 @@
-#include "hints.h"
+#include "hsm/hints.h"
 
 #include <string.h>
 
-#include "scope.h"
+#include "hsm/base/scope.h"
 
 void hints_open(struct hints *hints)
 {

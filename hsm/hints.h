@@ -5,7 +5,7 @@
 #ifndef HSM_HINTS_H
 #define HSM_HINTS_H
 
-#include "object.h"
+#include "hsm/object.h"
 
 struct hint {
     struct hsm_key_name name;

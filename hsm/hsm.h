@@ -26,8 +26,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "fault.h"
-#include "look.h"
+#include "hsm/base/fault.h"
+#include "hsm/base/look.h"
 
 enum {
     HSM_LABEL_MAX = 800,     /* bytes of CKA_LABEL; 28 + 3 x 255 is format 1's longest */

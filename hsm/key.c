@@ -1,15 +1,15 @@
-#include "token.h"
+#include "hsm/token.h"
 
 #include <stdio.h>
 #include <string.h>
 
 #include <openssl/rand.h>
 
-#include "clock.h"
-#include "object.h"
-#include "pubkey.h"
-#include "rv.h"
-#include "sign.h"
+#include "hsm/base/clock.h"
+#include "hsm/object.h"
+#include "hsm/pubkey.h"
+#include "hsm/rv.h"
+#include "hsm/sign.h"
 
 enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 3 };
 

@@ -1,4 +1,4 @@
-#include "module.h"
+#include "hsm/module.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -10,8 +10,8 @@
 #include <p11-kit/p11-kit.h>
 #include <p11-kit/uri.h>
 
-#include "rv.h"
-#include "scope.h"
+#include "hsm/base/scope.h"
+#include "hsm/rv.h"
 
 /* p11-kit knows its folder and does not tell. The Makefile asks pkg-config. */
 #ifndef MODULE_FOLDER

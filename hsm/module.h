@@ -9,7 +9,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-#include "hsm.h"
+#include "hsm/hsm.h"
 
 struct module {
     CK_FUNCTION_LIST *calls; /* NULL: not loaded */

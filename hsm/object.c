@@ -1,10 +1,10 @@
-#include "object.h"
+#include "hsm/object.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "pubkey.h"
-#include "rv.h"
+#include "hsm/pubkey.h"
+#include "hsm/rv.h"
 
 enum { BATCH = 16 };
 

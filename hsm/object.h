@@ -4,7 +4,7 @@
 #ifndef HSM_OBJECT_H
 #define HSM_OBJECT_H
 
-#include "session.h"
+#include "hsm/session.h"
 
 enum {
     OBJECT_VALUE_MAX = 1024,  /* bytes; the longest we have a use for is a label's 800 */

@@ -1,4 +1,4 @@
-#include "pin.h"
+#include "hsm/pin.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -8,7 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "scope.h"
+#include "hsm/base/scope.h"
 
 /* ---- sources ---- */
 

@@ -7,8 +7,8 @@
 #ifndef HSM_PIN_H
 #define HSM_PIN_H
 
-#include "hsm.h"
-#include "look.h"
+#include "hsm/base/look.h"
+#include "hsm/hsm.h"
 
 struct pin {
     uint8_t

@@ -1,12 +1,12 @@
-#include "pss.h"
+#include "hsm/pss.h"
 
 #include <string.h>
 
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 
-#include "scope.h"
-#include "sign.h"
+#include "hsm/base/scope.h"
+#include "hsm/sign.h"
 
 enum {
     PREFIX = 8, /* zero bytes in front of digest and salt */

@@ -1,4 +1,4 @@
-#include "pubkey.h"
+#include "hsm/pubkey.h"
 
 #include <string.h>
 #include <strings.h>
@@ -14,9 +14,9 @@
 #include <openssl/sha.h>
 #include <openssl/x509.h>
 
-#include "rv.h"
-#include "scope.h"
-#include "sign.h"
+#include "hsm/base/scope.h"
+#include "hsm/rv.h"
+#include "hsm/sign.h"
 
 enum {
     COORDINATE_MAX = 48,

@@ -5,7 +5,7 @@
 #ifndef HSM_PUBKEY_H
 #define HSM_PUBKEY_H
 
-#include "hsm.h"
+#include "hsm/hsm.h"
 
 /* From CKA_EC_PARAMS (OID, or the names and explicit forms some tokens return) and
  * CKA_EC_POINT (DER OCTET STRING, raw, without 04, BIT STRING, compressed: told apart

@@ -1,8 +1,8 @@
-#include "rv.h"
+#include "hsm/rv.h"
 
 #include <string.h>
 
-#include "hsm.h"
+#include "hsm/hsm.h"
 
 /* PKCS#11 3.0; p11-kit 0.24 stops at 2.40. */
 #ifndef CKR_OPERATION_CANCEL_FAILED

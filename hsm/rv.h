@@ -8,7 +8,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-#include "fault.h"
+#include "hsm/base/fault.h"
 
 /* By remedy, not by cause: tokens disagree about causes. */
 enum rv_class {

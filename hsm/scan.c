@@ -1,10 +1,10 @@
-#include "token.h"
+#include "hsm/token.h"
 
 #include <string.h>
 
-#include "object.h"
-#include "rv.h"
-#include "scope.h"
+#include "hsm/base/scope.h"
+#include "hsm/object.h"
+#include "hsm/rv.h"
 
 /* Whose keys are on the token: one walk over all objects, one call for each, and all the
  * sorting done here. Looking for each key by itself makes a search that walks all objects

@@ -1,12 +1,12 @@
-#include "session.h"
+#include "hsm/session.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "clock.h"
-#include "condition.h"
-#include "rv.h"
-#include "scope.h"
+#include "hsm/base/clock.h"
+#include "hsm/base/condition.h"
+#include "hsm/base/scope.h"
+#include "hsm/rv.h"
 
 /* Sessions of a process that was killed may count for a while: YubiHSM forgets them after
  * 30 seconds. */

@@ -8,8 +8,8 @@
 
 #include <stdatomic.h>
 
-#include "module.h"
-#include "pin.h"
+#include "hsm/module.h"
+#include "hsm/pin.h"
 
 /* A borrowed session. The borrower's own until it is returned or discarded. */
 struct session {

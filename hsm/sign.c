@@ -1,12 +1,12 @@
-#include "sign.h"
+#include "hsm/sign.h"
 
 #include <string.h>
 
 #include <openssl/bn.h>
 #include <openssl/ecdsa.h>
 
-#include "pss.h"
-#include "scope.h"
+#include "hsm/base/scope.h"
+#include "hsm/pss.h"
 
 /* p11-kit 0.24 stops at PKCS#11 2.40. These are from PKCS#11 3.0, pkcs11t.h. */
 #ifndef CKM_SHA3_256

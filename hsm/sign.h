@@ -5,7 +5,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-#include "hsm.h"
+#include "hsm/hsm.h"
 
 /* What to hand to C_SignInit and C_Sign. `mechanism` points into the plan itself:
  * a plan is not copied. */

@@ -1,10 +1,10 @@
-#include "token.h"
+#include "hsm/token.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "rv.h"
-#include "scope.h"
+#include "hsm/base/scope.h"
+#include "hsm/rv.h"
 
 enum { MECHANISMS_MAX = 4096 };
 

@@ -4,8 +4,8 @@
 #ifndef HSM_TOKEN_H
 #define HSM_TOKEN_H
 
-#include "cache.h"
-#include "hints.h"
+#include "hsm/cache.h"
+#include "hsm/hints.h"
 
 struct hsm_token {
     struct module module;

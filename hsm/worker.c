@@ -1,4 +1,4 @@
-#include "hsm.h"
+#include "hsm/hsm.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -13,8 +13,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "clock.h"
-#include "frame.h"
+#include "hsm/base/clock.h"
+#include "hsm/wire/frame.h"
 
 /* How long a call into the module may go on after the front has gone: a key that is
  * being written should be whole, but a module that hangs must not keep us for ever. */

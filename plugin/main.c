@@ -2,11 +2,11 @@
 #include <string.h>
 #include <sys/prctl.h>
 
-#include "../hsm/hsm.h"
-#include "command.h"
-#include "config.h"
-#include "role.h"
-#include "serve.h"
+#include "hsm/hsm.h"
+#include "plugin/command/command.h"
+#include "plugin/config/config.h"
+#include "plugin/serve.h"
+#include "plugin/service/role.h"
 
 #ifndef VERSION
 #define VERSION "unknown"

@@ -1,4 +1,4 @@
-#include "serve.h"
+#include "plugin/serve.h"
 
 #include <errno.h>
 #include <linux/close_range.h>
@@ -13,15 +13,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "../hsm/clock.h"
-#include "child.h"
-#include "goplugin.h"
-#include "handshake.h"
-#include "host.h"
-#include "lane.h"
-#include "log.h"
-#include "rpc.h"
-#include "svc.h"
+#include "hsm/base/clock.h"
+#include "plugin/report/log.h"
+#include "plugin/rpc/goplugin.h"
+#include "plugin/rpc/handshake.h"
+#include "plugin/rpc/rpc.h"
+#include "plugin/service/host.h"
+#include "plugin/service/lane.h"
+#include "plugin/service/svc.h"
+#include "plugin/worker/child.h"
 
 /* go-plugin kills 2 s after Shutdown; closing a role takes up to one. */
 enum {

@@ -2,7 +2,7 @@
 #ifndef PLUGIN_SERVE_H
 #define PLUGIN_SERVE_H
 
-#include "role.h"
+#include "plugin/service/role.h"
 
 /* Serves `role` on a socket of its own until the host asks to stop, or has died, or 5 s
  * after SIGTERM (systemd sends it to the whole group, and SPIRE still needs its keys to

@@ -1,12 +1,12 @@
 /* bundle_dump spiffe|jwks|pem: a serialised Bundle message on stdin, the file's bytes on
  * stdout. For peers/bundle, which lets the real readers judge them. */
-#include "../plugin/svc_bundle_view.h"
+#include "plugin/service/svc_bundle_view.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../hsm/scope.h"
+#include "hsm/base/scope.h"
 #include "proto/bundle.pb-c.h"
 
 enum { INPUT_MAX = 1 << 22 };

@@ -9,8 +9,8 @@
 
 #include <cmocka.h>
 
-#include "../plugin/bundle.h"
 #include "authority.h"
+#include "plugin/bundle/bundle.h"
 
 static const char *const kinds[] = {"P-256", "P-384", "P-521", "RSA-2048", "RSA-4096", "ED25519"};
 enum { KINDS = sizeof kinds / sizeof kinds[0] };

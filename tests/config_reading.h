@@ -2,7 +2,7 @@
 #ifndef TESTS_CONFIG_READING_H
 #define TESTS_CONFIG_READING_H
 
-#include "../plugin/config.h"
+#include "plugin/config/config.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -5,7 +5,7 @@
  *
  * In the JSON, strings are bytes (\u0080 and up), a float is the hexadecimal of its IEEE 754
  * bits, a block is {"block": [[line, key, label, value], ...]}. A text in JSON has no lines. */
-#include "../plugin/hcl.h"
+#include "plugin/config/hcl.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -5,7 +5,7 @@
 
 #include "hsm_room.h"
 
-#include "../hsm/token.h"
+#include "hsm/token.h"
 
 static struct hsm_token *token;
 static CK_FUNCTION_LIST *real;

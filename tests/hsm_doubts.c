@@ -1,7 +1,7 @@
 /* Keys that may or may not have been made, are not what they should be, or will not go. */
 #include "hsm_bent.h"
 
-#include "../hsm/pubkey.h"
+#include "hsm/pubkey.h"
 
 /* ---- generating ---- */
 

@@ -4,9 +4,9 @@
 
 #include <pthread.h>
 
-#include "../hsm/object.h"
-#include "../hsm/pubkey.h"
-#include "../hsm/token.h"
+#include "hsm/object.h"
+#include "hsm/pubkey.h"
+#include "hsm/token.h"
 
 static struct hsm_token *open_token(void)
 {

@@ -13,7 +13,7 @@
 #include <openssl/evp.h>
 #include <openssl/x509.h>
 
-#include "../hsm/clock.h"
+#include "hsm/base/clock.h"
 
 enum { KILLS = 100, OWN_KEYS = 4 };
 

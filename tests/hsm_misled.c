@@ -3,8 +3,8 @@
 
 #include <pthread.h>
 
-#include "../hsm/pubkey.h"
-#include "../hsm/rv.h"
+#include "hsm/pubkey.h"
+#include "hsm/rv.h"
 
 /* ---- scans ---- */
 

@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../hsm/hsm.h"
+#include "hsm/hsm.h"
 #include "softhsm.h"
 
 enum { ROOM_LOOKS = 500, ROOM_LOOK_PAUSE = 10000 /* us */ };

@@ -4,9 +4,9 @@
 
 #include <errno.h>
 
-#include "../hsm/object.h"
-#include "../hsm/pin.h"
-#include "../hsm/token.h"
+#include "hsm/object.h"
+#include "hsm/pin.h"
+#include "hsm/token.h"
 
 static void tells_what_the_token_is_and_can_do(void **state)
 {

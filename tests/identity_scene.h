@@ -2,7 +2,7 @@
 #ifndef TESTS_IDENTITY_SCENE_H
 #define TESTS_IDENTITY_SCENE_H
 
-#include "../plugin/identity.h"
+#include "plugin/keys/identity.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

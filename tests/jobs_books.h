@@ -2,7 +2,7 @@
 #ifndef TESTS_JOBS_BOOKS_H
 #define TESTS_JOBS_BOOKS_H
 
-#include "../plugin/jobs.h"
+#include "plugin/worker/jobs.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
+#include "hsm/base/clock.h"
 
 enum { NOW = 1000, FOUR_THREADS = 4 };
 

@@ -4,7 +4,7 @@
 #ifndef TESTS_KEYMANAGER_TOKEN_H
 #define TESTS_KEYMANAGER_TOKEN_H
 
-#include "../plugin/keymanager.h"
+#include "plugin/keys/keymanager.h"
 
 #include <fcntl.h>
 #include <setjmp.h>
@@ -19,8 +19,8 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
-#include "../plugin/child.h"
+#include "hsm/base/clock.h"
+#include "plugin/worker/child.h"
 
 enum {
     WORKER_SOCKET = 3,

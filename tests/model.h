@@ -15,12 +15,12 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
-#include "../plugin/identity.h"
-#include "../plugin/inventory.h"
-#include "../plugin/keymanager.h"
-#include "../plugin/log.h"
-#include "../plugin/supervisor.h"
+#include "hsm/base/clock.h"
+#include "plugin/keys/identity.h"
+#include "plugin/keys/inventory.h"
+#include "plugin/keys/keymanager.h"
+#include "plugin/report/log.h"
+#include "plugin/worker/supervisor.h"
 
 enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
 #ifdef __SANITIZE_THREAD__ /* there is one thread */

@@ -14,7 +14,7 @@
 
 #include <cmocka.h>
 
-#include "../plugin/publish.h"
+#include "plugin/bundle/publish.h"
 
 struct scene {
     char directory[64];

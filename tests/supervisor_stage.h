@@ -3,7 +3,7 @@
 #ifndef TESTS_SUPERVISOR_STAGE_H
 #define TESTS_SUPERVISOR_STAGE_H
 
-#include "../plugin/supervisor.h"
+#include "plugin/worker/supervisor.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -23,8 +23,8 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
-#include "../plugin/child.h"
+#include "hsm/base/clock.h"
+#include "plugin/worker/child.h"
 #include "supervisor_token.h"
 
 static struct {

@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../hsm/hsm.h"
+#include "hsm/hsm.h"
 
 enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, WORKER_LOCK = 5, SESSIONS = 4 };
 enum { PATIENCE_S = 60, ITEMS = 20 };

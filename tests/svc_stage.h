@@ -16,10 +16,10 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
-#include "../plugin/lane.h"
-#include "../plugin/log.h"
-#include "../plugin/rpc.h"
+#include "hsm/base/clock.h"
+#include "plugin/report/log.h"
+#include "plugin/rpc/rpc.h"
+#include "plugin/service/lane.h"
 
 struct rpc_call {
     atomic_int answers;

@@ -1,6 +1,6 @@
 /* The bundle as a file: what is written can be read, and what a reader would choke on is
  * not written. That the readers are the real ones is shown in peers/bundle. */
-#include "../plugin/bundle.h"
+#include "plugin/bundle/bundle.h"
 
 #include <jansson.h>
 

@@ -1,5 +1,5 @@
 /* A file on disk that is not a whole bundle is known for it. */
-#include "../plugin/bundle.h"
+#include "plugin/bundle/bundle.h"
 
 #include <stdio.h>
 

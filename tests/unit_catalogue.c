@@ -1,5 +1,5 @@
 /* The map from key id to the key served, and how long a key lives. */
-#include "../plugin/catalogue.h"
+#include "plugin/keys/catalogue.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,5 +1,5 @@
 /* One syntax: the commands read plugin_data, or the server's configuration it stands in. */
-#include "../plugin/command_private.h"
+#include "plugin/command/command_private.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

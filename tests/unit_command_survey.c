@@ -1,6 +1,6 @@
 /* What `keys` says of a key, and which keys `prune` may take: never another trust domain's,
  * never the newest whole one of our own, never what was in use a moment ago. */
-#include "../plugin/survey.h"
+#include "plugin/command/survey.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

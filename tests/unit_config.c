@@ -1,6 +1,6 @@
 /* With --markdown it prints the option tables as README.md must have them; the manual page
  * packaging/man/spire-hsm.conf.5 has the same, each row as an item of its list. */
-#include "../plugin/config.h"
+#include "plugin/config/config.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,9 +9,9 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
-#include "../hsm/scope.h"
 #include "config_reading.h"
+#include "hsm/base/clock.h"
+#include "hsm/base/scope.h"
 
 static void the_quick_start_is_valid_and_the_rest_has_defaults(void **state)
 {

@@ -1,5 +1,5 @@
 /* Single values of plugin_data: what is read, what is refused and in which words. */
-#include "../plugin/config.h"
+#include "plugin/config/config.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,8 +10,8 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
 #include "config_reading.h"
+#include "hsm/base/clock.h"
 
 static void types_are_strict_where_a_guess_could_be_wrong(void **state)
 {

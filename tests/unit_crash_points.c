@@ -1,4 +1,4 @@
-/* The table of crash points in plugin/keymanager.h names tests: they must be there, and run. */
+/* The table of crash points in plugin/keys/keymanager.h: each test it names is there, and runs. */
 #include <glob.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 
 enum { SOURCES_MAX = 1 << 21, NAME_MAX_BYTES = 128, ROWS_MIN = 20 };
 
-static const char table[] = "plugin/keymanager.h";
+static const char table[] = "plugin/keys/keymanager.h";
 
 static void append_all(const char *pattern, char *text)
 {

@@ -1,4 +1,4 @@
-#include "../hsm/fault.h"
+#include "hsm/base/fault.h"
 
 #include <errno.h>
 #include <setjmp.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../plugin/utf8.h"
+#include "hsm/base/utf8.h"
 
 static bool is_text(const struct fault *fault)
 {

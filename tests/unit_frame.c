@@ -1,4 +1,4 @@
-#include "../hsm/frame.h"
+#include "hsm/wire/frame.h"
 
 #include <fcntl.h>
 #include <setjmp.h>

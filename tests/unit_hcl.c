@@ -1,6 +1,6 @@
 /* What hashicorp/hcl v1 makes of the same texts is asked in peers/hcl; here stands what we
  * promise beyond that. */
-#include "../plugin/hcl.h"
+#include "plugin/config/hcl.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../hsm/scope.h"
+#include "hsm/base/scope.h"
 
 static struct hcl *parse(const char *text)
 {

@@ -1,6 +1,6 @@
 /* Which of the keys a scan shows is served: the newest that is whole, fit, and not one of
  * two of the same generation. */
-#include "../plugin/inventory.h"
+#include "plugin/keys/inventory.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

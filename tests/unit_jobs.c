@@ -1,7 +1,7 @@
 /* The supervisor's books: who is sent next, and what a number stands for. */
 #include "jobs_books.h"
 
-#include "../hsm/frame.h"
+#include "hsm/wire/frame.h"
 
 /* ---- order ---- */
 

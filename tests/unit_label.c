@@ -1,6 +1,6 @@
 /* Format 1 of labels is on tokens for years: the vectors here were computed apart from
  * our code (Python's hashlib) and never change. */
-#include "../plugin/label.h"
+#include "plugin/keys/label.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

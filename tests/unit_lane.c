@@ -1,5 +1,5 @@
 /* The slow lane: in order, one at a time, and nobody waits for ever behind a stuck job. */
-#include "../plugin/lane.h"
+#include "plugin/service/lane.h"
 
 #include <pthread.h>
 #include <setjmp.h>
@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "../hsm/clock.h"
+#include "hsm/base/clock.h"
 
 enum { MANY = 70 };
 

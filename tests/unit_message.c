@@ -1,6 +1,6 @@
 /* Requests as bytes: what protobuf-c would let through is refused here. The same over
  * the socket: tests/peers/wire. */
-#include "../plugin/message.h"
+#include "plugin/rpc/message.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -8,8 +8,8 @@
 
 #include <cmocka.h>
 
-#include "../hsm/scope.h"
-#include "../plugin/utf8.h"
+#include "hsm/base/scope.h"
+#include "hsm/base/utf8.h"
 #include "proto/bundle.pb-c.h"
 #include "proto/keymanager.pb-c.h"
 

@@ -1,7 +1,7 @@
 /* Late deliveries never replace a newer bundle; a restored datastore's does in the end.
  *
  * Two processes of ours on one file are played through: both remember for themselves. */
-#include "../plugin/order.h"
+#include "plugin/bundle/order.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

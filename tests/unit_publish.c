@@ -1,5 +1,5 @@
 /* When the file is written and when it is not, and that a failure leaves the old one. */
-#include "../plugin/publish.h"
+#include "plugin/bundle/publish.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -8,7 +8,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 
-#include "../hsm/clock.h"
+#include "hsm/base/clock.h"
 #include "publish_scene.h"
 
 static void assert_failed(const struct scene *scene, enum fault_code code, const char *why)

@@ -1,6 +1,6 @@
 /* Whoever reads the file sees the old bytes or the new ones, whatever happens while it is
  * being replaced. */
-#include "../plugin/publish.h"
+#include "plugin/bundle/publish.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -12,7 +12,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
-#include "../hsm/clock.h"
+#include "hsm/base/clock.h"
 #include "publish_scene.h"
 
 enum { SIZE = 20000, KILLS = 60, STEPS_MAX = 400 };

@@ -3,7 +3,7 @@
 #include <glob.h>
 #include <stdlib.h>
 
-#include "../hsm/scope.h"
+#include "hsm/base/scope.h"
 #include "source_text.h"
 
 enum { README_MAX = 1 << 16, SOURCES_MAX = 1 << 20 };
@@ -34,7 +34,9 @@ static char *sources(void)
 
     assert_non_null(text);
     assert_int_equal(glob("hsm/*.c", 0, NULL, &files), 0);
+    assert_int_equal(glob("hsm/*/*.c", GLOB_APPEND, NULL, &files), 0);
     assert_int_equal(glob("plugin/*.c", GLOB_APPEND, NULL, &files), 0);
+    assert_int_equal(glob("plugin/*/*.c", GLOB_APPEND, NULL, &files), 0);
     for (size_t i = 0; i < files.gl_pathc; i++)
         append_file(files.gl_pathv[i], text, SOURCES_MAX);
     globfree(&files);

@@ -1,4 +1,4 @@
-#include "../hsm/sign.h"
+#include "hsm/sign.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,13 +1,13 @@
 /* What SPIRE is told, and when the file changes: the two services without gRPC, on a clock
  * of the test's own. */
-#include "../plugin/svc.h"
+#include "plugin/service/svc.h"
 
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 
-#include "../plugin/bundle.h"
 #include "authority.h"
+#include "plugin/bundle/bundle.h"
 #include "proto/bundle.pb-c.h"
 #include "svc_stage.h"
 

@@ -1,7 +1,7 @@
 /* The worker process with a token made up here: the tests are the front. The token does
  * what a request's label says; "wait" needs a byte from descriptor 5, where the identity
  * lock would be. */
-#include "../hsm/hsm.h"
+#include "hsm/hsm.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -20,7 +20,7 @@
 
 #include <cmocka.h>
 
-#include "../hsm/frame.h"
+#include "hsm/wire/frame.h"
 
 enum { SOCKET = 3, PAGE = 4, LOCK = 5, SESSIONS = 3, STATUS_CLOSED = 42 };
 

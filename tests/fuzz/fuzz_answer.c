@@ -1,11 +1,11 @@
 /* What a token answers, and is passed on: a raw signature (the first byte: 0 to 3, its key's
  * type), or the padded text of a CK_TOKEN_INFO. What becomes of it must be well-formed. */
-#include "../../hsm/sign.h"
+#include "hsm/sign.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../hsm/module.h"
+#include "hsm/module.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

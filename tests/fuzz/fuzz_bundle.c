@@ -1,11 +1,11 @@
 /* Two readers of foreign bytes: the file as it is found on disk, and the bundle as it comes
  * from the host. The first byte says which, and in which format; whatever is encoded must
  * be readable. */
-#include "../../plugin/svc_bundle_view.h"
+#include "plugin/service/svc_bundle_view.h"
 
 #include <stdlib.h>
 
-#include "../../hsm/scope.h"
+#include "hsm/base/scope.h"
 #include "proto/bundle.pb-c.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

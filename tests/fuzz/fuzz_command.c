@@ -1,6 +1,6 @@
 /* Any bytes as the file behind --config, which may be all of server.conf. The first one says
  * whether variables in it are replaced. What is accepted has what a command then needs. */
-#include "../../plugin/command_private.h"
+#include "plugin/command/command_private.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,11 +1,11 @@
 /* Any bytes as plugin_data. The first one says for which plugin; what is accepted must keep
  * what config.h promises. */
-#include "../../plugin/config.h"
+#include "plugin/config/config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#include "../../plugin/utf8.h"
+#include "hsm/base/utf8.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,6 +1,6 @@
 /* Packets as the other process might send them. There is one way to write a frame, so
  * what is read must be what was written. */
-#include "../../hsm/frame.h"
+#include "hsm/wire/frame.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,6 +1,6 @@
 /* Any bytes: a tree or a fault with a line, and of JSON no text that jansson refuses. What is
  * plugin_data could stand in a host's configuration. (What the values are, peers/hcl compares.) */
-#include "../../plugin/hcl.h"
+#include "plugin/config/hcl.h"
 
 #include <stdlib.h>
 #include <string.h>

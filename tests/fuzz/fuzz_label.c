@@ -1,6 +1,6 @@
 /* Labels of other people's objects, and key ids. A label that is ours has one spelling;
  * a key id that may be on a token comes back from its label. */
-#include "../../plugin/label.h"
+#include "plugin/keys/label.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -3,7 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../../plugin/message.h"
+#include "plugin/rpc/message.h"
 #include "proto/bundle.pb-c.h"
 #include "proto/goplugin.pb-c.h"
 #include "proto/keymanager.pb-c.h"

@@ -1,0 +1,77 @@
+/* Requests and replies as packets of a SOCK_SEQPACKET pair: front (plugin/) on one
+ * end, worker on the other. One packet is one frame; both ends run the same build
+ * (the first frame compares build ids), so the layout is nobody's interface and
+ * may change at will. Decoding still trusts nothing: the other process may be
+ * mad, and a frame that does not fit in every length and every enum is refused.
+ *
+ *   front                          worker
+ *     OPEN  settings      ------->        the first frame, once
+ *           <-------  READY info  |  REPLY with a fault (then it exits)
+ *     REQUEST n           ------->        any number in flight, any order back
+ *           <-------  ITEM n ...          (SCAN only)
+ *           <-------  REPLY n
+ *
+ * Numbers are the front's own; the worker only repeats them. Encoding never
+ * fails: buffers of FRAME_MAX bytes hold every frame. */
+#ifndef HSM_WIRE_FRAME_H
+#define HSM_WIRE_FRAME_H
+
+#include <stdatomic.h>
+
+#include "hsm/hsm.h"
+
+enum {
+    FRAME_MAX = 8192,
+    FRAME_BUILD_ID = 32,
+};
+
+enum frame_kind {
+    FRAME_OPEN = 1,
+    FRAME_READY,
+    FRAME_REQUEST,
+    FRAME_ITEM,
+    FRAME_REPLY,
+};
+
+/* A decoded frame; kind says which member counts. */
+struct frame {
+    enum frame_kind kind;
+    uint32_t number;
+    union {
+        struct hsm_settings settings;
+        struct hsm_token_info info;
+        struct hsm_request request;
+        struct hsm_item item;
+        struct hsm_reply reply;
+    };
+};
+
+/* Encodes *frame into `bytes` and returns the length. */
+size_t frame_encode(const struct frame *frame, uint8_t bytes[FRAME_MAX]);
+
+/* FAULT_INTERNAL names what did not fit; FAULT_FAILED_PRECONDITION: an OPEN or READY of
+ * another build. *frame is untouched then. */
+int frame_decode(const uint8_t *bytes, size_t length, struct frame *frame, struct fault *fault);
+
+/* The number in bytes that did not decode, for a reply that says so; 0 if too short. */
+uint32_t frame_number(const uint8_t *bytes, size_t length);
+
+/* Identifies this very build; in OPEN and READY frames. Text of FRAME_BUILD_ID bytes,
+ * padded with NULs, at least one. */
+const char *frame_build_id(void);
+
+/* What each thread of the worker is executing, for the front to read at any time:
+ * deadlines count from execution, and a death names what was executing. The page
+ * is a memfd of sizeof(struct frame_page) bytes, mapped by both. A thread writes `started`
+ * first, then `number`; it clears `number` when it is done. 0 = idle. */
+struct frame_slot {
+    _Atomic int64_t started; /* clock_now() */
+    _Atomic uint32_t number;
+    uint32_t unused;
+};
+
+struct frame_page {
+    struct frame_slot slots[HSM_SESSIONS_MAX];
+};
+
+#endif

@@ -1,0 +1,20 @@
+/* Base 64 (RFC 4648), in the one spelling each: what decodes was encoded just so, no
+ * blanks, no odd padding, no stray bits. */
+#ifndef PLUGIN_BUNDLE_BASE64_H
+#define PLUGIN_BUNDLE_BASE64_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum base64 {
+    BASE64_STANDARD, /* section 4, with padding: x5c */
+    BASE64_URL,      /* section 5, without: all other members of a JWK */
+};
+
+/* A string, or NULL when memory is short. The caller's to free. */
+char *base64_encode(enum base64 alphabet, const uint8_t *bytes, size_t length);
+
+/* *length bytes, or NULL when `text` is not base 64. The caller's to free. */
+uint8_t *base64_decode(enum base64 alphabet, const char *text, size_t *length);
+
+#endif

@@ -1,0 +1,496 @@
+#include "plugin/bundle/bundle.h"
+
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
+
+#include "hsm/base/scope.h"
+#include "plugin/bundle/base64.h"
+#include "plugin/bundle/jwk.h"
+
+/* SPIFFE Trust Domain and Bundle, 4.2.2 */
+static const char use_x509[] = "x509-svid";
+static const char use_jwt[] = "jwt-svid";
+
+static void free_json(json_t **json)
+{
+    json_decref(*json);
+}
+
+static void free_certificate(X509 **certificate)
+{
+    X509_free(*certificate);
+}
+
+static void free_der(unsigned char **der)
+{
+    OPENSSL_free(*der);
+}
+
+static void free_bio(BIO **bio)
+{
+    BIO_free_all(*bio);
+}
+
+static int no_memory(struct fault *fault)
+{
+    return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
+}
+
+static int invalid(struct fault *fault, const char *what)
+{
+    ERR_clear_error();
+    return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", what);
+}
+
+static X509 *read_certificate(const uint8_t *der, size_t length, struct fault *fault)
+{
+    const unsigned char *end = der;
+    X509 *certificate = NULL;
+
+    if (length > 0 && length <= LONG_MAX)
+        certificate = d2i_X509(NULL, &end, (long)length);
+    if (certificate && end == der + length)
+        return certificate;
+    X509_free(certificate);
+    (void)invalid(fault, "not one DER certificate");
+    return NULL;
+}
+
+/* ---- keys ---- */
+
+/* Go refuses spellings of a key that OpenSSL reads (compressed points, curves by their
+ * parameters, RSA without NULL). What the JWK's members make is encoded in the one usual
+ * way: that is what the key must have been. */
+static int check_spelling(const json_t *jwk, const uint8_t *pkix, size_t length,
+                          struct fault *fault)
+{
+    OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, fault);
+    OWNED(free_der) unsigned char *der = NULL;
+    int usual;
+
+    if (!key)
+        return -1;
+    usual = i2d_PUBKEY(key, &der);
+    if (usual > 0 && (size_t)usual == length && memcmp(der, pkix, length) == 0)
+        return 0;
+    return invalid(fault, "public key in an unusual DER encoding");
+}
+
+static int write_key(const uint8_t *pkix, size_t length, json_t *jwk, struct fault *fault)
+{
+    const unsigned char *der = pkix;
+    OWNED(jwk_free_key) EVP_PKEY *key = NULL;
+
+    if (length > 0 && length <= LONG_MAX)
+        key = d2i_PUBKEY(NULL, &der, (long)length);
+    if (!key)
+        return invalid(fault, "public key that is not a known DER SubjectPublicKeyInfo");
+    if (jwk_write(key, jwk, fault) != 0)
+        return -1;
+    return check_spelling(jwk, pkix, length, fault);
+}
+
+/* ---- X.509 authorities ---- */
+
+static bool is_repeated(const struct bundle *bundle, size_t index)
+{
+    const struct bundle_bytes *one = &bundle->x509[index];
+
+    for (size_t i = 0; i < index; i++)
+        if (bundle->x509[i].length == one->length &&
+            memcmp(bundle->x509[i].bytes, one->bytes, one->length) == 0)
+            return true;
+    return false;
+}
+
+static int write_certificate_key(const X509 *certificate, json_t *jwk, struct fault *fault)
+{
+    OWNED(free_der) unsigned char *pkix = NULL;
+    int length = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(certificate), &pkix);
+
+    if (length <= 0)
+        return invalid(fault, "no public key");
+    return write_key(pkix, (size_t)length, jwk, fault);
+}
+
+static int write_x5c(const struct bundle_bytes *der, json_t *jwk, struct fault *fault)
+{
+    OWNED(scope_free) char *text = base64_encode(BASE64_STANDARD, der->bytes, der->length);
+
+    if (!text || json_object_set_new(jwk, "x5c", json_pack("[s]", text)) != 0)
+        return no_memory(fault);
+    return 0;
+}
+
+static int write_x509(const struct bundle_bytes *der, const char *use, json_t *jwk,
+                      struct fault *fault)
+{
+    OWNED(free_certificate)
+    X509 *certificate = read_certificate(der->bytes, der->length, fault);
+
+    if (!certificate)
+        return -1;
+    if (use && json_object_set_new(jwk, "use", json_string(use)) != 0)
+        return no_memory(fault);
+    if (write_certificate_key(certificate, jwk, fault) != 0)
+        return -1;
+    return write_x5c(der, jwk, fault);
+}
+
+static int add_x509(const struct bundle *bundle, const char *use, json_t *keys, struct fault *fault)
+{
+    for (size_t i = 0; i < bundle->x509_count; i++) {
+        OWNED(free_json) json_t *jwk = json_object();
+
+        if (is_repeated(bundle, i))
+            continue;
+        if (!jwk)
+            return no_memory(fault);
+        if (write_x509(&bundle->x509[i], use, jwk, fault) != 0)
+            return fault_prefix(fault, "X.509 authority %zu of %zu", i + 1, bundle->x509_count);
+        if (json_array_append(keys, jwk) != 0)
+            return no_memory(fault);
+    }
+    return 0;
+}
+
+/* ---- JWT authorities ---- */
+
+static int compare_ids(const void *a, const void *b)
+{
+    const struct bundle_jwt_key *const *one = a;
+    const struct bundle_jwt_key *const *other = b;
+
+    return strcmp((*one)->key_id, (*other)->key_id);
+}
+
+/* By key id: the datastore's order says nothing, and must not make a file look changed. */
+static const struct bundle_jwt_key **sort_jwt(const struct bundle *bundle)
+{
+    const struct bundle_jwt_key **sorted = calloc(bundle->jwt_count + 1, sizeof *sorted);
+
+    if (!sorted)
+        return NULL;
+    for (size_t i = 0; i < bundle->jwt_count; i++)
+        sorted[i] = &bundle->jwt[i];
+    qsort(sorted, bundle->jwt_count, sizeof *sorted, compare_ids);
+    return sorted;
+}
+
+static int write_jwt(const struct bundle_jwt_key *key, const char *use, json_t *jwk,
+                     struct fault *fault)
+{
+    if (!*key->key_id)
+        return invalid(fault, "no key id");
+    if (use && json_object_set_new(jwk, "use", json_string(use)) != 0)
+        return no_memory(fault);
+    if (json_object_set_new(jwk, "kid", json_string(key->key_id)) != 0)
+        return invalid(fault, "key id that is not UTF-8");
+    return write_key(key->pkix.bytes, key->pkix.length, jwk, fault);
+}
+
+static int add_jwt(const struct bundle *bundle, const char *use, json_t *keys, struct fault *fault)
+{
+    OWNED(scope_free) const struct bundle_jwt_key **sorted = sort_jwt(bundle);
+
+    if (!sorted)
+        return no_memory(fault);
+    for (size_t i = 0; i < bundle->jwt_count; i++) {
+        OWNED(free_json) json_t *jwk = json_object();
+
+        if (i > 0 && compare_ids(&sorted[i - 1], &sorted[i]) == 0)
+            return fault_set(fault, FAULT_INVALID_ARGUMENT,
+                             "two JWT authorities have one key id, \"%s\"", sorted[i]->key_id);
+        if (!jwk)
+            return no_memory(fault);
+        if (write_jwt(sorted[i], use, jwk, fault) != 0)
+            return fault_prefix(fault, "JWT authority \"%s\"", sorted[i]->key_id);
+        if (json_array_append(keys, jwk) != 0)
+            return no_memory(fault);
+    }
+    return 0;
+}
+
+/* ---- JSON formats ---- */
+
+static int dump(const json_t *document, char **bytes, size_t *length, struct fault *fault)
+{
+    size_t size = json_dumpb(document, NULL, 0, JSON_INDENT(4));
+    char *text = size > 0 ? malloc(size + 2) : NULL;
+
+    if (!text)
+        return no_memory(fault);
+    (void)json_dumpb(document, text, size, JSON_INDENT(4));
+    memcpy(text + size, "\n", 2);
+    *bytes = text;
+    *length = size + 1;
+    return 0;
+}
+
+/* Both left out when zero, as SPIRE does. */
+static int add_numbers(const struct bundle *bundle, json_t *document, struct fault *fault)
+{
+    if (bundle->sequence > INT64_MAX)
+        return invalid(fault, "the bundle's sequence number is beyond 63 bits");
+    if (bundle->sequence > 0 &&
+        json_object_set_new(document, "spiffe_sequence",
+                            json_integer((json_int_t)bundle->sequence)) != 0)
+        return no_memory(fault);
+    if (bundle->refresh_hint > 0 && json_object_set_new(document, "spiffe_refresh_hint",
+                                                        json_integer(bundle->refresh_hint)) != 0)
+        return no_memory(fault);
+    return 0;
+}
+
+static int encode_json(const struct bundle *bundle, bool spiffe, char **bytes, size_t *length,
+                       struct fault *fault)
+{
+    OWNED(free_json) json_t *document = json_object();
+    json_t *keys = json_array();
+
+    if (!document || json_object_set_new(document, "keys", keys) != 0)
+        return no_memory(fault);
+    if (add_x509(bundle, spiffe ? use_x509 : NULL, keys, fault) != 0 ||
+        add_jwt(bundle, spiffe ? use_jwt : NULL, keys, fault) != 0 ||
+        (spiffe && add_numbers(bundle, document, fault) != 0))
+        return -1;
+    return dump(document, bytes, length, fault);
+}
+
+/* The certificate's own key must be the one beside it. */
+static int check_x5c(const json_t *jwk, struct fault *fault)
+{
+    const json_t *x5c = json_object_get(jwk, "x5c");
+    const char *text = json_string_value(json_array_get(x5c, 0));
+    size_t length = 0;
+    OWNED(scope_free) uint8_t *der = text ? base64_decode(BASE64_STANDARD, text, &length) : NULL;
+    OWNED(free_certificate) X509 *certificate = NULL;
+    OWNED(free_der) unsigned char *pkix = NULL;
+    int size;
+
+    if (!der || json_array_size(x5c) != 1)
+        return invalid(fault, "not exactly one certificate");
+    certificate = read_certificate(der, length, fault);
+    if (!certificate)
+        return -1;
+    size = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(certificate), &pkix);
+    if (size <= 0)
+        return invalid(fault, "no public key");
+    return check_spelling(jwk, pkix, (size_t)size, fault);
+}
+
+static int check_kid(const json_t *jwk, json_t *seen, struct fault *fault)
+{
+    const char *kid = json_string_value(json_object_get(jwk, "kid"));
+
+    if (!kid || !*kid)
+        return invalid(fault, "no key id");
+    if (json_object_get(seen, kid))
+        return invalid(fault, "same key id as another");
+    if (json_object_set_new(seen, kid, json_true()) != 0)
+        return no_memory(fault);
+    return 0;
+}
+
+static bool is_text(const json_t *text, const char *wanted)
+{
+    return json_is_string(text) && strcmp(json_string_value(text), wanted) == 0;
+}
+
+/* Of the SPIFFE format; one that is no text is damage. */
+static bool is_other(const json_t *use)
+{
+    return !use || (json_is_string(use) && bundle_passes_over(json_string_value(use)));
+}
+
+static int read_entry(const json_t *jwk, bool spiffe, json_t *seen, struct bundle_summary *summary,
+                      struct fault *fault)
+{
+    const json_t *use = json_object_get(jwk, "use");
+    bool x509 = json_object_get(jwk, "x5c") != NULL;
+    OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, fault);
+
+    if (!key)
+        return -1;
+    if (spiffe && is_other(use)) {
+        summary->others++;
+        return 0;
+    }
+    if (spiffe ? !is_text(use, x509 ? use_x509 : use_jwt) : use != NULL)
+        return invalid(fault, "another \"use\" than such a file has");
+    if (x509) {
+        summary->x509++;
+        return check_x5c(jwk, fault);
+    }
+    summary->jwt++;
+    return check_kid(jwk, seen, fault);
+}
+
+static int read_keys(const json_t *keys, bool spiffe, struct bundle_summary *summary,
+                     struct fault *fault)
+{
+    OWNED(free_json) json_t *seen = json_object();
+    const json_t *jwk;
+    size_t i;
+
+    if (!seen)
+        return no_memory(fault);
+    if (!json_is_array(keys))
+        return invalid(fault, "no list of keys in it");
+    json_array_foreach (keys, i, jwk)
+        if (read_entry(jwk, spiffe, seen, summary, fault) != 0)
+            return fault_prefix(fault, "key %zu of %zu", i + 1, json_array_size(keys));
+    if (summary->x509 + summary->jwt == 0)
+        return fault_set(fault, FAULT_NOT_FOUND, "no authorities in it");
+    return 0;
+}
+
+static int read_sequence(const json_t *document, uint64_t *sequence, struct fault *fault)
+{
+    const json_t *number = json_object_get(document, "spiffe_sequence");
+    const json_t *hint = json_object_get(document, "spiffe_refresh_hint");
+
+    if (number && (!json_is_integer(number) || json_integer_value(number) < 0))
+        return invalid(fault, "\"spiffe_sequence\" is not a number of the kind");
+    if (hint && !json_is_integer(hint))
+        return invalid(fault, "\"spiffe_refresh_hint\" is not a number of the kind");
+    *sequence = (uint64_t)json_integer_value(number);
+    return 0;
+}
+
+static int read_json(const char *bytes, size_t length, bool spiffe, struct bundle_summary *summary,
+                     struct fault *fault)
+{
+    json_error_t error;
+    OWNED(free_json) json_t *document = json_loadb(bytes, length, JSON_REJECT_DUPLICATES, &error);
+
+    if (!document)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "not JSON: line %d: %s", error.line,
+                         error.text);
+    if (spiffe && read_sequence(document, &summary->sequence, fault) != 0)
+        return -1;
+    return read_keys(json_object_get(document, "keys"), spiffe, summary, fault);
+}
+
+/* ---- PEM ---- */
+
+/* Hands over what was written to `bio`. */
+static int take_bio(BIO *bio, char **bytes, size_t *length, struct fault *fault)
+{
+    char *data;
+    long size = BIO_get_mem_data(bio, &data);
+    char *copy = size > 0 ? malloc((size_t)size + 1) : NULL;
+
+    if (!copy)
+        return no_memory(fault);
+    memcpy(copy, data, (size_t)size);
+    copy[size] = '\0';
+    *bytes = copy;
+    *length = (size_t)size;
+    return 0;
+}
+
+static int write_pem(BIO *bio, const uint8_t *der, size_t length)
+{
+    return PEM_write_bio(bio, PEM_STRING_X509, "", der, (long)length) > 0 ? 0 : -1;
+}
+
+static int encode_pem(const struct bundle *bundle, char **bytes, size_t *length,
+                      struct fault *fault)
+{
+    OWNED(free_bio) BIO *bio = BIO_new(BIO_s_mem());
+    OWNED(free_json) json_t *checked = json_array();
+
+    if (!bio || !checked)
+        return no_memory(fault);
+    if (bundle->x509_count == 0)
+        return invalid(fault, "the bundle has no X.509 authorities, and PEM holds no others");
+    if (add_x509(bundle, NULL, checked, fault) != 0)
+        return -1;
+    for (size_t i = 0; i < bundle->x509_count; i++)
+        if (!is_repeated(bundle, i) &&
+            write_pem(bio, bundle->x509[i].bytes, bundle->x509[i].length) != 0)
+            return no_memory(fault);
+    return take_bio(bio, bytes, length, fault);
+}
+
+/* Reads the next certificate and writes it to `again`. 1, 0 at the end, -1. */
+static int read_block(BIO *bio, BIO *again, struct fault *fault)
+{
+    char *name = NULL;
+    char *header = NULL;
+    OWNED(free_der) unsigned char *der = NULL;
+    OWNED(free_certificate) X509 *certificate = NULL;
+    long length;
+    int found = PEM_read_bio(bio, &name, &header, &der, &length);
+
+    ERR_clear_error();
+    OPENSSL_free(name);
+    OPENSSL_free(header);
+    if (!found)
+        return 0;
+    certificate = read_certificate(der, (size_t)length, fault);
+    if (!certificate)
+        return -1;
+    return write_pem(again, der, (size_t)length) == 0 ? 1 : no_memory(fault);
+}
+
+/* OpenSSL passes over what is between and behind blocks, and stops silently at half a
+ * block: only a file that comes out the same again was whole. */
+static int read_pem(const char *bytes, size_t length, struct bundle_summary *summary,
+                    struct fault *fault)
+{
+    OWNED(free_bio)
+    BIO *bio = length > 0 && length < INT_MAX ? BIO_new_mem_buf(bytes, (int)length) : NULL;
+    OWNED(free_bio) BIO *again = BIO_new(BIO_s_mem());
+    char *written;
+    int found;
+
+    if (!bio || !again)
+        return invalid(fault, "no authorities in it");
+    while ((found = read_block(bio, again, fault)) > 0)
+        summary->x509++;
+    if (found < 0)
+        return -1;
+    if (summary->x509 == 0)
+        return invalid(fault, "no authorities in it");
+    if (BIO_get_mem_data(again, &written) != (long)length || memcmp(written, bytes, length) != 0)
+        return invalid(fault, "something else than PEM blocks in it, or half a block");
+    return 0;
+}
+
+/* ---- the formats ---- */
+
+int bundle_encode(const struct bundle *bundle, enum bundle_format format, char **bytes,
+                  size_t *length, struct fault *fault)
+{
+    if (bundle->x509_count == 0 && bundle->jwt_count == 0)
+        return invalid(fault, "the bundle has no authorities");
+    if (format == BUNDLE_PEM)
+        return encode_pem(bundle, bytes, length, fault);
+    return encode_json(bundle, format == BUNDLE_SPIFFE, bytes, length, fault);
+}
+
+int bundle_read(const char *bytes, size_t length, enum bundle_format format,
+                struct bundle_summary *summary, struct fault *fault)
+{
+    struct bundle_summary found = {0};
+    int result = format == BUNDLE_PEM
+                     ? read_pem(bytes, length, &found, fault)
+                     : read_json(bytes, length, format == BUNDLE_SPIFFE, &found, fault);
+
+    if (result == 0)
+        *summary = found;
+    return result;
+}
+
+bool bundle_passes_over(const char *use)
+{
+    return !use || (strcmp(use, use_x509) != 0 && strcmp(use, use_jwt) != 0);
+}

@@ -1,0 +1,23 @@
+/* Public keys as the members of a JSON Web Key (RFC 7517; RFC 7518, section 6; RFC 8037):
+ * EC P-256, P-384, P-521, RSA, Ed25519, which are what the reader of the file knows
+ * (go-jose). Pure. */
+#ifndef PLUGIN_BUNDLE_JWK_H
+#define PLUGIN_BUNDLE_JWK_H
+
+#include <jansson.h>
+#include <openssl/evp.h>
+
+#include "hsm/base/fault.h"
+
+/* Adds kty and the key's own members to `jwk`. FAULT_INVALID_ARGUMENT for other kinds. */
+int jwk_write(const EVP_PKEY *key, json_t *jwk, struct fault *fault);
+
+/* The key that the members of `jwk` make: the caller's, to EVP_PKEY_free. NULL and
+ * FAULT_INVALID_ARGUMENT when they make none (coordinates of the wrong width or off the
+ * curve, numbers with leading zeros). */
+EVP_PKEY *jwk_read(const json_t *jwk, struct fault *fault);
+
+/* For OWNED locals. */
+void jwk_free_key(EVP_PKEY **key);
+
+#endif

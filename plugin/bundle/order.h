@@ -1,0 +1,42 @@
+/* May a bundle that was delivered replace the one in the file, going by their sequence
+ * numbers? The number grows by one with every change in the datastore, so a lower one is
+ * either late (the notifier's and the publisher's processes race for one file) or comes
+ * from a datastore that was restored, and then it is the truth.
+ *
+ * What tells the two apart: SPIRE reads the datastore just before each call and makes the
+ * next call after the last was answered. A delivery that was late is followed, in the same
+ * process, by one that is not: at or above the file's number. A second lower one, and the
+ * file still as it was then, means that the datastore went back. Notifiers are only called
+ * when something has changed, so the second may well have a higher number than the first.
+ * The pause between the two is for replicas that lag. Pure. */
+#ifndef PLUGIN_BUNDLE_ORDER_H
+#define PLUGIN_BUNDLE_ORDER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "hsm/base/clock.h"
+
+/* A little less than SPIRE's 30 s between two calls of a publisher. */
+#define ORDER_PAUSE (25 * CLOCK_SECOND)
+
+/* A lower delivery that was held back. All zero: none. */
+struct order {
+    bool held;
+    uint64_t delivered;
+    uint64_t file;
+    int64_t since;
+};
+
+enum order_verdict {
+    ORDER_NEWER,    /* or the same: write it, if it differs */
+    ORDER_HELD,     /* keep the file */
+    ORDER_RESTORED, /* lower, but the truth: write it, with a warning */
+};
+
+/* Judges `delivered` against the `file`'s number, on clock_now()'s clock, and remembers
+ * in *order what was held back. After ORDER_RESTORED it is remembered still, in case
+ * writing fails: clear *order once it has been written. */
+enum order_verdict order_judge(struct order *order, uint64_t file, uint64_t delivered, int64_t now);
+
+#endif

@@ -1,0 +1,410 @@
+/* spire-hsm check: can this token hold SPIRE's keys? */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <openssl/rand.h>
+
+#include "hsm/base/scope.h"
+#include "hsm/pubkey.h"
+#include "plugin/command/command_private.h"
+
+/* Trial keys have a scope of their own: no server finds one as its key, even if we are killed
+ * before it is destroyed. */
+static const char trial_server[] = "spire-hsm check";
+
+/* What was left of a check this many seconds ago is not another check's that runs now. */
+static const uint32_t trial_age = 3600;
+
+struct check {
+    const struct command_options *options;
+    const struct command_config *config;
+    struct command_token token;
+    struct label_scope scope;
+    struct table table;
+    unsigned missing;
+    uint32_t highest; /* generation of the last trial key */
+};
+
+/* ---- rows ---- */
+
+enum { LOOKS_MAX = 15 };
+
+enum result { FINE, NOTE, MISSING };
+
+static void row(struct check *check, enum result result, const char *what, const char *found)
+{
+    static const char *const names[] = {[FINE] = "fine", [NOTE] = "note", [MISSING] = "MISSING"};
+
+    check->missing += result == MISSING;
+    table_row(&check->table, names[result], what, found, NULL);
+}
+
+static void row_missing(struct check *check, const char *what, const char *found,
+                        const char *advice)
+{
+    row(check, MISSING, what, found);
+    table_note(&check->table, "do: %s", advice);
+}
+
+/* A sentence of a fault may be longer than a cell. */
+static void row_fault(struct check *check, const char *what, const char *state,
+                      const struct fault *fault, const char *advice)
+{
+    row(check, MISSING, what, state);
+    table_note(&check->table, "%s; do: %s", fault->message, advice);
+}
+
+/* ---- opening ---- */
+
+static const char *advice_for(const struct fault *fault)
+{
+    if (hsm_refused_pin(fault->ckr))
+        return "correct the PIN where it comes from; it is not tried again before that";
+    if (fault->code == FAULT_UNAVAILABLE)
+        return "see to what the sentence says is absent; `pkcs11-tool --module MODULE -L` lists "
+               "the tokens that the module sees";
+    return "correct what the sentence names";
+}
+
+static int open_token(struct check *check)
+{
+    const struct hsm_token_info *info = &check->token.info;
+    struct fault fault;
+    char text[TABLE_CELL];
+
+    if (command_open_token(&check->config->config.keymanager, &check->token, &fault) != 0) {
+        row_fault(check, "token", "cannot be used", &fault, advice_for(&fault));
+        return -1;
+    }
+    (void)snprintf(text, sizeof text, "\"%s\", serial %s, %s %s (library: %s)", info->label,
+                   info->serial, info->manufacturer, info->model, info->library);
+    row(check, FINE, "token", text);
+    row(check, FINE, "login", "done, or not needed");
+    return 0;
+}
+
+/* ---- what can be seen without writing ---- */
+
+static void check_sessions(struct check *check)
+{
+    int64_t wanted = check->config->config.keymanager.max_sessions;
+    char text[TABLE_CELL];
+
+    (void)snprintf(text, sizeof text, "%u of max_sessions = %lld", check->token.info.sessions,
+                   (long long)wanted);
+    row(check, check->token.info.sessions < wanted ? NOTE : FINE, "sessions", text);
+}
+
+static void check_writing(struct check *check)
+{
+    if (check->token.info.write_protected)
+        row_missing(check, "write", "the token is write-protected",
+                    "have its administrator make it writable: rotation makes and destroys keys");
+    else
+        row(check, FINE, "write", "the token is not write-protected");
+}
+
+/* The first start makes the file: can it? */
+static void check_identity_folder(struct check *check)
+{
+    char path[HSM_PATH_MAX];
+    const char *folder;
+
+    memcpy(path, check->config->config.keymanager.key_identifier_file, sizeof path);
+    folder = dirname(path);
+    if (faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0) {
+        row(check, NOTE, "identity", "key_identifier_file is not there; the first start makes it");
+        return;
+    }
+    row(check, MISSING, "identity", "key_identifier_file is not there and cannot be made");
+    table_note(&check->table, "its folder %s: %s; do: make the folder, writable for this user",
+               folder, strerror(errno));
+}
+
+static void check_identity(struct check *check)
+{
+    struct identity identity = {.lock = -1};
+    struct label_scope scope;
+    struct fault fault;
+
+    if (command_identity(&check->config->config, false, &identity, &scope, &fault) == 0)
+        row(check, FINE, "identity", scope.server);
+    else if (fault.code == FAULT_NOT_FOUND)
+        check_identity_folder(check);
+    else
+        row_fault(check, "identity", "cannot be used", &fault, "correct the file");
+    identity_close(&identity);
+}
+
+static bool is_wanted(const struct check *check, enum hsm_key_type type)
+{
+    return check->options->all || check->config->needed[type];
+}
+
+static void check_types(struct check *check)
+{
+    for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++) {
+        const char *name = hsm_key_type_name(type);
+
+        if (check->token.info.can_generate[type])
+            row(check, FINE, name, "the token says it can generate and sign");
+        else if (check->config->needed[type])
+            row_missing(check, name, "the token cannot generate and sign",
+                        "set ca_key_type and jwt_key_type of the server to a type it can");
+        else
+            row(check, NOTE, name, "the token cannot generate and sign; not needed");
+    }
+}
+
+static void survey(struct check *check)
+{
+    struct fault fault;
+    char text[TABLE_CELL];
+
+    if (command_survey(&check->token, &fault) != 0) {
+        row_fault(check, "objects", "cannot be listed", &fault, advice_for(&fault));
+        return;
+    }
+    (void)snprintf(text, sizeof text, "%zu keys of SPIRE's, %u foreign, %u without name",
+                   check->token.survey.found.count, check->token.survey.foreign,
+                   check->token.survey.nameless);
+    row(check, FINE, "objects", text);
+}
+
+/* ---- trial keys ---- */
+
+struct trial {
+    struct check *check;
+    enum hsm_key_type type;
+    char what[32];
+    struct hsm_key_name name;
+    struct hsm_public_key public_key;
+};
+
+static const struct use {
+    const char *name;
+    enum hsm_scheme scheme;
+    int32_t salt;
+    bool rsa;
+    bool ec;
+} uses[] = {
+    {"ECDSA", HSM_PLAIN, 0, false, true},
+    {"PKCS#1 v1.5", HSM_PLAIN, 0, true, false},
+    {"PSS", HSM_PSS, HSM_SALT_HASH, true, false},
+};
+
+static int name_trial(struct trial *trial, struct fault *fault)
+{
+    struct check *check = trial->check;
+    uint32_t id_length = (uint32_t)check->config->config.keymanager.cka_id_length;
+    const struct label_maker nobody = {.known = false};
+    struct label label = {.scope = check->scope, .key_id = LABEL_TRIAL_KEY_ID};
+
+    if (label_next_generation(time(NULL), check->highest, &label.generation, fault) != 0)
+        return -1;
+    check->highest = label.generation;
+    label_format(&label, trial->name.label);
+    return label_new_id(label.generation, id_length, &nobody, &trial->name, fault);
+}
+
+/* HSM clusters show a new key late: worth a second look each second for a while. */
+static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
+{
+    return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
+           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
+}
+
+static int make(struct trial *trial, struct fault *fault)
+{
+    struct hsm_request request = {.op = HSM_GENERATE, .key = trial->name, .type = trial->type};
+    struct hsm_reply reply;
+    unsigned looks = 0;
+
+    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    for (request.op = HSM_PROVE; is_to_be_awaited(&reply, looks); looks++) {
+        (void)sleep(1);
+        hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    }
+    trial->public_key = reply.public_key;
+    if (reply.fault.code != FAULT_NONE) {
+        *fault = reply.fault;
+        return -1;
+    }
+    if (reply.state == HSM_COMPLETE)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION, "the new key is not as it must be: %s",
+                     reply.why[0] != '\0' ? reply.why : "it does not show up whole");
+}
+
+static int sign(const struct trial *trial, const struct use *use, struct fault *fault)
+{
+    struct hsm_request request = {.op = HSM_SIGN,
+                                  .key = trial->name,
+                                  .type = trial->type,
+                                  .scheme = use->scheme,
+                                  .hash = HSM_SHA256,
+                                  .salt_length = use->salt};
+    struct hsm_reply reply;
+
+    request.digest_length = (uint32_t)hsm_hash_length(request.hash);
+    memcpy(request.fingerprint, trial->public_key.fingerprint, sizeof request.fingerprint);
+    if (RAND_bytes(request.digest, (int)request.digest_length) != 1)
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers");
+    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    if (reply.fault.code == FAULT_NONE)
+        return pubkey_verify(&trial->public_key, &request, reply.signature, reply.signature_length,
+                             fault);
+    *fault = reply.fault;
+    return -1;
+}
+
+static void try_uses(const struct trial *trial)
+{
+    bool rsa = trial->type >= HSM_RSA_2048;
+
+    for (size_t i = 0; i < sizeof uses / sizeof uses[0]; i++) {
+        const struct use *use = &uses[i];
+        char text[TABLE_CELL];
+        struct fault fault;
+
+        if (rsa ? !use->rsa : !use->ec)
+            continue;
+        (void)snprintf(text, sizeof text, "%s with SHA-256 %s", use->name, "signed and verified");
+        if (sign(trial, use, &fault) == 0) {
+            row(trial->check, FINE, trial->what, text);
+            continue;
+        }
+        (void)snprintf(text, sizeof text, "%s with SHA-256 failed", use->name);
+        row_fault(trial->check, trial->what, text, &fault,
+                  "use another key type, or ask the token's vendor for this mechanism");
+    }
+}
+
+static void destroy(const struct trial *trial, const char *gone)
+{
+    struct hsm_request request = {.op = HSM_DESTROY, .key = trial->name};
+    struct hsm_reply reply;
+
+    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    if (reply.fault.code == FAULT_NONE) {
+        row(trial->check, FINE, trial->what, gone);
+        return;
+    }
+    row(trial->check, MISSING, trial->what, "cannot be destroyed");
+    table_note(&trial->check->table,
+               "%s; do: allow the role to destroy, or set destroy_superseded = false; then remove "
+               "label=%s",
+               reply.fault.message, trial->name.label);
+}
+
+static const char make_advice[] =
+    "allow the role to make keys; for a label or id that the token cuts, see label_max and "
+    "cka_id_length; for attributes it does not tell, attribute_check; for an error "
+    "that says nothing of the kind, key_template";
+
+static void try_type(struct check *check, enum hsm_key_type type)
+{
+    struct trial trial = {.check = check, .type = type};
+    struct fault fault;
+    char text[TABLE_CELL];
+    bool made;
+
+    (void)snprintf(trial.what, sizeof trial.what, "trial %s", hsm_key_type_name(type));
+    if (name_trial(&trial, &fault) != 0) {
+        row_fault(check, trial.what, "cannot be named", &fault, "set the clock");
+        return;
+    }
+    made = make(&trial, &fault) == 0;
+    if (made) {
+        (void)snprintf(text, sizeof text,
+                       "made; label of %zu and id of %u bytes read back, attributes right",
+                       strlen(trial.name.label), trial.name.id_length);
+        row(check, FINE, trial.what, text);
+        try_uses(&trial);
+    } else {
+        row_fault(check, trial.what, "cannot be made", &fault, make_advice);
+    }
+    destroy(&trial, made ? "destroyed, and seen gone" : "nothing of it is left");
+}
+
+/* Of checks that were killed. */
+static void clear_away(struct check *check)
+{
+    struct inventory server = {.items = NULL};
+    uint32_t now;
+
+    if (label_next_generation(time(NULL), 0, &now, NULL) != 0)
+        return;
+    while (survey_next(&check->token.survey, &server))
+        for (size_t i = 0; i < server.count; i++) {
+            const struct inventory_item *item = &server.items[i];
+            struct trial trial = {.check = check, .what = "earlier trial", .name = item->name};
+
+            if (label_same_scope(&item->label.scope, &check->scope) &&
+                strcmp(item->label.key_id, LABEL_TRIAL_KEY_ID) == 0 &&
+                item->label.generation < now && now - item->label.generation > trial_age)
+                destroy(&trial, "destroyed, and seen gone");
+        }
+}
+
+static void try_all(struct check *check)
+{
+    const char *why = NULL;
+
+    if (check->options->no_trial)
+        why = "not made: --no-trial";
+    else if (check->token.info.write_protected)
+        why = "not made: the token is write-protected";
+    else if (!check->config->config.keymanager.destroy_superseded)
+        why = "not made: with destroy_superseded = false it might have to stay";
+    if (why) {
+        row(check, NOTE, "trial keys", why);
+        return;
+    }
+    clear_away(check);
+    for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++)
+        if (is_wanted(check, type) && check->token.info.can_generate[type])
+            try_type(check, type);
+}
+
+/* ---- the command ---- */
+
+static void run(struct check *check)
+{
+    check_identity(check);
+    if (open_token(check) != 0)
+        return;
+    check_sessions(check);
+    check_writing(check);
+    check_types(check);
+    survey(check);
+    try_all(check);
+}
+
+static void close_check(struct check *check)
+{
+    command_close_token(&check->token);
+    table_free(&check->table);
+}
+
+int check_command(const struct command_options *options)
+{
+    OWNED(command_wipe_config) struct command_config config = {.needed = {false}};
+    OWNED(close_check) struct check check = {.options = options, .config = &config};
+    struct fault fault;
+
+    if (command_read_config(options, &config, &fault) != 0)
+        return command_fail(&fault);
+    label_scope(config.config.trust_domain, trial_server, strlen(trial_server), &check.scope);
+    run(&check);
+    table_print(&check.table, stdout);
+    if (check.missing == 0)
+        (void)printf("all that SPIRE needs is there\n");
+    else
+        (void)printf("%u thing%s missing\n", check.missing, check.missing == 1 ? " is" : "s are");
+    return check.missing == 0 ? COMMAND_FINE : COMMAND_WRONG;
+}

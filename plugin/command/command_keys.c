@@ -1,0 +1,244 @@
+/* spire-hsm keys: what SPIRE has on this token. */
+#include <string.h>
+#include <time.h>
+
+#include <jansson.h>
+
+#include "hsm/base/scope.h"
+#include "plugin/command/command_private.h"
+#include "plugin/keys/catalogue.h"
+
+/* What can be told by name. */
+struct names {
+    const char *trust_domain;
+    struct label_scope own; /* "" server: not known */
+    const char *named;      /* --server-id or its file, or NULL */
+    struct label_scope other;
+};
+
+/* One key, as both forms of output want it. */
+struct line {
+    const struct inventory_item *item;
+    const char *trust_domain; /* NULL where only the hash is known */
+    const char *server;
+    bool own;
+    int64_t age; /* seconds */
+    char made[32];
+    const char *state;
+    const char *type; /* this and the next two: "" if not known */
+    char fingerprint[2 * HSM_FINGERPRINT + 1];
+    char authority_id[41];
+    char cka_id[2 * HSM_ID_MAX + 1];
+};
+
+static void date(int64_t age, char text[32])
+{
+    time_t made = time(NULL) - (time_t)age;
+    struct tm utc;
+
+    if (!gmtime_r(&made, &utc) || strftime(text, 32, "%Y-%m-%dT%H:%M:%SZ", &utc) == 0)
+        text[0] = '\0';
+}
+
+/* A second key in one second is a generation ahead. */
+static int64_t age_of(uint32_t generation)
+{
+    uint32_t now = 0;
+
+    if (label_next_generation(time(NULL), 0, &now, NULL) != 0 || now < generation)
+        return 0;
+    return (int64_t)now - generation;
+}
+
+static void tell_public_key(const struct inventory_item *item, struct line *line)
+{
+    OWNED(scope_free)
+    struct catalogue_key *key = catalogue_key_new(&item->label, &item->name, &item->public_key);
+
+    if (!key)
+        return;
+    line->type = hsm_key_type_name(item->public_key.type);
+    memcpy(line->fingerprint, key->fingerprint, sizeof line->fingerprint);
+    memcpy(line->authority_id, key->authority_id, sizeof line->authority_id);
+}
+
+static void fill(const struct names *names, struct inventory *server, struct inventory_item *item,
+                 struct line *line)
+{
+    const struct label_scope *scope = &item->label.scope;
+
+    *line = (struct line){.item = item, .age = age_of(item->label.generation), .type = ""};
+    if (strcmp(scope->trust_domain, names->own.trust_domain) == 0)
+        line->trust_domain = names->trust_domain;
+    line->own = label_same_scope(scope, &names->own);
+    if (line->own)
+        line->server = "this server";
+    else if (names->named && label_same_scope(scope, &names->other))
+        line->server = names->named;
+    date(line->age, line->made);
+    line->state = survey_state_name(survey_state(server, item));
+    print_hex(item->name.id, item->name.id_length, line->cka_id);
+    if (item->proven && item->state == HSM_COMPLETE)
+        tell_public_key(item, line);
+}
+
+/* ---- table ---- */
+
+static void add_row(struct table *table, const struct line *line)
+{
+    const struct inventory_item *item = line->item;
+    char generation[16];
+    char age[AGE_TEXT];
+    char public_key[192] = "";
+
+    (void)snprintf(generation, sizeof generation, "%u", item->label.generation);
+    print_age(line->age, age);
+    table_row(table, line->trust_domain ? line->trust_domain : item->label.scope.trust_domain,
+              line->server ? line->server : item->label.scope.server, item->label.key_id,
+              generation, *line->type ? line->type : "-", age, line->state, NULL);
+    if (*line->type)
+        (void)snprintf(public_key, sizeof public_key, " sha256=%s local_authority_id=%s",
+                       line->fingerprint, line->authority_id);
+    table_note(table, "label=%s cka_id=%s%s%s%s", item->name.label, line->cka_id, public_key,
+               item->why[0] ? " reason=" : "", item->why);
+}
+
+static void print_table(const struct command_token *token, const struct names *names)
+{
+    OWNED(table_free) struct table table = {.rows = NULL};
+    const struct survey *survey = &token->survey;
+    struct inventory server = {.items = NULL};
+    struct line line;
+
+    table_row(&table, "TRUST DOMAIN", "SERVER", "KEY ID", "GENERATION", "TYPE", "AGE", "STATE",
+              NULL);
+    while (survey_next(survey, &server))
+        for (size_t i = 0; i < server.count; i++) {
+            fill(names, &server, &server.items[i], &line);
+            add_row(&table, &line);
+        }
+    if (survey->found.count > 0)
+        table_print(&table, stdout);
+    (void)printf("%zu key%s of SPIRE's on token \"%s\" (serial %s); not SPIRE's: %u foreign key "
+                 "object%s, %u without name\n",
+                 survey->found.count, survey->found.count == 1 ? "" : "s", token->info.label,
+                 token->info.serial, survey->foreign, survey->foreign == 1 ? "" : "s",
+                 survey->nameless);
+}
+
+/* ---- JSON ---- */
+
+/* NULL and "" are null. */
+static json_t *text(const char *value)
+{
+    return value && *value ? json_string(value) : json_null();
+}
+
+static json_t *key_json(const struct line *line)
+{
+    const struct inventory_item *item = line->item;
+    const struct {
+        const char *name;
+        json_t *value;
+    } members[] = {
+        {"trust_domain", text(line->trust_domain)},
+        {"trust_domain_hash", text(item->label.scope.trust_domain)},
+        {"server", line->own ? json_null() : text(line->server)},
+        {"server_hash", text(item->label.scope.server)},
+        {"this_server", json_boolean(line->own)},
+        {"key_id", text(item->label.key_id)},
+        {"generation", json_integer(item->label.generation)},
+        {"made", text(line->made)},
+        {"age_seconds", json_integer(line->age)},
+        {"type", text(line->type)},
+        {"state", text(line->state)},
+        {"reason", text(item->why)},
+        {"label", text(item->name.label)},
+        {"cka_id", text(line->cka_id)},
+        {"sha256", text(line->fingerprint)},
+        {"local_authority_id", text(line->authority_id)},
+    };
+    json_t *key = json_object();
+
+    for (size_t i = 0; i < sizeof members / sizeof members[0]; i++)
+        (void)json_object_set_new(key, members[i].name, members[i].value);
+    return key;
+}
+
+static int print_json(const struct command_token *token, const struct names *names)
+{
+    const struct survey *survey = &token->survey;
+    struct inventory server = {.items = NULL};
+    json_t *keys = json_array();
+    json_t *document;
+    struct line line;
+    int result;
+
+    while (survey_next(survey, &server))
+        for (size_t i = 0; i < server.count; i++) {
+            fill(names, &server, &server.items[i], &line);
+            (void)json_array_append_new(keys, key_json(&line));
+        }
+    document = json_pack("{s{ss ss ss ss ss} so si si}", "token", "label", token->info.label,
+                         "serial", token->info.serial, "manufacturer", token->info.manufacturer,
+                         "model", token->info.model, "library", token->info.library, "keys", keys,
+                         "foreign_objects", (int)survey->foreign, "nameless_objects",
+                         (int)survey->nameless);
+    result = document ? json_dumpf(document, stdout, JSON_INDENT(2)) : -1;
+    (void)fputc('\n', stdout);
+    json_decref(document);
+    return result;
+}
+
+/* ---- the command ---- */
+
+static int find_names(const struct command_options *options, const struct config *config,
+                      struct names *names, struct fault *fault)
+{
+    OWNED(command_identity_close) struct identity identity = {.lock = -1};
+    OWNED(command_identity_close) struct identity other = {.lock = -1};
+
+    *names = (struct names){.trust_domain = config->trust_domain};
+    label_trust_domain_hash(config->trust_domain, names->own.trust_domain);
+    if (command_identity(config, false, &identity, &names->own, fault) != 0) {
+        if (fault->code != FAULT_NOT_FOUND)
+            return -1;
+        (void)fprintf(stderr, "spire-hsm: warning: %s: which keys are this server's is not known\n",
+                      fault->message);
+    }
+    if (!options->server_id && !options->server_id_file)
+        return 0;
+    names->named = options->server_id ? options->server_id : options->server_id_file;
+    return command_named(options, config, false, &other, &names->other, fault);
+}
+
+static int run(const struct command_options *options, const struct config *config,
+               struct fault *fault)
+{
+    OWNED(command_close_token) struct command_token token = {.token = NULL};
+    struct inventory server = {.items = NULL};
+    struct names names;
+
+    if (find_names(options, config, &names, fault) != 0 ||
+        command_open_token(&config->keymanager, &token, fault) != 0 ||
+        command_survey(&token, fault) != 0)
+        return -1;
+    while (survey_next(&token.survey, &server))
+        command_prove(&token, &server);
+    if (!options->json)
+        print_table(&token, &names);
+    else if (print_json(&token, &names) != 0)
+        return fault_set(fault, FAULT_UNAVAILABLE, "cannot write the JSON");
+    return 0;
+}
+
+int keys_command(const struct command_options *options)
+{
+    OWNED(command_wipe_config) struct command_config config = {.needed = {false}};
+    struct fault fault;
+
+    if (command_read_config(options, &config, &fault) != 0 ||
+        run(options, &config.config, &fault) != 0)
+        return command_fail(&fault);
+    return COMMAND_FINE;
+}

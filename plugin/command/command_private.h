@@ -1,0 +1,123 @@
+/* What the command*.c files share. Nobody else includes it. */
+#ifndef PLUGIN_COMMAND_COMMAND_PRIVATE_H
+#define PLUGIN_COMMAND_COMMAND_PRIVATE_H
+
+#include "plugin/command/command.h"
+#include "plugin/command/survey.h"
+#include "plugin/config/config.h"
+#include "plugin/keys/identity.h"
+
+/* Exit statuses. */
+enum { COMMAND_FINE = 0, COMMAND_WRONG = 1, COMMAND_CANNOT = 2 };
+
+/* The command line, read. Strings are argv's; NULL where nothing was given. */
+struct command_options {
+    const char *config;
+    const char *trust_domain;
+    const char *server_id;
+    const char *server_id_file;
+    const char *older_than;
+    const char *format;
+    bool expand_env;
+    bool all;
+    bool no_trial;
+    bool json;
+    bool other_servers;
+    bool yes;
+    const char *operands[2];
+    size_t operand_count;
+};
+
+typedef int command_fn(const struct command_options *options);
+
+command_fn check_command;  /* command_check.c */
+command_fn keys_command;   /* command_keys.c */
+command_fn prune_command;  /* command_prune.c */
+command_fn bundle_command; /* command_bundle.c */
+
+/* "spire-hsm: " and the sentence, on stderr; returns COMMAND_CANNOT. */
+int command_fail(const struct fault *fault);
+
+/* ---- command_config.c ---- */
+
+struct command_config {
+    struct config config;
+    bool needed[HSM_RSA_4096 + 1]; /* key types the server will ask for, as far as the file
+                                      says; EC P-256 where it does not */
+};
+
+/* Reads --config: plugin_data, or the configuration of a server or agent with it inside.
+ * Notes go to stderr. The caller's to wipe. */
+int command_read_config(const struct command_options *options, struct command_config *config,
+                        struct fault *fault);
+void command_wipe_config(struct command_config *config);
+
+/* Text with $NAME and ${NAME} replaced as spire-server's -expandEnv does it: malloc'd, the
+ * caller's; NULL when out of memory. Names that are not set are counted. */
+char *command_expand(const char *text, unsigned *unset);
+
+/* At most `most` bytes of a file, with a NUL behind them: malloc'd, the caller's. NULL: see
+ * *fault. */
+char *command_read_file(const char *path, size_t most, size_t *length, struct fault *fault);
+
+/* ---- command_token.c ---- */
+
+struct command_token {
+    struct hsm_token *token;
+    struct hsm_token_info info;
+    struct survey survey;
+};
+
+/* Opens the token the configuration names. Closed with command_close_token, which takes one
+ * that was never opened as well. */
+int command_open_token(const struct config_keymanager *config, struct command_token *token,
+                       struct fault *fault);
+void command_close_token(struct command_token *token);
+
+/* Who is on the token, into token->survey. */
+int command_survey(struct command_token *token, struct fault *fault);
+
+/* Looks closer at these keys. One that cannot be looked at stays unproven, with the reason
+ * in `why`. */
+void command_prove(struct command_token *token, struct inventory *server);
+
+/* The server's own scope. FAULT_NOT_FOUND: key_identifier_file is not there (yet). With `lock`
+ * no server with this identity may be running: see identity_find. Closed with identity_close. */
+int command_identity(const struct config *config, bool lock, struct identity *identity,
+                     struct label_scope *scope, struct fault *fault);
+
+/* The scope that --server-id or --server-id-file names, likewise. */
+int command_named(const struct command_options *options, const struct config *config, bool lock,
+                  struct identity *identity, struct label_scope *scope, struct fault *fault);
+
+void command_identity_close(struct identity *identity);
+
+/* ---- command_print.c ---- */
+
+/* Rows of cells, columns as wide as they need. What is not printable is shown as '?'. */
+enum { TABLE_COLUMNS = 8, TABLE_CELL = 320, TABLE_NOTE = 1536 };
+
+struct table {
+    struct table_row {
+        char cells[TABLE_COLUMNS][TABLE_CELL];
+        char note[TABLE_NOTE];
+    } * rows;
+    size_t count;
+    size_t room;
+};
+
+/* NULL ends the row. */
+void table_row(struct table *table, ...) __attribute__((sentinel));
+
+/* A line by itself, indented, under the last row. */
+void table_note(struct table *table, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void table_print(const struct table *table, FILE *out);
+void table_free(struct table *table);
+
+void print_hex(const uint8_t *bytes, size_t length, char *text);
+
+enum { AGE_TEXT = 24 };
+/* "50s", "3m", "7h", "12d". */
+void print_age(int64_t seconds, char text[AGE_TEXT]);
+
+#endif

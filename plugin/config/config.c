@@ -1,0 +1,292 @@
+#include "plugin/config/config.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+#include "hsm/base/clock.h"
+#include "hsm/base/scope.h"
+#include "hsm/base/utf8.h"
+#include "plugin/config/config_private.h"
+
+/* One reading of one text. */
+struct reading {
+    enum config_kind kind;
+    struct config *config;
+    struct config_notes *notes;
+    unsigned lines[OPTIONS_MAX]; /* of each option of the table; 0 = not given */
+    struct {
+        const char *option; /* NULL = none given */
+        unsigned line;
+    } groups[GROUPS];
+};
+
+/* ---- notes ---- */
+
+__attribute__((format(printf, 3, 4))) static void note(struct config_notes *notes, bool error,
+                                                       const char *format, ...)
+{
+    size_t at = notes->errors + notes->warnings;
+    size_t last = CONFIG_NOTES_MAX - 1;
+    char text[2 * CONFIG_NOTE_MAX];
+    va_list args;
+
+    notes->errors += error;
+    notes->warnings += !error;
+    if (at > last) {
+        notes->notes[last].error = notes->notes[last].error || error;
+        (void)snprintf(notes->notes[last].text, CONFIG_NOTE_MAX, "and %zu more", at + 1 - last);
+        return;
+    }
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    notes->notes[at].error = error;
+    utf8_clean(text, false, notes->notes[at].text, CONFIG_NOTE_MAX);
+}
+
+/* ---- options ---- */
+
+static void note_unknown(struct reading *r, const struct hcl_item *item, const char *nearest)
+{
+    char name[64];
+
+    utf8_clean(item->key, false, name, sizeof name);
+    if (nearest)
+        note(r->notes, true, "line %u: unknown option \"%s\" (did you mean %s?)", item->line, name,
+             nearest);
+    else
+        note(r->notes, true, "line %u: unknown option \"%s\"", item->line, name);
+}
+
+static const struct {
+    const char *twice; /* as SPIRE's own key managers say it, where they have the same options */
+    const char *missing;
+} groups[GROUPS] = {
+    [GROUP_PIN] = {"there can be only one source of the PIN", NULL},
+    [GROUP_IDENTITY] = {"configuration can't have a key identifier file and a key identifier "
+                        "value at the same time",
+                        "configuration requires a key identifier file or a key identifier value: "
+                        "key_identifier_file or key_identifier_value"},
+};
+
+static void join_group(struct reading *r, enum option_group group, const char *option,
+                       unsigned line)
+{
+    if (group == GROUP_NONE)
+        return;
+    if (r->groups[group].option) {
+        note(r->notes, true, "line %u: %s: %s, and line %u has %s", line, option,
+             groups[group].twice, r->groups[group].line, r->groups[group].option);
+        return;
+    }
+    r->groups[group].option = option;
+    r->groups[group].line = line;
+}
+
+/* What is allowed, but perhaps not meant. */
+static void warn(struct reading *r, const struct config_option *option, unsigned line)
+{
+    const struct config_bundle *bundle = &r->config->bundle;
+    const char *odd = NULL;
+
+    if (strcmp(option->name, "pin") == 0)
+        odd = "a PIN in the configuration is for local tests only, use pin_file";
+    else if (strcmp(option->name, "format") == 0 && bundle->format != BUNDLE_SPIFFE)
+        odd = "the OIDC discovery provider cannot read this format, it needs spiffe";
+    else if (strcmp(option->name, "refresh_hint") == 0 &&
+             bundle->refresh_hint >= 24 * 3600 * CLOCK_SECOND)
+        odd = "a day or more is long: readers learn of a new key only then";
+    else if (strcmp(option->name, "refresh_hint") == 0 && bundle->refresh_hint > 0 &&
+             bundle->refresh_hint < 60 * CLOCK_SECOND)
+        odd = "less than a minute is short: every reader will ask so often";
+    if (odd)
+        note(r->notes, false, "line %u: %s: %s", line, option->name, odd);
+}
+
+static bool is_whole_seconds(const struct reading *r, const struct config_option *option)
+{
+    return strcmp(option->name, "refresh_hint") != 0 ||
+           r->config->bundle.refresh_hint % CLOCK_SECOND == 0;
+}
+
+static void read_option(struct reading *r, const struct config_option *option,
+                        const struct hcl_item *item)
+{
+    unsigned *line = &r->lines[option - option_table(r->kind)];
+    char why[CONFIG_NOTE_MAX];
+
+    if (*line != 0) {
+        note(r->notes, true, "line %u: %s is given twice, first in line %u", item->line,
+             option->name, *line);
+        return;
+    }
+    *line = item->line;
+    join_group(r, option->group, option->name, item->line);
+    if (!option_set(option, item, r->config, why)) {
+        note(r->notes, true, "line %u: %s: %s", item->line, option->name, why);
+        return;
+    }
+    if (!is_whole_seconds(r, option))
+        note(r->notes, true, "line %u: %s: expected whole seconds", item->line, option->name);
+    if (strcmp(option->name, "token") == 0 && value_uri_has_pin_source(r->config->keymanager.token))
+        join_group(r, GROUP_PIN, "the pin-source of token", item->line);
+    warn(r, option, item->line);
+}
+
+static void read_items(struct reading *r, const struct hcl_item *root)
+{
+    for (size_t i = 0; i < root->count; i++) {
+        const struct hcl_item *item = &root->items[i];
+        const char *nearest;
+        const struct config_option *option = option_find(r->kind, item->key, &nearest);
+
+        if (option)
+            read_option(r, option, item);
+        else
+            note_unknown(r, item, nearest);
+    }
+}
+
+static void note_missing(struct reading *r)
+{
+    const struct config_option *table = option_table(r->kind);
+
+    for (size_t i = 0; table[i].name; i++)
+        if (table[i].required && r->lines[i] == 0)
+            note(r->notes, true, "%s is required: %s", table[i].name, table[i].help);
+    for (size_t i = 0; i < GROUPS && r->kind == CONFIG_KEYMANAGER; i++)
+        if (groups[i].missing && !r->groups[i].option)
+            note(r->notes, true, "%s", groups[i].missing);
+}
+
+/* ---- the whole ---- */
+
+static void read_trust_domain(struct reading *r, const char *name)
+{
+    static const char scheme[] = "spiffe://";
+    const char *wrong;
+
+    if (strncmp(name, scheme, sizeof scheme - 1) == 0)
+        name += sizeof scheme - 1;
+    wrong = value_check_trust_domain(name);
+    if (wrong)
+        note(r->notes, true, "the server's trust domain %s", wrong);
+    else
+        memcpy(r->config->trust_domain, name, strlen(name) + 1);
+}
+
+static void read_tree(struct reading *r, const struct hcl_item *root)
+{
+    read_items(r, root);
+    note_missing(r);
+}
+
+static void read_text(struct reading *r, const char *text, size_t length)
+{
+    OWNED(hcl_scope_free) struct hcl *tree = NULL;
+    struct fault fault;
+
+    if (hcl_parse(text, length, &tree, &fault) != 0) {
+        note(r->notes, true, "%s", fault.message);
+        return;
+    }
+    read_tree(r, hcl_root(tree));
+}
+
+/* One of `block` and `text` is what there is to read. */
+static int read_whole(struct reading *r, const char *trust_domain, const struct hcl_item *block,
+                      const char *text, size_t length)
+{
+    memset(r->notes, 0, sizeof *r->notes);
+    for (const struct config_option *option = option_table(r->kind); option->name; option++)
+        option_set_initial(option, r->config);
+    read_trust_domain(r, trust_domain);
+    if (block)
+        read_tree(r, block);
+    else
+        read_text(r, text, length);
+    return r->notes->errors > 0 ? -1 : 0;
+}
+
+int config_read(enum config_kind kind, const char *trust_domain, const char *text, size_t length,
+                struct config *config, struct config_notes *notes)
+{
+    OWNED(config_wipe) struct config made = {.kind = kind};
+    struct reading reading = {.kind = kind, .config = &made, .notes = notes};
+
+    if (read_whole(&reading, trust_domain, NULL, text, length) != 0)
+        return -1;
+    *config = made;
+    return 0;
+}
+
+int config_read_block(enum config_kind kind, const char *trust_domain, const struct hcl_item *block,
+                      struct config *config, struct config_notes *notes)
+{
+    OWNED(config_wipe) struct config made = {.kind = kind};
+    struct reading reading = {.kind = kind, .config = &made, .notes = notes};
+
+    if (read_whole(&reading, trust_domain, block, NULL, 0) != 0)
+        return -1;
+    *config = made;
+    return 0;
+}
+
+int config_fault(const struct config_notes *notes, struct fault *fault)
+{
+    static const char tail[] = "; and 18446744073709551615 more, see the log";
+    char text[FAULT_MESSAGE_MAX];
+    size_t kept = notes->errors + notes->warnings > CONFIG_NOTES_MAX
+                      ? CONFIG_NOTES_MAX - 1
+                      : notes->errors + notes->warnings;
+    size_t shown = 0;
+    size_t used =
+        (size_t)snprintf(text, sizeof text, "%zu mistake%s in plugin_data: ", notes->errors,
+                         notes->errors == 1 ? "" : "s");
+
+    for (size_t i = 0; i < kept; i++) {
+        size_t room = sizeof text - used - (shown + 1 < notes->errors ? sizeof tail : 0);
+
+        if (!notes->notes[i].error)
+            continue;
+        if (strlen(notes->notes[i].text) + 2 >= room)
+            break;
+        used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", shown > 0 ? "; " : "",
+                                 notes->notes[i].text);
+        shown++;
+    }
+    if (shown < notes->errors)
+        (void)snprintf(text + used, sizeof text - used, "; and %zu more, see the log",
+                       notes->errors - shown);
+    return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", text);
+}
+
+void config_settings(const struct config_keymanager *config, struct hsm_settings *settings)
+{
+    *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
+                                      .lenient = config->lenient,
+                                      .least = config->least};
+    memcpy(settings->module, config->module, sizeof settings->module);
+    memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
+    memcpy(settings->token, config->token, sizeof settings->token);
+    if (config->key_identifier_file[0] != '\0')
+        (void)snprintf(settings->latch, sizeof settings->latch, "%.*s.pin-refused",
+                       (int)(sizeof settings->latch - sizeof ".pin-refused"),
+                       config->key_identifier_file);
+    if (config->pin_file[0] != '\0') {
+        settings->pin_kind = HSM_PIN_FILE;
+        memcpy(settings->pin_text, config->pin_file, sizeof config->pin_file);
+    } else if (config->pin_env[0] != '\0') {
+        settings->pin_kind = HSM_PIN_ENV;
+        memcpy(settings->pin_text, config->pin_env, sizeof config->pin_env);
+    } else if (config->pin[0] != '\0') {
+        settings->pin_kind = HSM_PIN_INLINE;
+        memcpy(settings->pin_text, config->pin, sizeof config->pin);
+    }
+}
+
+void config_wipe(struct config *config)
+{
+    if (config->kind == CONFIG_KEYMANAGER)
+        explicit_bzero(config->keymanager.pin, sizeof config->keymanager.pin);
+}

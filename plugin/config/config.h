@@ -1,0 +1,106 @@
+/* plugin_data as values. All options, with type, default, range and help, stand in
+ * the tables of config_option.c, which `spire-hsm --help` prints and a test compares with
+ * README.md. Reading is pure: no file, no token is touched, so Validate may call it. */
+#ifndef PLUGIN_CONFIG_CONFIG_H
+#define PLUGIN_CONFIG_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "hsm/hsm.h"
+
+enum {
+    CONFIG_IDENTITY_MAX = 256,
+    CONFIG_TRUST_DOMAIN_MAX = 255,
+};
+
+enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER };
+
+enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM };
+
+struct config_keymanager {
+    char module[HSM_PATH_MAX];
+    char module_args[HSM_ARGS_MAX];
+    char token[HSM_URI_MAX];
+    char pin_file[HSM_PATH_MAX];
+    char pin_env[HSM_PATH_MAX];
+    char pin[HSM_PIN_MAX]; /* wiped by config_wipe */
+    char key_identifier_file[HSM_PATH_MAX];
+    char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
+    int64_t max_sessions;
+    int64_t startup_wait; /* this and the next four: nanoseconds */
+    int64_t call_timeout;
+    int64_t operation_timeout;
+    int64_t generate_timeout;
+    int64_t keep_alive; /* 0 = off */
+    bool destroy_superseded;
+    bool lenient; /* attribute_check = "lenient" */
+    bool least;   /* key_template = "least" */
+    int64_t cka_id_length;
+    int64_t label_max; /* 0 = no limit */
+};
+
+struct config_bundle {
+    char path[HSM_PATH_MAX];
+    enum bundle_format format;
+    int64_t refresh_hint; /* nanoseconds, 0 = the bundle's own */
+    uint32_t mode;
+    bool required; /* Notifier only */
+};
+
+struct config {
+    enum config_kind kind;
+    char trust_domain[CONFIG_TRUST_DOMAIN_MAX + 1]; /* lower case, without spiffe:// */
+    union {
+        struct config_keymanager keymanager;
+        struct config_bundle bundle;
+    };
+};
+
+/* What is wrong (or only odd) with a configuration, a sentence each, in the order of
+ * the text, then what is missing. None of them repeats a value: it may be a misplaced PIN.
+ * At most CONFIG_NOTES_MAX are kept; the last one then says how many more. */
+enum { CONFIG_NOTES_MAX = 32, CONFIG_NOTE_MAX = 320 };
+
+struct config_notes {
+    size_t errors;   /* notes that make the configuration invalid */
+    size_t warnings; /* notes that do not */
+    struct {
+        bool error;
+        char text[CONFIG_NOTE_MAX]; /* "line 3: unknown option \"pin_fil\" (did you mean pin_file?)"
+                                     */
+    } notes[CONFIG_NOTES_MAX];
+};
+
+/* Reads `text` (HCL 1 or JSON as SPIRE delivers it; empty is fine) for a plugin of
+ * `kind` in `trust_domain`. Returns 0 when it is valid. On -1 *config is untouched and
+ * notes->errors > 0. Warnings are filled in both cases. */
+int config_read(enum config_kind kind, const char *trust_domain, const char *text, size_t length,
+                struct config *config, struct config_notes *notes);
+
+/* The same for plugin_data that is a block in a larger text, such as server.conf. */
+struct hcl_item;
+int config_read_block(enum config_kind kind, const char *trust_domain, const struct hcl_item *block,
+                      struct config *config, struct config_notes *notes);
+
+/* What the token's room needs to know. Wiped with hsm_settings_wipe. */
+void config_settings(const struct config_keymanager *config, struct hsm_settings *settings);
+
+/* All errors in one sentence list, for a Configure that fails: "3 mistakes in
+ * plugin_data: line 2: ...; line 5: ...", which ends with "and 7 more, see the log" if they
+ * do not all fit. FAULT_INVALID_ARGUMENT. */
+int config_fault(const struct config_notes *notes, struct fault *fault);
+
+/* The option table of `kind` as text, two lines an option, and as README.md has it. */
+void config_help(enum config_kind kind, FILE *out);
+void config_markdown(enum config_kind kind, FILE *out);
+
+/* The name of the table's row `index`, or NULL behind the last one. */
+const char *config_option_name(enum config_kind kind, size_t index);
+
+/* Clears the PIN. */
+void config_wipe(struct config *config);
+
+#endif

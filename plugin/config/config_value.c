@@ -1,0 +1,322 @@
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin/config/config_private.h"
+
+static bool is_digit(char byte)
+{
+    return byte >= '0' && byte <= '9';
+}
+
+static bool is_lower(char byte)
+{
+    return byte >= 'a' && byte <= 'z';
+}
+
+static bool is_letter(char byte)
+{
+    return is_lower(byte) || (byte >= 'A' && byte <= 'Z');
+}
+
+/* ---- numbers ---- */
+
+bool value_integer(const char *text, int64_t *number)
+{
+    char *end;
+
+    if (!is_digit(text[text[0] == '-']))
+        return false;
+    errno = 0;
+    *number = strtoll(text, &end, 0);
+    return *end == '\0' && errno == 0;
+}
+
+bool value_mode(const char *text, int64_t *mode)
+{
+    *mode = 0;
+    if (text[0] == '\0' || strlen(text) > 5 || text[strspn(text, "01234567")] != '\0')
+        return false;
+    for (; *text != '\0'; text++)
+        *mode = *mode * 8 + (*text - '0');
+    return true;
+}
+
+static const struct {
+    const char *name;
+    int64_t nanoseconds;
+} units[] = {
+    {"ns", 1},
+    {"us", 1000},
+    {"\xc2\xb5s", 1000}, /* micro sign */
+    {"\xce\xbcs", 1000}, /* mu */
+    {"ms", 1000000},
+    {"s", 1000000000},
+    {"m", INT64_C(60000000000)},
+    {"h", INT64_C(3600000000000)},
+};
+
+static bool read_unit(const char **text, int64_t *unit)
+{
+    size_t length = strcspn(*text, ".0123456789");
+
+    for (size_t i = 0; i < sizeof units / sizeof units[0]; i++) {
+        if (strlen(units[i].name) != length || memcmp(units[i].name, *text, length) != 0)
+            continue;
+        *text += length;
+        *unit = units[i].nanoseconds;
+        return true;
+    }
+    return false;
+}
+
+static bool read_whole(const char **text, int64_t *whole)
+{
+    for (*whole = 0; is_digit(**text); (*text)++)
+        if (__builtin_mul_overflow(*whole, 10, whole) ||
+            __builtin_add_overflow(*whole, **text - '0', whole))
+            return false;
+    return true;
+}
+
+/* Digits beyond the twelfth are less than a nanosecond of any unit. */
+static double read_fraction(const char **text)
+{
+    double fraction = 0;
+    double scale = 1;
+
+    for (int count = 0; is_digit(**text); (*text)++, count++) {
+        if (count >= 15)
+            continue;
+        fraction = fraction * 10 + (**text - '0');
+        scale *= 10;
+    }
+    return fraction / scale;
+}
+
+/* One number with its unit, as "1.5h". */
+static bool read_part(const char **text, int64_t *nanoseconds)
+{
+    const char *begin = *text;
+    double fraction = 0;
+    int64_t whole;
+    int64_t unit;
+    size_t digits;
+
+    if (!read_whole(text, &whole))
+        return false;
+    digits = (size_t)(*text - begin);
+    if (**text == '.') {
+        (*text)++;
+        digits += is_digit(**text);
+        fraction = read_fraction(text);
+    }
+    return digits > 0 && read_unit(text, &unit) &&
+           !__builtin_mul_overflow(whole, unit, nanoseconds) &&
+           !__builtin_add_overflow(*nanoseconds, (int64_t)(fraction * (double)unit + 0.5),
+                                   nanoseconds);
+}
+
+bool value_duration(const char *text, int64_t *nanoseconds)
+{
+    int64_t part;
+
+    *nanoseconds = 0;
+    text += text[0] == '+';
+    if (strcmp(text, "0") == 0)
+        return true;
+    if (*text == '\0')
+        return false;
+    while (*text != '\0')
+        if (!read_part(&text, &part) || __builtin_add_overflow(*nanoseconds, part, nanoseconds))
+            return false;
+    return true;
+}
+
+const char *value_check_mode(int64_t mode)
+{
+    if ((mode & ~INT64_C(0777)) != 0)
+        return "only the nine permission bits may be set (a number needs a leading 0: 0644)";
+    if ((mode & 0002) != 0)
+        return "a file that everyone may write is nothing to trust";
+    return (mode & 0600) == 0600 ? NULL : "its owner must be able to read and write the file";
+}
+
+/* ---- strings ---- */
+
+/* Control characters: C0, DEL, and C1 as UTF-8 has them. */
+const char *value_check_text(const char *text)
+{
+    if (*text == '\0')
+        return "is empty (leave the option out instead)";
+    for (; *text != '\0'; text++) {
+        unsigned char byte = (unsigned char)*text;
+
+        if (byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[1] < 0xa0))
+            return "there is a control character in it";
+    }
+    return NULL;
+}
+
+const char *value_check_path(const char *text)
+{
+    if (text[0] != '/')
+        return "expected an absolute path";
+    return text[strlen(text) - 1] == '/' ? "expected a file, this names a folder" : NULL;
+}
+
+const char *value_check_module(const char *text)
+{
+    if (text[0] == '/')
+        return value_check_path(text);
+    if (strchr(text, '/') || strcmp(text, ".") == 0 || strcmp(text, "..") == 0)
+        return "expected an absolute path, or a file name without '/'";
+    return NULL;
+}
+
+const char *value_check_variable(const char *text)
+{
+    bool fits = !is_digit(text[0]);
+
+    for (; *text != '\0'; text++)
+        fits = fits && (is_letter(*text) || is_digit(*text) || *text == '_');
+    return fits ? NULL : "expected the name of an environment variable";
+}
+
+const char *value_check_trust_domain(const char *name)
+{
+    size_t length = strlen(name);
+
+    if (length == 0 || length > CONFIG_TRUST_DOMAIN_MAX)
+        return "must have 1 to 255 characters";
+    for (; *name != '\0'; name++)
+        if (!is_lower(*name) && !is_digit(*name) && !strchr("-._", *name))
+            return "may have lower-case letters, digits, '.', '-' and '_' only";
+    return NULL;
+}
+
+/* ---- PKCS#11 URIs (RFC 7512) ---- */
+
+static const char uri_scheme[] = "pkcs11:";
+
+/* Those that say which token; a string's room is what PKCS#11 gives it. */
+static const struct {
+    const char *name;
+    size_t most;
+} uri_attributes[] = {
+    {"token", 32}, {"serial", 16}, {"model", 16}, {"manufacturer", 32}, {"slot-id", 10},
+};
+
+static bool is_hex(char byte)
+{
+    return is_digit(byte) || (byte >= 'a' && byte <= 'f') || (byte >= 'A' && byte <= 'F');
+}
+
+/* Checks the escapes and characters of a value; its length is that of what it stands for. */
+static const char *check_uri_value(const char *value, size_t size, const char *special,
+                                   size_t *length)
+{
+    *length = 0;
+    for (size_t at = 0; at < size; at++, (*length)++) {
+        char byte = value[at];
+
+        if (byte == '%') {
+            if (size - at < 3 || !is_hex(value[at + 1]) || !is_hex(value[at + 2]))
+                return "there is a '%' without two hexadecimal digits behind it";
+            if (value[at + 1] == '0' && value[at + 2] == '0')
+                return "there is a NUL in it";
+            at += 2;
+        } else if (!is_letter(byte) && !is_digit(byte) && !strchr(special, byte)) {
+            return "characters such as spaces must be percent-encoded (%20)";
+        }
+    }
+    return *length > 0 ? NULL : "an attribute has no value";
+}
+
+static bool is_name(const char *attribute, size_t size, const char *name)
+{
+    size_t length = strlen(name);
+
+    return size > length && memcmp(attribute, name, length) == 0 && attribute[length] == '=';
+}
+
+static const char *check_path_attribute(const char *attribute, size_t size, unsigned *seen)
+{
+    for (size_t i = 0; i < sizeof uri_attributes / sizeof uri_attributes[0]; i++) {
+        size_t name = strlen(uri_attributes[i].name) + 1;
+        size_t length;
+        const char *wrong;
+
+        if (!is_name(attribute, size, uri_attributes[i].name))
+            continue;
+        wrong = check_uri_value(attribute + name, size - name, "-._~:[]@!$'()*+,=&", &length);
+        if (wrong)
+            return wrong;
+        if (length > uri_attributes[i].most)
+            return "an attribute is longer than PKCS#11 allows";
+        if (strcmp(uri_attributes[i].name, "slot-id") == 0 &&
+            strspn(attribute + name, "0123456789") < size - name)
+            return "slot-id must be a number";
+        if ((*seen & 1U << i) != 0)
+            return "an attribute is there twice";
+        *seen |= 1U << i;
+        return NULL;
+    }
+    return "expected, separated by ';', some of token, serial, model, manufacturer and slot-id, "
+           "nothing else";
+}
+
+static const char *check_uri_path(const char *path, size_t size)
+{
+    unsigned seen = 0;
+    size_t begin = 0;
+
+    for (size_t at = 0; size > 0 && at <= size; at++) {
+        const char *wrong;
+
+        if (at < size && path[at] != ';')
+            continue;
+        wrong = check_path_attribute(path + begin, at - begin, &seen);
+        if (wrong)
+            return wrong;
+        begin = at + 1;
+    }
+    return NULL;
+}
+
+static const char *check_uri_query(const char *query)
+{
+    static const char source[] = "pin-source=";
+    const char *path;
+    size_t length;
+
+    if (strncmp(query, source, sizeof source - 1) != 0)
+        return "expected nothing but pin-source behind '?'";
+    query += sizeof source - 1;
+    path = query + (strncmp(query, "file:", 5) == 0 ? 5 : 0);
+    if (path != query && strncmp(path, "///", 3) == 0)
+        path += 2;
+    if (path[0] != '/' || path[1] == '/')
+        return "pin-source must be an absolute path or file:/path";
+    return check_uri_value(query, strlen(query), "-._~:[]@!$'()*+,=/?", &length);
+}
+
+const char *value_check_uri(const char *text)
+{
+    const char *path = text + sizeof uri_scheme - 1;
+    const char *query;
+    const char *wrong;
+
+    if (strncmp(text, uri_scheme, sizeof uri_scheme - 1) != 0)
+        return "expected a URI that begins with pkcs11:";
+    if (strstr(text, "pin-value="))
+        return "a PIN has no place in the URI, use pin_file";
+    query = strchr(path, '?');
+    wrong = check_uri_path(path, query ? (size_t)(query - path) : strlen(path));
+    return wrong || !query ? wrong : check_uri_query(query + 1);
+}
+
+bool value_uri_has_pin_source(const char *uri)
+{
+    return strchr(uri, '?') != NULL;
+}

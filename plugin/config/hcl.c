@@ -1,0 +1,316 @@
+#include "plugin/config/hcl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "hsm/base/scope.h"
+#include "hsm/base/utf8.h"
+#include "plugin/config/hcl_private.h"
+
+struct hcl {
+    struct hcl_item root;
+    struct hcl_item *items; /* closed ones: arrays of children, one behind the other */
+    size_t item_count;
+    struct hcl_item *open; /* a stack: those whose list or block is still being read */
+    size_t open_count;
+    size_t item_room; /* of both */
+    char *text;
+    size_t text_count;
+    size_t text_room;
+};
+
+int hcl_refuse(struct hcl_reader *r, unsigned line, const char *what)
+{
+    return fault_set(r->fault, FAULT_INVALID_ARGUMENT, "line %u: %s", line, what);
+}
+
+/* ---- the tree ---- */
+
+static void wipe_and_free(void *memory, size_t size)
+{
+    if (memory)
+        explicit_bzero(memory, size);
+    free(memory);
+}
+
+void hcl_free(struct hcl *tree)
+{
+    if (!tree)
+        return;
+    wipe_and_free(tree->items, tree->item_room * sizeof *tree->items);
+    wipe_and_free(tree->open, tree->item_room * sizeof *tree->open);
+    wipe_and_free(tree->text, tree->text_room);
+    wipe_and_free(tree, sizeof *tree);
+}
+
+void hcl_scope_free(struct hcl **tree)
+{
+    hcl_free(*tree);
+}
+
+const struct hcl_item *hcl_root(const struct hcl *tree)
+{
+    return &tree->root;
+}
+
+/* Each item has one of these bytes to itself: what gives a key its value, or what an item
+ * of a list comes behind. */
+static size_t most_items(const char *text, size_t length)
+{
+    size_t count = 1;
+
+    for (size_t i = 0; i < length; i++)
+        if (text[i] != '\0' && strchr("={[,:", text[i]))
+            count++;
+    return count < HCL_ITEMS_MAX ? count : HCL_ITEMS_MAX;
+}
+
+static struct hcl *new_tree(const char *text, size_t length)
+{
+    OWNED(hcl_scope_free) struct hcl *tree = calloc(1, sizeof *tree);
+    struct hcl *made = tree;
+
+    if (!tree)
+        return NULL;
+    tree->item_room = most_items(text, length);
+    tree->text_room = 2 * length + 1;
+    tree->items = calloc(tree->item_room, sizeof *tree->items);
+    tree->open = calloc(tree->item_room, sizeof *tree->open);
+    tree->text = malloc(tree->text_room);
+    if (!tree->items || !tree->open || !tree->text)
+        return NULL;
+    tree = NULL;
+    return made;
+}
+
+int hcl_open_item(struct hcl_reader *r, const struct hcl_item *item)
+{
+    struct hcl *tree = r->tree;
+
+    if (tree->item_count + tree->open_count >= tree->item_room)
+        return hcl_refuse(r, item->line, "there are too many values");
+    tree->open[tree->open_count++] = *item;
+    return 0;
+}
+
+size_t hcl_open_count(const struct hcl_reader *r)
+{
+    return r->tree->open_count;
+}
+
+void hcl_close_items(struct hcl_reader *r, size_t first, struct hcl_item *parent)
+{
+    struct hcl *tree = r->tree;
+    struct hcl_item *array = tree->items + tree->item_count;
+
+    parent->items = array;
+    parent->count = tree->open_count - first;
+    memcpy(array, tree->open + first, parent->count * sizeof *array);
+    tree->item_count += parent->count;
+    tree->open_count = first;
+}
+
+char *hcl_room(struct hcl_reader *r)
+{
+    return r->tree->text + r->tree->text_count;
+}
+
+const char *hcl_keep_text(struct hcl_reader *r, size_t length)
+{
+    char *text = hcl_room(r);
+
+    text[length] = '\0';
+    r->tree->text_count += length + 1;
+    return text;
+}
+
+/* ---- blocks ---- */
+
+static int read_items(struct hcl_reader *r, struct hcl_item *block);
+
+/* Behind the '{'. */
+static int read_block(struct hcl_reader *r, struct hcl_item *block)
+{
+    int result;
+
+    block->kind = HCL_BLOCK;
+    if (r->depth == HCL_DEPTH_MAX)
+        return hcl_refuse(r, r->line, "blocks are nested too deeply");
+    r->depth++;
+    result = read_items(r, block);
+    r->depth--;
+    return result;
+}
+
+/* In JSON, HCL 1 makes repeated blocks of objects in a list. */
+static int read_element(struct hcl_reader *r, struct hcl_item *item)
+{
+    if ((r->json && !r->host) || !hcl_take(r, '{'))
+        return hcl_scalar(r, item);
+    return r->json ? hcl_json_object(r, item) : read_block(r, item);
+}
+
+int hcl_list(struct hcl_reader *r, struct hcl_item *list)
+{
+    size_t first = hcl_open_count(r);
+    bool comma = true;
+
+    list->kind = HCL_LIST;
+    for (;;) {
+        struct hcl_item item = {0};
+
+        if (hcl_skip(r) != 0)
+            return -1;
+        if (hcl_look(r) == ']' && !(r->json && comma && hcl_open_count(r) > first))
+            break;
+        if (!comma)
+            return hcl_refuse(r, r->line, "expected ',' or ']' in a list");
+        item.line = r->line;
+        if (read_element(r, &item) != 0 || hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
+            return -1;
+        if (r->json && !r->host && item.kind == HCL_BOOL)
+            return hcl_refuse(r, item.line, "a list in JSON may not hold true or false");
+        comma = hcl_take(r, ',');
+    }
+    r->at++;
+    hcl_close_items(r, first, list);
+    return 0;
+}
+
+static int read_value(struct hcl_reader *r, struct hcl_item *item)
+{
+    if (hcl_skip(r) != 0)
+        return -1;
+    if (hcl_take(r, '{'))
+        return read_block(r, item);
+    if (hcl_take(r, '['))
+        return hcl_list(r, item);
+    return hcl_scalar(r, item);
+}
+
+/* A key or a label, and the space behind it. */
+static int read_name(struct hcl_reader *r, const char **name)
+{
+    struct hcl_item word = {.line = r->line};
+    int byte = hcl_look(r);
+    int result;
+
+    if (byte == '"')
+        result = hcl_string(r, &word);
+    else if (hcl_is_letter(byte))
+        result = hcl_word(r, &word);
+    else
+        return hcl_refuse(r, r->line, "expected the name of an option");
+    if (result != 0)
+        return -1;
+    if (word.kind == HCL_BOOL)
+        return hcl_refuse(r, word.line, "true and false cannot be names");
+    *name = word.text;
+    return hcl_skip(r);
+}
+
+static int read_item(struct hcl_reader *r)
+{
+    struct hcl_item item = {.line = r->line};
+    int byte;
+    int result;
+
+    if (read_name(r, &item.key) != 0)
+        return -1;
+    byte = hcl_look(r);
+    if ((byte == '"' || hcl_is_letter(byte)) && read_name(r, &item.label) != 0)
+        return -1;
+    if (!item.label && hcl_take(r, '='))
+        result = read_value(r, &item);
+    else if (hcl_take(r, '{'))
+        result = read_block(r, &item);
+    else
+        return hcl_refuse(r, r->line,
+                          item.label ? "expected '{' behind two names" : "expected '=' or '{'");
+    return result == 0 ? hcl_open_item(r, &item) : -1;
+}
+
+/* Up to the end of the text or the '}' of a block. Commas between items are allowed, line
+ * ends are not asked for: so does HCL 1. */
+static int read_items(struct hcl_reader *r, struct hcl_item *block)
+{
+    size_t first = hcl_open_count(r);
+    bool top = r->depth == 0;
+    unsigned line = r->line;
+
+    for (;;) {
+        if (hcl_skip(r) != 0)
+            return -1;
+        if (hcl_look(r) < 0 && !top)
+            return hcl_refuse(r, line, "the block that begins here has no '}'");
+        if (hcl_look(r) < 0 || (!top && hcl_take(r, '}')))
+            break;
+        if (read_item(r) != 0 || hcl_skip(r) != 0)
+            return -1;
+        (void)hcl_take(r, ',');
+    }
+    hcl_close_items(r, first, block);
+    return 0;
+}
+
+/* ---- the text ---- */
+
+/* In comments, too, HCL 1 reads no byte that is not UTF-8, no NUL, and not U+E123, which it
+ * keeps for itself. */
+static int check_bytes(struct hcl_reader *r)
+{
+    unsigned line = 1;
+    size_t step;
+
+    for (size_t at = 0; at < r->length; at += step) {
+        step = utf8_character(r->text + at, r->length - at);
+        if (step == 0 || r->text[at] == '\0')
+            return hcl_refuse(r, line, "there is a byte that is no UTF-8 text");
+        if (step == 3 && memcmp(r->text + at, "\xee\x84\xa3", 3) == 0)
+            return hcl_refuse(r, line, "character U+E123 is not allowed");
+        line += r->text[at] == '\n';
+    }
+    return 0;
+}
+
+static bool is_json(const struct hcl_reader *r)
+{
+    size_t at = 0;
+
+    while (at < r->length && r->text[at] != '\0' && strchr(" \t\r\n", r->text[at]))
+        at++;
+    return at < r->length && r->text[at] == '{';
+}
+
+static int parse(const char *text, size_t length, bool host, struct hcl **tree, struct fault *fault)
+{
+    OWNED(hcl_scope_free) struct hcl *made = NULL;
+    struct hcl_reader r = {.text = text, .length = length, .line = 1, .host = host, .fault = fault};
+    struct hcl_item *root;
+
+    if (length > HCL_TEXT_MAX)
+        return hcl_refuse(&r, 1, "the text is longer than 256 KiB");
+    if (check_bytes(&r) != 0)
+        return -1;
+    r.json = is_json(&r);
+    r.tree = made = new_tree(text, length);
+    if (!made)
+        return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
+    root = &made->root;
+    *root = (struct hcl_item){.kind = HCL_BLOCK, .line = 1};
+    if ((r.json ? hcl_json(&r, root) : read_items(&r, root)) != 0)
+        return -1;
+    *tree = made;
+    made = NULL;
+    return 0;
+}
+
+int hcl_parse(const char *text, size_t length, struct hcl **tree, struct fault *fault)
+{
+    return parse(text, length, false, tree, fault);
+}
+
+int hcl_parse_host(const char *text, size_t length, struct hcl **tree, struct fault *fault)
+{
+    return parse(text, length, true, tree, fault);
+}

@@ -1,0 +1,91 @@
+#include <string.h>
+
+#include "plugin/config/hcl_private.h"
+
+static int read_object(struct hcl_reader *r, struct hcl_item *object);
+
+/* HCL 1 flattens an object of objects into blocks with labels, a list of objects into
+ * repeated blocks, and does not read lists in lists. None of that has a use in plugin_data. */
+static int check_object(struct hcl_reader *r, const struct hcl_item *object)
+{
+    if (r->host)
+        return 0;
+    for (size_t i = 0; i < object->count; i++)
+        if (object->items[i].kind != HCL_BLOCK)
+            return 0;
+    return object->count == 0
+               ? 0
+               : hcl_refuse(r, object->line, "an object of nothing but objects is not supported");
+}
+
+static int read_value(struct hcl_reader *r, struct hcl_item *item)
+{
+    if (hcl_skip(r) != 0)
+        return -1;
+    if (hcl_take(r, '['))
+        return hcl_list(r, item);
+    return hcl_take(r, '{') ? hcl_json_object(r, item) : hcl_scalar(r, item);
+}
+
+int hcl_json_object(struct hcl_reader *r, struct hcl_item *object)
+{
+    if (r->depth == HCL_DEPTH_MAX)
+        return hcl_refuse(r, r->line, "objects are nested too deeply");
+    r->depth++;
+    if (read_object(r, object) != 0 || check_object(r, object) != 0)
+        return -1;
+    r->depth--;
+    return 0;
+}
+
+static int read_member(struct hcl_reader *r)
+{
+    struct hcl_item item = {0};
+    struct hcl_item name = {0};
+
+    if (hcl_skip(r) != 0)
+        return -1;
+    item.line = r->line;
+    if (hcl_look(r) != '"')
+        return hcl_refuse(r, r->line, "expected the name of an option in quotes");
+    if (hcl_string(r, &name) != 0 || hcl_skip(r) != 0)
+        return -1;
+    item.key = name.text;
+    if (!hcl_take(r, ':'))
+        return hcl_refuse(r, r->line, "expected ':' behind a name");
+    if (read_value(r, &item) != 0 || hcl_open_item(r, &item) != 0)
+        return -1;
+    return hcl_skip(r);
+}
+
+/* Behind the '{'. */
+static int read_object(struct hcl_reader *r, struct hcl_item *object)
+{
+    size_t first = hcl_open_count(r);
+    unsigned line = r->line;
+
+    object->kind = HCL_BLOCK;
+    if (hcl_skip(r) != 0)
+        return -1;
+    if (hcl_look(r) != '}') {
+        do {
+            if (read_member(r) != 0)
+                return -1;
+        } while (hcl_take(r, ','));
+    }
+    if (hcl_look(r) < 0)
+        return hcl_refuse(r, line, "the object that begins here has no '}'");
+    if (!hcl_take(r, '}'))
+        return hcl_refuse(r, r->line, "expected ',' or '}'");
+    hcl_close_items(r, first, object);
+    return 0;
+}
+
+int hcl_json(struct hcl_reader *r, struct hcl_item *root)
+{
+    if (hcl_skip(r) != 0 || !hcl_take(r, '{'))
+        return hcl_refuse(r, r->line, "expected '{'");
+    if (read_object(r, root) != 0 || hcl_skip(r) != 0)
+        return -1;
+    return hcl_look(r) < 0 ? 0 : hcl_refuse(r, r->line, "there is something behind the last '}'");
+}

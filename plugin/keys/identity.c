@@ -1,0 +1,383 @@
+#include "plugin/keys/identity.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <openssl/rand.h>
+
+#include "hsm/base/clock.h"
+#include "hsm/base/look.h"
+#include "hsm/base/scope.h"
+#include "plugin/report/log.h"
+
+static const int64_t lock_wait = 12 * CLOCK_SECOND;
+
+/* A file that holds an identity, or marks the place of one. */
+struct source {
+    const char *what;
+    const char *path;
+    int flags; /* for open(2) */
+};
+
+static struct source file_of(const struct config *config)
+{
+    return (struct source){.what = "key_identifier_file",
+                           .path = config->keymanager.key_identifier_file};
+}
+
+/* Everybody may put links into /dev/shm. */
+static struct source place_of(const char *path)
+{
+    return (struct source){
+        .what = "place of key_identifier_value", .path = path, .flags = O_NOFOLLOW};
+}
+
+static int make_uuid(char text[40])
+{
+    unsigned char b[16];
+
+    if (RAND_bytes(b, sizeof b) != 1)
+        return -1;
+    b[6] = (unsigned char)((b[6] & 0x0f) | 0x40); /* RFC 9562: version 4, variant 10 */
+    b[8] = (unsigned char)((b[8] & 0x3f) | 0x80);
+    (void)snprintf(text, 40, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x",
+                   b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12],
+                   b[13], b[14], b[15]);
+    return 0;
+}
+
+static int sync_directory(const char *path)
+{
+    char copy[HSM_PATH_MAX];
+    OWNED(scope_close) int fd = -1;
+
+    (void)snprintf(copy, sizeof copy, "%s", path);
+    fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 ? -1 : fsync(fd);
+}
+
+static int write_whole(const char *path, const char *text)
+{
+    OWNED(scope_close) int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    size_t length = strlen(text);
+
+    if (fd < 0)
+        return -1;
+    if (write(fd, text, length) != (ssize_t)length || fsync(fd) != 0)
+        return -1;
+    return 0;
+}
+
+/* FAT, CIFS and some of FUSE have no links; NFS has no rename that replaces nothing. */
+static bool has_no_links(int error)
+{
+    return error == EPERM || error == EOPNOTSUPP || error == ENOSYS;
+}
+
+/* Of two processes starting at once one wins. The other found a file, like any later one. */
+static int put_in_place(const char *temp, const char *path, bool *existed)
+{
+    if (link(temp, path) == 0)
+        return 0;
+    if (has_no_links(errno) && renameat2(AT_FDCWD, temp, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
+        return 0;
+    *existed = errno == EEXIST;
+    return *existed ? 0 : -1;
+}
+
+/* Beside the target and put into its place, so that the name never shows a half-written
+ * identity. */
+static int create(const struct source *source, bool *existed, struct fault *fault)
+{
+    const char *path = source->path;
+    char temp[HSM_PATH_MAX + 64];
+    char uuid[40];
+    int error = 0;
+
+    if (make_uuid(uuid) != 0)
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers for %s", path);
+    (void)snprintf(temp, sizeof temp, "%s.tmp-%s", path, uuid);
+    if (write_whole(temp, uuid) != 0 || put_in_place(temp, path, existed) != 0 ||
+        sync_directory(path) != 0)
+        error = errno;
+    (void)unlink(temp);
+    if (error != 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, error, "cannot create %s \"%s\"",
+                           source->what, path);
+    return 0;
+}
+
+/* To write where we may, though we do not: NFS grants no other exclusive flock. */
+static int open_source(const struct source *source)
+{
+    int flags = O_CLOEXEC | O_NONBLOCK | source->flags;
+    int fd = open(source->path, O_RDWR | flags);
+
+    if (fd < 0 && errno != ENOENT)
+        fd = open(source->path, O_RDONLY | flags);
+    return fd;
+}
+
+static int open_file(const struct source *source, bool *existed, int *fd, struct fault *fault)
+{
+    *existed = true;
+    *fd = open_source(source);
+    if (*fd < 0 && errno == ENOENT) {
+        *existed = false;
+        if (create(source, existed, fault) != 0)
+            return -1;
+        *fd = open_source(source);
+    }
+    if (*fd < 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot open %s \"%s\"",
+                           source->what, source->path);
+    return 0;
+}
+
+static int check_file(const struct source *source, int fd, struct fault *fault)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) != 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot look at %s \"%s\"",
+                           source->what, source->path);
+    if (!S_ISREG(st.st_mode))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s \"%s\" is not a regular file",
+                         source->what, source->path);
+    if (st.st_uid != 0 && st.st_uid != geteuid())
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "%s \"%s\" belongs to somebody else (user %u)", source->what, source->path,
+                         (unsigned)st.st_uid);
+    if ((st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "%s \"%s\" may be written by others (mode %04o): its content decides "
+                         "which keys are ours",
+                         source->what, source->path, (unsigned)(st.st_mode & 07777));
+    return 0;
+}
+
+static int read_file(const struct source *source, int fd, struct identity *identity,
+                     struct fault *fault)
+{
+    char bytes[CONFIG_IDENTITY_MAX + 2];
+    ssize_t got = pread(fd, bytes, sizeof bytes, 0);
+
+    if (got < 0)
+        return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot read %s \"%s\"",
+                           source->what, source->path);
+    if (got > 0 && bytes[got - 1] == '\n')
+        got--;
+    if (got == 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "%s \"%s\" is empty: restore it, or remove it to start as a new server "
+                         "(the keys of the old identity are then not found)",
+                         source->what, source->path);
+    if (got > CONFIG_IDENTITY_MAX)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s \"%s\" holds more than %d bytes",
+                         source->what, source->path, CONFIG_IDENTITY_MAX);
+    memcpy(identity->bytes, bytes, (size_t)got);
+    identity->length = (size_t)got;
+    return 0;
+}
+
+static int take_lock(const struct source *source, int fd, int64_t wait, struct fault *fault)
+{
+    const struct timespec pause = {.tv_nsec = 50 * CLOCK_MILLISECOND};
+    int64_t until = clock_now() + wait;
+
+    while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno != EWOULDBLOCK && errno != EINTR)
+            return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot lock %s \"%s\"",
+                               source->what, source->path);
+        if (clock_now() >= until)
+            return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                             "%s \"%s\" is in use by another process: two servers must not share "
+                             "one identity",
+                             source->what, source->path);
+        (void)nanosleep(&pause, NULL);
+    }
+    return 0;
+}
+
+static bool same_file(int a, int b)
+{
+    struct look first;
+    struct look second;
+
+    return look_at_open(a, &first) == 0 && look_at_open(b, &second) == 0 &&
+           look_same_file(&first, &second);
+}
+
+/* Whoever made the file may have taken it back while we waited for the lock. */
+static bool is_at(const char *path, int fd)
+{
+    struct look now;
+    struct look locked;
+
+    return look_at_path(path, &now) == 0 && look_at_open(fd, &locked) == 0 &&
+           look_same_file(&now, &locked);
+}
+
+/* *lock is -1 when the file has to be opened anew. */
+static int lock_file(const struct source *source, const struct identity *held, int *fd, int *lock,
+                     struct fault *fault)
+{
+    *lock = -1;
+    if (held && held->lock >= 0 && same_file(held->lock, *fd)) {
+        /* flock belongs to the open file, which a duplicate shares */
+        *lock = fcntl(held->lock, F_DUPFD_CLOEXEC, 0);
+        return *lock >= 0 ? 0
+                          : fault_errno(fault, FAULT_UNAVAILABLE, errno,
+                                        "cannot duplicate the identity lock");
+    }
+    if (take_lock(source, *fd, lock_wait, fault) != 0)
+        return -1;
+    if (is_at(source->path, *fd)) {
+        *lock = *fd;
+        *fd = -1;
+    }
+    return 0;
+}
+
+static int make_or_read(const struct source *source, struct identity *identity, int *fd,
+                        struct fault *fault)
+{
+    if (open_file(source, &identity->existed, fd, fault) != 0 ||
+        check_file(source, *fd, fault) != 0 || read_file(source, *fd, identity, fault) != 0)
+        return -1;
+    return 0;
+}
+
+static int from_file(const struct source *source, const struct identity *held,
+                     struct identity *identity, struct fault *fault)
+{
+    while (identity->lock < 0) {
+        OWNED(scope_close) int fd = -1;
+
+        if (make_or_read(source, identity, &fd, fault) != 0 ||
+            lock_file(source, held, &fd, &identity->lock, fault) != 0)
+            return -1;
+    }
+    identity->alone = true;
+    return 0;
+}
+
+static int find_file(const struct source *source, bool lock, struct identity *identity,
+                     struct fault *fault)
+{
+    OWNED(scope_close) int fd = open_source(source);
+
+    if (fd < 0)
+        return fault_errno(fault, errno == ENOENT ? FAULT_NOT_FOUND : FAULT_FAILED_PRECONDITION,
+                           errno, "cannot open %s \"%s\"", source->what, source->path);
+    if (check_file(source, fd, fault) != 0 || read_file(source, fd, identity, fault) != 0)
+        return -1;
+    identity->existed = true;
+    if (!lock)
+        return 0;
+    if (take_lock(source, fd, 0, fault) != 0)
+        return -1;
+    identity->lock = fd;
+    identity->alone = true;
+    fd = -1;
+    return 0;
+}
+
+/* ---- a value ---- */
+
+static void take_value(const struct config *config, struct identity *identity)
+{
+    const char *value = config->keymanager.key_identifier_value;
+
+    identity->length = strlen(value);
+    memcpy(identity->bytes, value, identity->length);
+}
+
+static void take_scope(const struct config *config, struct identity *identity)
+{
+    label_scope(config->trust_domain, identity->bytes, identity->length, &identity->scope);
+}
+
+/* Without a place all goes on, only more cautiously. But two processes in one place are two
+ * servers with one identity. */
+static int take_place(const struct identity *held, struct identity *identity, struct fault *fault)
+{
+    struct identity place = {.lock = -1};
+    char path[IDENTITY_PLACE_MAX];
+    const struct source source = place_of(path);
+
+    identity_place(&identity->scope, path);
+    while (place.lock < 0) {
+        OWNED(scope_close) int fd = -1;
+        struct fault why;
+
+        if (make_or_read(&source, &place, &fd, &why) != 0) {
+            log_fault(LOG_WARN, &why, "no old key is destroyed, but those this process makes",
+                      NULL);
+            return 0;
+        }
+        if (lock_file(&source, held, &fd, &place.lock, fault) != 0)
+            return -1;
+    }
+    identity->lock = place.lock;
+    label_maker(place.bytes, place.length, &identity->maker);
+    return 0;
+}
+
+/* ---- the door ---- */
+
+static bool has_file(const struct config *config)
+{
+    return config->keymanager.key_identifier_file[0] != '\0';
+}
+
+int identity_find(const struct config *config, bool lock, struct identity *identity,
+                  struct fault *fault)
+{
+    const struct source source = file_of(config);
+    struct identity found = {.lock = -1};
+
+    if (!has_file(config))
+        take_value(config, &found);
+    else if (find_file(&source, lock, &found, fault) != 0)
+        return -1;
+    take_scope(config, &found);
+    *identity = found;
+    return 0;
+}
+
+int identity_open(const struct config *config, const struct identity *held,
+                  struct identity *identity, struct fault *fault)
+{
+    const struct source source = file_of(config);
+    struct identity made = {.lock = -1};
+
+    if (!has_file(config))
+        take_value(config, &made);
+    else if (from_file(&source, held, &made, fault) != 0)
+        return -1;
+    take_scope(config, &made);
+    if (!has_file(config) && take_place(held, &made, fault) != 0)
+        return -1;
+    *identity = made;
+    return 0;
+}
+
+void identity_undo(const struct config *config, struct identity *identity)
+{
+    if (identity->alone && !identity->existed)
+        (void)unlink(config->keymanager.key_identifier_file);
+}
+
+void identity_close(struct identity *identity)
+{
+    scope_close(&identity->lock);
+    identity->lock = -1;
+}

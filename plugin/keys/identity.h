@@ -1,0 +1,54 @@
+/* Who this server is on a shared token: the content of key_identifier_file (made when
+ * absent: a random UUID, 0600, atomically), or key_identifier_value.
+ *
+ * The file is also the lock that tells two live processes with one identity apart:
+ * flock(2), held by whoever has the descriptor open, worker included. Only its holder
+ * may destroy older generations unasked.
+ *
+ * A value can be given to servers on many hosts, and no lock reaches that far. Each host has
+ * a place for it in memory, a file in /dev/shm that is locked likewise: two processes here
+ * are told apart, and its random content marks the keys that are made here (label.h). The
+ * holder of its lock may destroy those, since whoever made them is gone. Where there can be no
+ * such file, only what a process made itself is known to be its own. */
+#ifndef PLUGIN_KEYS_IDENTITY_H
+#define PLUGIN_KEYS_IDENTITY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "plugin/config/config.h"
+#include "plugin/keys/label.h"
+
+struct identity {
+    char bytes[CONFIG_IDENTITY_MAX];
+    size_t length;
+    struct label_scope scope;
+    int lock;     /* descriptor that holds the lock; -1 = none */
+    bool existed; /* key_identifier_file was there before */
+    bool alone;   /* the lock is on key_identifier_file: nobody else has this identity */
+    struct label_maker maker; /* of the place; unknown with key_identifier_file */
+};
+
+/* Reads or makes the identity and takes the lock, waiting up to 12 s for a process that
+ * is on its way out. `held` is the identity in force, or NULL: the same file is not
+ * locked against ourselves. On success the caller closes with identity_close. */
+int identity_open(const struct config *config, const struct identity *held,
+                  struct identity *identity, struct fault *fault);
+
+/* Reads the identity that is there already, making nothing. FAULT_NOT_FOUND: the file is
+ * not there. With `lock` it takes the file's lock too, at once: FAULT_FAILED_PRECONDITION if
+ * another process has it. */
+int identity_find(const struct config *config, bool lock, struct identity *identity,
+                  struct fault *fault);
+
+/* Takes back a file that identity_open has just made, as if it had not been called: an
+ * identity that was never used should not look like an old one. Before identity_close. */
+void identity_undo(const struct config *config, struct identity *identity);
+
+void identity_close(struct identity *identity);
+
+/* identity_place.c: where a value's place is. */
+enum { IDENTITY_PLACE_MAX = 64 };
+void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX]);
+
+#endif

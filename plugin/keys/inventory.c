@@ -1,0 +1,114 @@
+#include "plugin/keys/inventory.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void inventory_add(struct inventory *inventory, const struct label_scope *scope,
+                   const struct hsm_item *item)
+{
+    struct inventory_item *added;
+    struct label label;
+
+    if (!label_parse(item->key.label, &label) || !label_same_scope(&label.scope, scope))
+        return;
+    if (inventory->count == inventory->room) {
+        size_t room = inventory->room ? 2 * inventory->room : 16;
+        struct inventory_item *items =
+            room <= INVENTORY_MAX ? reallocarray(inventory->items, room, sizeof *items) : NULL;
+
+        if (!items) {
+            inventory->out_of_memory = true;
+            return;
+        }
+        inventory->items = items;
+        inventory->room = room;
+    }
+    added = &inventory->items[inventory->count++];
+    *added = (struct inventory_item){.label = label, .name = item->key, .state = item->state};
+}
+
+static int compare(const void *a, const void *b)
+{
+    const struct inventory_item *first = a;
+    const struct inventory_item *second = b;
+    int order = strcmp(first->label.key_id, second->label.key_id);
+
+    if (order != 0)
+        return order;
+    return (first->label.generation < second->label.generation) -
+           (first->label.generation > second->label.generation);
+}
+
+void inventory_sort(struct inventory *inventory)
+{
+    if (inventory->count > 1)
+        qsort(inventory->items, inventory->count, sizeof inventory->items[0], compare);
+}
+
+void inventory_clear(struct inventory *inventory)
+{
+    free(inventory->items);
+    *inventory = (struct inventory){.items = NULL};
+}
+
+struct inventory_item *inventory_first(struct inventory *inventory)
+{
+    return inventory->count > 0 ? inventory->items : NULL;
+}
+
+struct inventory_item *inventory_next_generation(struct inventory *inventory,
+                                                 struct inventory_item *item)
+{
+    struct inventory_item *next = item + 1;
+
+    if (next == inventory->items + inventory->count ||
+        strcmp(next->label.key_id, item->label.key_id) != 0)
+        return NULL;
+    return next;
+}
+
+struct inventory_item *inventory_next_id(struct inventory *inventory, struct inventory_item *item)
+{
+    struct inventory_item *older;
+
+    while ((older = inventory_next_generation(inventory, item)) != NULL)
+        item = older;
+    return item + 1 == inventory->items + inventory->count ? NULL : item + 1;
+}
+
+bool inventory_is_twin(struct inventory *inventory, const struct inventory_item *first,
+                       struct inventory_item *item)
+{
+    const struct inventory_item *next = inventory_next_generation(inventory, item);
+
+    return (next && next->label.generation == item->label.generation) ||
+           (item > first && item[-1].label.generation == item->label.generation);
+}
+
+/* A half, as scanned, may be all there is on tokens that keep no public objects: only a
+ * proof tells. */
+static bool may_serve(const struct inventory_item *item)
+{
+    return item->state == HSM_COMPLETE || (item->state == HSM_HALF && !item->proven);
+}
+
+struct inventory_item *inventory_candidate(struct inventory *inventory,
+                                           struct inventory_item *first)
+{
+    struct inventory_item *item;
+
+    for (item = first; item; item = inventory_next_generation(inventory, item))
+        if (may_serve(item) && !inventory_is_twin(inventory, first, item))
+            return item;
+    return NULL;
+}
+
+uint32_t inventory_highest(const struct inventory *inventory)
+{
+    uint32_t highest = 0;
+
+    for (size_t i = 0; i < inventory->count; i++)
+        if (inventory->items[i].label.generation > highest)
+            highest = inventory->items[i].label.generation;
+    return highest;
+}

@@ -1,0 +1,304 @@
+#include "plugin/keys/keymanager.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hsm/base/clock.h"
+#include "hsm/base/condition.h"
+#include "plugin/keys/keymanager_private.h"
+
+/* Reserved for the token itself after it has come back: scanning and proving get at
+ * least this long even when startup_wait is nearly used up. */
+static const int64_t loading_time = 30 * CLOCK_SECOND;
+
+struct catalogue *keymanager_catalogue(struct keymanager *keymanager)
+{
+    return &keymanager->catalogue;
+}
+
+int64_t keymanager_call_timeout(const struct keymanager *keymanager)
+{
+    return keymanager->config.call_timeout;
+}
+
+void keymanager_cka_id(const struct hsm_key_name *name, char text[2 * HSM_ID_MAX + 1])
+{
+    text[0] = '\0';
+    for (uint32_t i = 0; i < name->id_length && i < HSM_ID_MAX; i++)
+        (void)snprintf(text + (size_t)2 * i, 3, "%02x", name->id[i]);
+}
+
+void keymanager_log_event(const struct keymanager *keymanager, const char *event,
+                          const struct catalogue_key *key)
+{
+    char id[2 * HSM_ID_MAX + 1];
+
+    keymanager_cka_id(&key->name, id);
+    log_write(LOG_INFO, event, "key_id", key->key_id, "key_type",
+              hsm_key_type_name(key->public_key.type), "label", key->name.label, "cka_id", id,
+              "sha256", key->fingerprint, "local_authority_id", key->authority_id, "token",
+              keymanager->info.label, NULL);
+}
+
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+void keymanager_searched(struct keymanager *keymanager, int64_t begun)
+{
+    keymanager->patience = later(2 * (clock_now() - begun), keymanager->config.operation_timeout);
+}
+
+/* ---- whose a key is ---- */
+
+bool keymanager_made(const struct keymanager *keymanager, const struct label *label,
+                     const struct hsm_key_name *name)
+{
+    for (size_t i = 0; i < MADE_MAX && i < keymanager->made_count; i++)
+        if (keymanager->made[i].generation == label->generation &&
+            memcmp(keymanager->made[i].id, name->id, sizeof name->id) == 0)
+            return true;
+    return label_made_by(&keymanager->identity.maker, name);
+}
+
+/* Nothing is made any more by the one we succeed. */
+static void take_over(struct keymanager *keymanager, struct keymanager *before)
+{
+    (void)pthread_mutex_lock(&before->mutex);
+    if (label_same_scope(&before->identity.scope, &keymanager->identity.scope)) {
+        memcpy(keymanager->made, before->made, sizeof keymanager->made);
+        keymanager->made_count = before->made_count;
+    }
+    (void)pthread_mutex_unlock(&before->mutex);
+}
+
+/* ---- life ---- */
+
+/* Not before the one we succeed is gone: its signatures in flight use keys that we supersede. */
+static void begin_cleaning(struct keymanager *keymanager)
+{
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    keymanager->cleaning = !keymanager->rivalry && !keymanager->closing;
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+}
+
+static void free_keymanager(void *context)
+{
+    struct keymanager *keymanager = context;
+
+    disposal_free_all(keymanager);
+    if (keymanager->successor) {
+        begin_cleaning(keymanager->successor);
+        keymanager_release(keymanager->successor);
+    }
+    catalogue_close(&keymanager->catalogue);
+    identity_close(&keymanager->identity);
+    (void)pthread_cond_destroy(&keymanager->drained);
+    (void)pthread_mutex_destroy(&keymanager->mutex);
+    free(keymanager);
+}
+
+static void tick(void *context)
+{
+    struct keymanager *keymanager = context;
+
+    rotation_tick(keymanager);
+    disposal_tick(keymanager);
+}
+
+static struct keymanager *new_keymanager(const struct config *config)
+{
+    struct keymanager *keymanager = calloc(1, sizeof *keymanager);
+
+    if (!keymanager)
+        return NULL;
+    keymanager->config = config->keymanager;
+    explicit_bzero(keymanager->config.pin, sizeof keymanager->config.pin);
+    keymanager->identity.lock = -1;
+    keymanager->holders = 1;
+    keymanager->patience = keymanager->config.operation_timeout;
+    catalogue_open(&keymanager->catalogue);
+    (void)pthread_mutex_init(&keymanager->mutex, NULL);
+    condition_open(&keymanager->drained);
+    TAILQ_INIT(&keymanager->gated);
+    LIST_INIT(&keymanager->attempts);
+    LIST_INIT(&keymanager->disposals);
+    return keymanager;
+}
+
+static int start(struct keymanager *keymanager, const struct config *config, struct fault *fault)
+{
+    struct supervisor_options options = {
+        .lock = keymanager->identity.lock,
+        .operation_limit = config->keymanager.operation_timeout,
+        .generate_limit = config->keymanager.generate_timeout,
+        .keep_alive = config->keymanager.keep_alive,
+        .tick = tick,
+        .ended = free_keymanager,
+        .context = keymanager,
+    };
+    int result;
+
+    config_settings(&config->keymanager, &options.settings);
+    result = supervisor_start(&options, &keymanager->supervisor, fault);
+    hsm_settings_wipe(&options.settings);
+    return result;
+}
+
+static int load(struct keymanager *keymanager, struct keymanager *before, const atomic_bool *cancel,
+                struct fault *fault)
+{
+    int64_t deadline = clock_now() + keymanager->config.startup_wait;
+
+    if (supervisor_wait(keymanager->supervisor, deadline, cancel, &keymanager->info, fault) != 0)
+        return -1;
+    deadline = later(deadline, clock_now() + loading_time);
+    if (before && rotation_drain(before, deadline, cancel, fault) != 0)
+        return -1;
+    if (before)
+        take_over(keymanager, before);
+    return loading_run(keymanager, before, deadline, cancel, fault);
+}
+
+int keymanager_open(const struct config *config, struct keymanager *before,
+                    const atomic_bool *cancel, struct keymanager **keymanager, struct fault *fault)
+{
+    struct keymanager *made = new_keymanager(config);
+
+    if (!made)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    if (identity_open(config, before ? &before->identity : NULL, &made->identity, fault) != 0 ||
+        start(made, config, fault) != 0) {
+        identity_undo(config, &made->identity);
+        free_keymanager(made);
+        return -1;
+    }
+    if (load(made, before, cancel, fault) != 0) {
+        if (before)
+            rotation_open_gate(before, before);
+        identity_undo(config, &made->identity);
+        keymanager_release(made);
+        return -1;
+    }
+    *keymanager = made;
+    return 0;
+}
+
+void keymanager_succeed(struct keymanager *keymanager, struct keymanager *before)
+{
+    if (before)
+        rotation_open_gate(before, keymanager);
+    else
+        begin_cleaning(keymanager);
+}
+
+struct keymanager *keymanager_hold(struct keymanager *keymanager)
+{
+    atomic_fetch_add(&keymanager->holders, 1);
+    return keymanager;
+}
+
+void keymanager_release(struct keymanager *keymanager)
+{
+    if (atomic_fetch_sub(&keymanager->holders, 1) != 1)
+        return;
+    (void)pthread_mutex_lock(&keymanager->mutex);
+    keymanager->cleaning = false;
+    (void)pthread_mutex_unlock(&keymanager->mutex);
+    supervisor_retire(keymanager->supervisor);
+}
+
+void keymanager_abandon(struct keymanager *keymanager)
+{
+    rotation_abandon(keymanager);
+    supervisor_abandon(keymanager->supervisor);
+}
+
+void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key)
+{
+    if (!catalogue_drop(key))
+        return;
+    if (key->superseded && key->ours)
+        disposal_add(keymanager, DISPOSE_SUPERSEDED, key->key_id, &key->name);
+    free(key);
+}
+
+/* ---- signing ---- */
+
+struct signing {
+    struct keymanager *keymanager;
+    struct catalogue_key *key;
+    keymanager_signed *done;
+    void *context;
+};
+
+static void signing_end(struct signing *signing)
+{
+    keymanager_drop(signing->keymanager, signing->key);
+    keymanager_release(signing->keymanager);
+    free(signing);
+}
+
+/* The token says the key we serve is not there. Only SPIRE's question for the key may be
+ * answered NOT_FOUND (it then drops the CA): to a signature the key is unavailable. */
+static void explain_gone(const struct signing *signing, const struct hsm_reply *reply)
+{
+    struct hsm_reply gone = {.fault = reply->fault};
+
+    (void)fault_set(&gone.fault, FAULT_UNAVAILABLE,
+                    "key \"%s\" (label %s) is not on token \"%s\" any more: %s",
+                    signing->key->key_id, signing->key->name.label, signing->keymanager->info.label,
+                    reply->fault.message);
+    signing->done(signing->context, signing->key, &gone);
+}
+
+static void signed_done(void *context, const struct hsm_reply *reply)
+{
+    struct signing *signing = context;
+
+    if (reply->fault.code == FAULT_NOT_FOUND)
+        explain_gone(signing, reply);
+    else
+        signing->done(signing->context, signing->key, reply);
+    signing_end(signing);
+}
+
+static void refuse_to_sign(keymanager_signed *done, void *context, enum fault_code code,
+                           const char *key_id)
+{
+    struct hsm_reply reply = {.state = HSM_ABSENT};
+
+    if (code == FAULT_NOT_FOUND)
+        (void)fault_set(&reply.fault, code, "key \"%s\" not found", key_id);
+    else
+        (void)fault_set(&reply.fault, code, "out of memory signing with key \"%s\"", key_id);
+    done(context, NULL, &reply);
+}
+
+void keymanager_sign(struct keymanager *keymanager, const char *key_id,
+                     const struct hsm_request *request, int64_t deadline, keymanager_signed *done,
+                     void *context)
+{
+    struct catalogue_key *key = catalogue_find(&keymanager->catalogue, key_id);
+    struct signing *signing = key ? malloc(sizeof *signing) : NULL;
+    struct hsm_request full = *request;
+
+    if (!signing) {
+        if (key)
+            keymanager_drop(keymanager, key);
+        refuse_to_sign(done, context, key ? FAULT_UNAVAILABLE : FAULT_NOT_FOUND, key_id);
+        return;
+    }
+    *signing = (struct signing){
+        .keymanager = keymanager_hold(keymanager), .key = key, .done = done, .context = context};
+    full.op = HSM_SIGN;
+    full.key = key->name;
+    full.type = key->public_key.type;
+    memcpy(full.fingerprint, key->public_key.fingerprint, sizeof full.fingerprint);
+    supervisor_submit(keymanager->supervisor, &(struct supervisor_request){.request = &full,
+                                                                           .deadline = deadline,
+                                                                           .done = signed_done,
+                                                                           .context = signing});
+}

@@ -1,0 +1,54 @@
+#include "plugin/rpc/rpc_internal.h"
+
+/* A stream has up to three operations out: its end, its opening, its next message. It
+ * is freed when the last has come back, in whatever order they do. */
+static void operation_over(struct rpc_call *call)
+{
+    if (--call->pending == 0)
+        rpc_free_call(call);
+}
+
+static void receive(struct rpc_call *call)
+{
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
+
+    op.data.recv_message.recv_message = &call->payload;
+    rpc_start(call, &op, 1, &call->message);
+}
+
+static void step_over(struct rpc *rpc, struct rpc_call *call, bool ok)
+{
+    (void)rpc;
+    (void)ok;
+    operation_over(call);
+}
+
+/* No payload: the peer sends no more, which does not end the stream. */
+static void step_message(struct rpc *rpc, struct rpc_call *call, bool ok)
+{
+    (void)rpc;
+    if (!ok || !rpc_take_payload(call)) {
+        operation_over(call);
+        return;
+    }
+    if (call->method->handler)
+        call->method->handler(call, GRPC_SLICE_START_PTR(call->request),
+                              GRPC_SLICE_LENGTH(call->request));
+    rpc_wipe_request(call);
+    receive(call);
+}
+
+void rpc_stream_begin(struct rpc_call *call)
+{
+    grpc_op end = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER};
+    grpc_op open = {.op = GRPC_OP_SEND_INITIAL_METADATA};
+
+    call->pending = 3;
+    call->closed.step = step_over;
+    call->answered.step = step_over;
+    call->message.step = step_message;
+    end.data.recv_close_on_server.cancelled = &call->cancelled;
+    rpc_start(call, &end, 1, &call->closed);
+    rpc_start(call, &open, 1, &call->answered);
+    receive(call);
+}

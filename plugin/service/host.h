@@ -1,0 +1,19 @@
+/* What we call of the host's own services, brokered by go-plugin: its Metrics. SPIRE exports
+ * our counters with its own (Prometheus, statsd ..) as pkcs11.<name>. Its IdentityProvider
+ * hands out the server's X.509 private key: it is never called. */
+#ifndef PLUGIN_SERVICE_HOST_H
+#define PLUGIN_SERVICE_HOST_H
+
+#include <stdbool.h>
+
+#include "plugin/rpc/rpc.h"
+
+/* Init has said whether the host offers Metrics. */
+void host_offers_metrics(bool offers);
+
+/* Tells the host of one counter that has moved, if any. About once a second, from the thread
+ * that also stops `rpc`; never blocks. What the host has not confirmed is told again: should
+ * its answer alone be lost, it counts twice. */
+void host_tick(struct rpc *rpc);
+
+#endif

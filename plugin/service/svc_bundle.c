@@ -1,0 +1,471 @@
+#include "plugin/service/svc.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "hsm/base/clock.h"
+#include "hsm/base/scope.h"
+#include "plugin/bundle/order.h"
+#include "plugin/bundle/publish.h"
+#include "plugin/report/log.h"
+#include "plugin/report/metrics.h"
+#include "plugin/rpc/message.h"
+#include "plugin/service/lane.h"
+#include "plugin/service/svc_bundle_view.h"
+#include "proto/bundle.pb-c.h"
+
+/* SPIRE sets these calls no deadline and holds up all publishers, or its CA's rotation,
+ * until they return. So they do: after this long in the queue, and after this long at work. */
+static const int64_t patience = 20 * CLOCK_SECOND;
+
+/* The slow lane's alone: Configure and publishing both run there. */
+static struct {
+    bool configured;
+    char trust_domain[CONFIG_TRUST_DOMAIN_MAX + 1];
+    struct config_bundle settings;
+    struct order order;
+    uint64_t last; /* the sequence number this process published last; 0 = none */
+} state;
+
+/* Whether a Notifier may hold up the start of the server; for any thread. */
+static atomic_bool required;
+
+/* ---- the requests ---- */
+
+struct event {
+    const char *what;
+    const ProtobufCMessageDescriptor *type;
+    /* The bundle in it, which may be missing. False: an event of another kind, which newer
+     * servers may send, and which is nothing to us. */
+    bool (*find)(const void *message, const Bundle__Bundle **bundle);
+    bool advises; /* a failure ends the server */
+};
+
+static bool find_published(const void *message, const Bundle__Bundle **bundle)
+{
+    const Bundle__PublishBundleRequest *request = message;
+
+    *bundle = request->bundle;
+    return true;
+}
+
+static bool find_updated(const void *message, const Bundle__Bundle **bundle)
+{
+    const Bundle__NotifyRequest *request = message;
+
+    if (request->event_case != BUNDLE__NOTIFY_REQUEST__EVENT_BUNDLE_UPDATED)
+        return false;
+    *bundle = request->bundle_updated->bundle;
+    return true;
+}
+
+static bool find_loaded(const void *message, const Bundle__Bundle **bundle)
+{
+    const Bundle__NotifyAndAdviseRequest *request = message;
+
+    if (request->event_case != BUNDLE__NOTIFY_AND_ADVISE_REQUEST__EVENT_BUNDLE_LOADED)
+        return false;
+    *bundle = request->bundle_loaded->bundle;
+    return true;
+}
+
+static const struct event publish_bundle = {
+    "PublishBundle", &bundle__publish_bundle_request__descriptor, find_published, false};
+static const struct event notify = {"Notify", &bundle__notify_request__descriptor, find_updated,
+                                    false};
+static const struct event notify_and_advise = {
+    "NotifyAndAdvise", &bundle__notify_and_advise_request__descriptor, find_loaded, true};
+
+/* ---- answers ---- */
+
+static void reply(struct rpc_call *call)
+{
+    rpc_reply(call, (const uint8_t *)"", 0);
+}
+
+/* Publishing has failed (there is nothing wrong with the call itself). */
+static void answer_failure(struct rpc_call *call, const struct event *event, struct fault fault)
+{
+    if (event->advises && !required) {
+        log_fault(LOG_ERROR, &fault, "cannot publish the bundle", NULL);
+        reply(call);
+        return;
+    }
+    (void)fault_prefix(&fault, "cannot publish the bundle");
+    rpc_fail(call, &fault);
+}
+
+/* ---- the watch over the publication at work ---- */
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct rpc_call *call; /* not answered yet; NULL = none */
+    const struct event *event;
+    int64_t limit;
+    bool closed; /* the plugin is stopping */
+} watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+static void begin(struct rpc_call *call, const struct event *event)
+{
+    (void)pthread_mutex_lock(&watch.lock);
+    watch.call = call;
+    watch.event = event;
+    watch.limit = clock_now() + patience;
+    (void)pthread_cond_signal(&watch.changed);
+    (void)pthread_mutex_unlock(&watch.lock);
+}
+
+/* The call, for whoever takes it first to answer. */
+static struct rpc_call *take_call(void)
+{
+    struct rpc_call *call;
+
+    (void)pthread_mutex_lock(&watch.lock);
+    call = watch.call;
+    watch.call = NULL;
+    (void)pthread_mutex_unlock(&watch.lock);
+    return call;
+}
+
+static bool is_closed(void)
+{
+    bool closed;
+
+    (void)pthread_mutex_lock(&watch.lock);
+    closed = watch.closed;
+    (void)pthread_mutex_unlock(&watch.lock);
+    return closed;
+}
+
+static void wait_for_change(void)
+{
+    const struct timespec until = {.tv_sec = watch.limit / CLOCK_SECOND,
+                                   .tv_nsec = watch.limit % CLOCK_SECOND};
+
+    if (watch.call)
+        (void)pthread_cond_clockwait(&watch.changed, &watch.lock, CLOCK_MONOTONIC, &until);
+    else
+        (void)pthread_cond_wait(&watch.changed, &watch.lock);
+}
+
+static bool is_late(void)
+{
+    return watch.call && clock_now() >= watch.limit;
+}
+
+static void give_up_work(struct rpc_call *call, const struct event *event)
+{
+    struct fault fault;
+
+    (void)fault_set(&fault, FAULT_UNAVAILABLE,
+                    "no end of it after %d s: does the file system hang?",
+                    (int)(patience / CLOCK_SECOND));
+    answer_failure(call, event, fault);
+}
+
+static void *watch_thread(void *unused)
+{
+    (void)pthread_mutex_lock(&watch.lock);
+    while (!watch.closed) {
+        struct rpc_call *call = watch.call;
+        const struct event *event = watch.event;
+
+        if (!is_late()) {
+            wait_for_change();
+            continue;
+        }
+        watch.call = NULL;
+        (void)pthread_mutex_unlock(&watch.lock);
+        give_up_work(call, event);
+        (void)pthread_mutex_lock(&watch.lock);
+    }
+    (void)pthread_mutex_unlock(&watch.lock);
+    return unused;
+}
+
+/* Before the first bundle can be published. */
+static int start_watch(struct fault *fault)
+{
+    pthread_t thread;
+    int error;
+
+    if (state.configured)
+        return 0;
+    error = pthread_create(&thread, NULL, watch_thread, NULL);
+    if (error != 0)
+        return fault_errno(fault, FAULT_RESOURCE_EXHAUSTED, error, "cannot start a thread");
+    return pthread_detach(thread);
+}
+
+/* ---- publishing ---- */
+
+struct attempt {
+    uint64_t sequence;
+    uint64_t file;
+    enum order_verdict verdict;
+    struct bundle_summary summary;
+};
+
+/* Files in formats without a sequence number are known by what this process put there. */
+static bool keep(void *context, const char *bytes, size_t length)
+{
+    struct attempt *attempt = context;
+    struct bundle_summary there;
+
+    if (bundle_read(bytes, length, state.settings.format, &there, NULL) != 0)
+        return false;
+    attempt->file = state.settings.format == BUNDLE_SPIFFE ? there.sequence : state.last;
+    attempt->verdict = order_judge(&state.order, attempt->file, attempt->sequence, clock_now());
+    return attempt->verdict == ORDER_HELD;
+}
+
+static int check(void *context, const char *bytes, size_t length, struct fault *fault)
+{
+    struct attempt *attempt = context;
+
+    return bundle_read(bytes, length, state.settings.format, &attempt->summary, fault);
+}
+
+struct number {
+    char text[24];
+};
+
+static struct number number(uint64_t value)
+{
+    struct number text;
+
+    (void)snprintf(text.text, sizeof text.text, "%" PRIu64, value);
+    return text;
+}
+
+static void log_held(const struct attempt *attempt)
+{
+    log_write(LOG_DEBUG, "bundle held back: the file is newer", "path", state.settings.path,
+              "sequence_number", number(attempt->sequence).text, "file_sequence_number",
+              number(attempt->file).text, NULL);
+}
+
+static void log_written(const struct attempt *attempt, size_t length)
+{
+    if (attempt->verdict == ORDER_RESTORED)
+        log_write(LOG_WARN,
+                  "the datastore has gone back to a lower sequence number (restored?): the newer "
+                  "file is replaced",
+                  "path", state.settings.path, "sequence_number", number(attempt->sequence).text,
+                  "file_sequence_number", number(attempt->file).text, NULL);
+    log_write(LOG_INFO, "bundle published", "path", state.settings.path, "sequence_number",
+              number(attempt->sequence).text, "x509_authorities",
+              number(attempt->summary.x509).text, "jwt_authorities",
+              number(attempt->summary.jwt).text, "bytes", number(length).text, NULL);
+    if (attempt->summary.jwt == 0 && state.settings.format != BUNDLE_PEM)
+        log_write(LOG_WARN, "the published bundle has no JWT authority: no JWT-SVID verifies",
+                  "path", state.settings.path, NULL);
+}
+
+static void settle(const struct attempt *attempt, enum publish_outcome outcome, size_t length)
+{
+    if (outcome == PUBLISH_KEPT) {
+        log_held(attempt);
+        return;
+    }
+    state.order = (struct order){0};
+    state.last = attempt->sequence;
+    if (outcome == PUBLISH_WRITTEN) {
+        log_written(attempt, length);
+        metrics_count(METRIC_BUNDLE_WRITTEN);
+    }
+}
+
+static int publish(const Bundle__Bundle *message, struct fault *fault)
+{
+    OWNED(bundle_free_view) struct bundle bundle = {0};
+    OWNED(scope_free) char *bytes = NULL;
+    struct attempt attempt = {.sequence = message->sequence_number, .verdict = ORDER_NEWER};
+    struct publish job = {.path = state.settings.path,
+                          .mode = state.settings.mode,
+                          .keep = keep,
+                          .check = check,
+                          .context = &attempt};
+    enum publish_outcome outcome;
+
+    if (bundle_view(message, &bundle, fault) != 0)
+        return -1;
+    if (state.settings.refresh_hint > 0)
+        bundle.refresh_hint = state.settings.refresh_hint / CLOCK_SECOND;
+    if (bundle_encode(&bundle, state.settings.format, &bytes, &job.length, fault) != 0)
+        return -1;
+    job.bytes = bytes;
+    if (publish_file(&job, &outcome, fault) != 0)
+        return -1;
+    settle(&attempt, outcome, job.length);
+    return 0;
+}
+
+/* ---- a call's way through the lane ---- */
+
+struct request {
+    const struct event *event;
+    struct rpc_call *call;
+    const uint8_t *bytes; /* these two: until the call is answered */
+    size_t length;
+};
+
+/* *bundle NULL: nothing to do. */
+static int find_bundle(const struct event *event, const void *message,
+                       const Bundle__Bundle **bundle, struct fault *fault)
+{
+    *bundle = NULL;
+    if (!state.configured)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "not configured");
+    if (!event->find(message, bundle))
+        return 0;
+    if (!*bundle)
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "missing bundle in request");
+    if (strcmp((*bundle)->trust_domain, state.trust_domain) == 0)
+        return 0;
+    return fault_set(fault, FAULT_INVALID_ARGUMENT,
+                     "the bundle is of trust domain \"%s\", the configuration of \"%s\"",
+                     (*bundle)->trust_domain, state.trust_domain);
+}
+
+/* Somebody else has answered the call. At a stop that is as it should be. */
+static void log_late(int result, const struct fault *fault)
+{
+    if (!is_closed())
+        log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
+                  "error", result == 0 ? "" : fault->message, NULL);
+}
+
+static void work(const struct request *request, const Bundle__Bundle *bundle)
+{
+    struct fault fault;
+    struct rpc_call *call;
+    int result;
+
+    begin(request->call, request->event);
+    result = publish(bundle, &fault);
+    call = take_call();
+    if (!call)
+        log_late(result, &fault);
+    else if (result == 0)
+        reply(call);
+    else
+        answer_failure(call, request->event, fault);
+}
+
+static void run(void *context)
+{
+    OWNED(scope_free) struct request *request = context;
+    struct fault fault;
+    const Bundle__Bundle *bundle;
+    OWNED(message_scope_free)
+    void *message = message_parse(request->event->type, request->bytes, request->length, &fault);
+
+    if (!message || find_bundle(request->event, message, &bundle, &fault) != 0)
+        rpc_fail(request->call, &fault);
+    else if (!bundle)
+        reply(request->call);
+    else
+        work(request, bundle);
+}
+
+static void give_up(void *context, const struct fault *fault)
+{
+    OWNED(scope_free) struct request *request = context;
+
+    answer_failure(request->call, request->event, *fault);
+}
+
+static void submit(struct request request)
+{
+    struct request *kept = malloc(sizeof *kept);
+    struct fault fault;
+
+    if (!kept) {
+        (void)fault_set(&fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
+        answer_failure(request.call, request.event, fault);
+        return;
+    }
+    *kept = request;
+    lane_submit(request.event->what, patience, run, give_up, kept);
+}
+
+static void on_publish_bundle(struct rpc_call *call, const uint8_t *bytes, size_t length)
+{
+    submit((struct request){&publish_bundle, call, bytes, length});
+}
+
+static void on_notify(struct rpc_call *call, const uint8_t *bytes, size_t length)
+{
+    submit((struct request){&notify, call, bytes, length});
+}
+
+static void on_notify_and_advise(struct rpc_call *call, const uint8_t *bytes, size_t length)
+{
+    submit((struct request){&notify_and_advise, call, bytes, length});
+}
+
+const struct rpc_method publisher_methods[] = {
+    {"/spire.plugin.server.bundlepublisher.v1.BundlePublisher/PublishBundle", RPC_UNARY,
+     on_publish_bundle},
+    {0},
+};
+
+const struct rpc_method notifier_methods[] = {
+    {"/spire.plugin.server.notifier.v1.Notifier/Notify", RPC_UNARY, on_notify},
+    {"/spire.plugin.server.notifier.v1.Notifier/NotifyAndAdvise", RPC_UNARY, on_notify_and_advise},
+    {0},
+};
+
+/* ---- the role ---- */
+
+/* A missing directory is a mistake in the configuration, a disk that is read-only for now
+ * is not: it must not keep a server from starting that only wants to be told. */
+static bool may_wait(const struct config *config, const struct fault *fault)
+{
+    return fault->code == FAULT_UNAVAILABLE && config->kind == CONFIG_NOTIFIER &&
+           !config->bundle.required;
+}
+
+int bundle_configure(const struct config *config, struct fault *fault)
+{
+    struct fault found;
+
+    if (publish_check(config->bundle.path, &found) != 0) {
+        if (!may_wait(config, &found)) {
+            *fault = found;
+            return -1;
+        }
+        log_fault(LOG_WARN, &found, "cannot publish the bundle for now", NULL);
+    }
+    if (start_watch(fault) != 0)
+        return -1;
+    memset(&state, 0, sizeof state);
+    state.configured = true;
+    state.settings = config->bundle;
+    (void)snprintf(state.trust_domain, sizeof state.trust_domain, "%s", config->trust_domain);
+    required = config->bundle.required;
+    return 0;
+}
+
+void bundle_close(void)
+{
+    struct rpc_call *call;
+    struct fault fault;
+
+    (void)pthread_mutex_lock(&watch.lock);
+    watch.closed = true;
+    (void)pthread_cond_signal(&watch.changed);
+    (void)pthread_mutex_unlock(&watch.lock);
+    call = take_call();
+    if (!call)
+        return;
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
+    rpc_fail(call, &fault);
+}

@@ -1,0 +1,276 @@
+#include "plugin/worker/child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hsm/base/clock.h"
+#include "plugin/report/log.h"
+
+enum {
+    FIRST_FREE_FD = 16, /* sources of dup2 stay clear of its targets 0..5 */
+    WORKER_SOCKET = 3,
+    WORKER_PAGE = 4,
+    WORKER_LOCK = 5,
+    ERR_LINES_A_SECOND = 20,
+    ERR_READS = 512,
+};
+
+static int self_executable = -1;
+
+extern char **environ;
+
+/* Moves a descriptor out of the way of the worker's fixed numbers. */
+static int move_up(int fd)
+{
+    int moved = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+
+    if (fd >= 0)
+        (void)close(fd);
+    return moved;
+}
+
+int child_prepare(struct fault *fault)
+{
+    self_executable = move_up(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+    if (self_executable < 0)
+        return fault_errno(fault, FAULT_INTERNAL, errno, "cannot open /proc/self/exe");
+    return 0;
+}
+
+/* Everything the worker is given, both ends; -1 where not (yet) open. */
+struct ends {
+    int ours;
+    int theirs;
+    int page;
+    int err_read;
+    int err_write;
+};
+
+static void close_end(int *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+    *fd = -1;
+}
+
+static void ends_close(struct ends *ends)
+{
+    close_end(&ends->ours);
+    close_end(&ends->theirs);
+    close_end(&ends->page);
+    close_end(&ends->err_read);
+    close_end(&ends->err_write);
+}
+
+/* A page that the worker could shorten would end us with SIGBUS at the next look. */
+static int ends_open(unsigned patience_ms, struct ends *ends)
+{
+    struct timeval patience = {.tv_sec = patience_ms / 1000,
+                               .tv_usec = (suseconds_t)(patience_ms % 1000) * 1000};
+    int pair[2];
+    int pipe_ends[2];
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return -1;
+    ends->ours = move_up(pair[0]);
+    ends->theirs = move_up(pair[1]);
+    if (pipe2(pipe_ends, O_CLOEXEC) != 0)
+        return -1;
+    ends->err_read = move_up(pipe_ends[0]);
+    ends->err_write = move_up(pipe_ends[1]);
+    ends->page = move_up(memfd_create("spire-hsm-page", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (ends->ours < 0 || ends->theirs < 0 || ends->err_read < 0 || ends->err_write < 0 ||
+        ends->page < 0)
+        return -1;
+    if (fcntl(ends->err_read, F_SETFL, O_NONBLOCK) != 0 ||
+        ftruncate(ends->page, sizeof(struct frame_page)) != 0 ||
+        fcntl(ends->page, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
+        return -1;
+    return setsockopt(ends->ours, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+}
+
+/* posix_spawn functions return an errno value; this one adds them all up. */
+static int file_actions(const struct ends *ends, int lock, posix_spawn_file_actions_t *actions)
+{
+    int error = 0;
+
+    if (lock >= 0) /* first: it alone may have one of the numbers below */
+        error = posix_spawn_file_actions_adddup2(actions, lock, WORKER_LOCK);
+    if (error == 0)
+        error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
+    if (error == 0)
+        error = posix_spawn_file_actions_adddup2(actions, 0, 1);
+    if (error == 0)
+        error = posix_spawn_file_actions_adddup2(actions, ends->err_write, 2);
+    if (error == 0)
+        error = posix_spawn_file_actions_adddup2(actions, ends->theirs, WORKER_SOCKET);
+    if (error == 0)
+        error = posix_spawn_file_actions_adddup2(actions, ends->page, WORKER_PAGE);
+    return error;
+}
+
+/* The front blocks signals and ignores SIGPIPE; neither may be inherited by a vendor's
+ * library, whose threads may rely on signals of their own. */
+static int attributes(posix_spawnattr_t *attr)
+{
+    sigset_t none;
+    sigset_t all;
+    int error;
+
+    (void)sigemptyset(&none);
+    (void)sigfillset(&all);
+    (void)sigdelset(&all, SIGKILL);
+    (void)sigdelset(&all, SIGSTOP);
+    error = posix_spawnattr_setsigmask(attr, &none);
+    if (error == 0)
+        error = posix_spawnattr_setsigdefault(attr, &all);
+    if (error == 0)
+        error = posix_spawnattr_setflags(attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+    return error;
+}
+
+static int start(const struct ends *ends, int lock, pid_t *pid)
+{
+    char name[] = "spire-hsm";
+    char mode[] = "worker";
+    char *const argv[] = {name, mode, NULL};
+    char path[64];
+    posix_spawn_file_actions_t actions;
+    posix_spawnattr_t attr;
+    int error;
+
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", self_executable);
+    error = posix_spawn_file_actions_init(&actions);
+    if (error != 0)
+        return error;
+    error = posix_spawnattr_init(&attr);
+    if (error == 0) {
+        error = file_actions(ends, lock, &actions);
+        if (error == 0)
+            error = attributes(&attr);
+        if (error == 0)
+            error = posix_spawn(pid, path, &actions, &attr, argv, environ);
+        (void)posix_spawnattr_destroy(&attr);
+    }
+    (void)posix_spawn_file_actions_destroy(&actions);
+    return error;
+}
+
+int child_spawn(int lock, unsigned patience_ms, struct child *child, struct fault *fault)
+{
+    struct ends ends = {-1, -1, -1, -1, -1};
+    struct frame_page *page;
+    pid_t pid = 0;
+    int error;
+
+    if (ends_open(patience_ms, &ends) != 0) {
+        error = errno;
+        ends_close(&ends);
+        return fault_errno(fault, FAULT_UNAVAILABLE, error, "cannot start a worker process");
+    }
+    page = mmap(NULL, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED, ends.page, 0);
+    error = page == MAP_FAILED ? errno : start(&ends, lock, &pid);
+    if (error != 0) {
+        if (page != MAP_FAILED)
+            (void)munmap(page, sizeof *page);
+        ends_close(&ends);
+        return fault_errno(fault, FAULT_UNAVAILABLE, error, "cannot start a worker process");
+    }
+    *child = (struct child){.pid = pid, .socket = ends.ours, .err = ends.err_read, .page = page};
+    child->process = pidfd_open(pid, 0);
+    ends.ours = -1;
+    ends.err_read = -1;
+    ends_close(&ends);
+    return 0;
+}
+
+void child_hang_up(struct child *child)
+{
+    close_end(&child->socket);
+}
+
+void child_kill(struct child *child)
+{
+    if (child->pid > 0)
+        (void)kill(child->pid, SIGKILL);
+    child_hang_up(child);
+}
+
+static void describe(int status, char *how, size_t size)
+{
+    if (WIFSIGNALED(status))
+        (void)snprintf(how, size, "signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else
+        (void)snprintf(how, size, "exit status %d", WEXITSTATUS(status));
+}
+
+bool child_ended(const struct child *child, int patience_ms)
+{
+    struct pollfd ended = {.fd = child->process, .events = POLLIN};
+
+    return poll(&ended, 1, patience_ms) > 0;
+}
+
+bool child_reap(struct child *child, int patience_ms, char *how, size_t size)
+{
+    int status = 0;
+    pid_t got;
+
+    (void)child_ended(child, patience_ms);
+    got = waitpid(child->pid, &status, WNOHANG);
+
+    if (got == 0 || (got < 0 && errno == EINTR))
+        return false;
+    if (got == child->pid)
+        describe(status, how, size);
+    else
+        (void)snprintf(how, size, "unknown (reaped by somebody else)");
+    child_log_stderr(child);
+    child_hang_up(child);
+    close_end(&child->err);
+    close_end(&child->process);
+    (void)munmap(child->page, sizeof *child->page);
+    child->page = NULL;
+    child->pid = 0;
+    return true;
+}
+
+static void log_line(struct child *child, char *line)
+{
+    int64_t second = clock_now() / CLOCK_SECOND;
+
+    if (second != child->err_second) {
+        child->err_second = second;
+        child->err_lines = 0;
+    }
+    if (*line != '\0' && child->err_lines++ < ERR_LINES_A_SECOND)
+        log_write(LOG_WARN, "PKCS#11 worker wrote to stderr", "text", line, NULL);
+}
+
+void child_log_stderr(struct child *child)
+{
+    char text[2048];
+    char *rest;
+    char *line;
+    ssize_t got;
+
+    /* a library that writes without end must not keep us here */
+    for (int reads = 0; reads < ERR_READS && child->err >= 0; reads++) {
+        if ((got = read(child->err, text, sizeof text - 1)) <= 0)
+            return;
+        rest = text;
+        text[got] = '\0';
+        while ((line = strsep(&rest, "\n")) != NULL)
+            log_line(child, line);
+    }
+}

@@ -1,0 +1,92 @@
+/* Requests to the token, through a worker process that may die at any time.
+ *
+ * A request goes in with a deadline and a callback; the callback comes exactly once.
+ * In between the worker may crash, hang or lose its token: it is replaced (at once the
+ * first time, then with growing pauses), and what was in flight is asked again where
+ * asking twice does no harm. HSM_GENERATE is the exception: it is answered with
+ * FAULT_ABORTED, and who asked looks for the label. A scan starts over, told by an item
+ * callback with NULL.
+ *
+ * Nothing waits here but the supervisor's own thread, which reads replies, watches
+ * deadlines and keeps the worker alive. supervisor_submit never blocks. Callbacks run
+ * on that thread (or, when a request is refused at once, inside supervisor_submit),
+ * with no lock held; they must not block and may submit again.
+ *
+ * Deadlines: a request whose deadline passes is answered with the reason the token is
+ * away, if it is. How long the worker may execute one request is another matter,
+ * counted from the start of its execution (operation_limit, generate_limit); past
+ * that, the worker is ended. A request that was executing at several deaths is given
+ * up alone.
+ *
+ * Calling sequence: supervisor_start, supervisor_wait, any number of submissions, then
+ * supervisor_retire, which ends the caller's right to the pointer. */
+#ifndef PLUGIN_WORKER_SUPERVISOR_H
+#define PLUGIN_WORKER_SUPERVISOR_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "hsm/hsm.h"
+
+enum { SUPERVISOR_REQUESTS_MAX = 2048 }; /* queued and in flight together */
+
+struct supervisor;
+
+struct supervisor_options {
+    struct hsm_settings settings; /* copied; the copy is wiped at the end */
+    int lock;                     /* identity lock the worker inherits, or -1; stays the caller's,
+                                     and open, until the supervisor has ended */
+    int64_t operation_limit;      /* ns a worker may execute one request */
+    int64_t generate_limit;       /* the same for HSM_GENERATE and HSM_SCAN */
+    int64_t keep_alive;           /* HSM_PING after so many idle ns; 0 = never */
+
+    /* Called about five times a second, on the supervisor's thread. */
+    void (*tick)(void *context);
+    /* Called last of all, when no callback will come any more. */
+    void (*ended)(void *context);
+    void *context;
+};
+
+typedef void supervisor_done(void *context, const struct hsm_reply *reply);
+
+struct supervisor_request {
+    const struct hsm_request *request; /* copied */
+    int64_t deadline;                  /* on clock_now()'s clock; CLOCK_NEVER = none. Of
+                                          HSM_GENERATE: to be begun by then */
+    supervisor_done *done;
+    hsm_item_fn *item; /* HSM_SCAN only; a NULL item = forget the items so far */
+    void *context;
+};
+
+/* Starts the thread, which starts the worker. Returns before the token is open. */
+int supervisor_start(const struct supervisor_options *options, struct supervisor **supervisor,
+                     struct fault *fault);
+
+/* Waits until a worker has the token open, the token refuses for good (wrong setting,
+ * wrong PIN: FAULT_FAILED_PRECONDITION and the like), *cancel is set, or `deadline`
+ * has passed and at least one worker has tried: FAULT_UNAVAILABLE with the last reason. Logs that
+ * reason every 10 s. */
+int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomic_bool *cancel,
+                    struct hsm_token_info *info, struct fault *fault);
+
+/* Any thread. Refused at once (callback inside) only when 2048 requests are waiting or
+ * the supervisor was abandoned: FAULT_UNAVAILABLE. */
+void supervisor_submit(struct supervisor *supervisor, const struct supervisor_request *request);
+
+/* Nothing will be submitted any more: lets it answer what it has, end its worker and then
+ * itself. Does not wait; may be called from a callback. */
+void supervisor_retire(struct supervisor *supervisor);
+
+/* At process exit: answers everything with FAULT_UNAVAILABLE and hangs up on the worker,
+ * which ends the call it is in and leaves without us. From any thread; may be followed by
+ * supervisor_retire, as later submissions are still refused properly. */
+void supervisor_abandon(struct supervisor *supervisor);
+
+/* Is there no worker with an open token just now? Then fault says why. */
+bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
+
+/* How many workers have been started in place of one that ended. For tests and logs. */
+unsigned supervisor_restarts(const struct supervisor *supervisor);
+
+#endif

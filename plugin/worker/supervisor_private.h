@@ -1,0 +1,82 @@
+/* What supervisor.c (requests, replies, clock) and supervisor_worker.c (the worker's life)
+ * share. Nobody else includes this. */
+#ifndef PLUGIN_WORKER_SUPERVISOR_PRIVATE_H
+#define PLUGIN_WORKER_SUPERVISOR_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "hsm/wire/frame.h"
+#include "plugin/worker/child.h"
+#include "plugin/worker/jobs.h"
+#include "plugin/worker/supervisor.h"
+
+enum { SUPERVISOR_TICK_MS = 200 };
+
+enum worker_state { WORKER_NONE, WORKER_OPENING, WORKER_READY, WORKER_LEAVING };
+
+/* The thread alone changes `worker` and `child`, and does so with the mutex held;
+ * submitters read them with it held, to send. So the thread itself reads without. */
+struct supervisor {
+    struct supervisor_options options;
+    pthread_t thread;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed; /* worker, reason */
+    enum worker_state worker;
+    struct child child;
+    struct hsm_token_info info; /* sessions is 0 until the token was first opened */
+    struct fault reason;        /* why there is no worker with an open token */
+    bool explained;             /* reason is about the latest worker */
+    bool tried;                 /* a worker has said why, or died */
+    struct jobs jobs;
+    uint64_t successes[HSM_PING + 1]; /* by operation */
+    int64_t last_activity;
+    atomic_bool retired;
+    atomic_bool abandoned;
+    bool ended; /* the thread has */
+    atomic_uint restarts;
+    /* the thread's own */
+    int64_t since;      /* when `worker` took its value */
+    int64_t next_start; /* of a worker: not before this time */
+    int64_t leave_until;
+    int64_t last_tick;
+    int64_t heard;    /* when something last came from the worker */
+    bool pin_refused; /* to the latest worker, and what its source looked like before */
+    struct look pin_look;
+    struct child left_behind; /* pid 0 = none */
+    unsigned failures;        /* workers in a row that came to nothing */
+};
+
+static inline void supervisor_lock(struct supervisor *s)
+{
+    (void)pthread_mutex_lock(&s->mutex);
+}
+
+static inline void supervisor_unlock(struct supervisor *s)
+{
+    (void)pthread_mutex_unlock(&s->mutex);
+}
+
+/* supervisor.c. With the mutex held. pump sends what the worker may have; the others give
+ * the mutex up to call back: finish answers a job and frees its slot, repeat queues it
+ * again (a scan forgets what it has found). */
+void supervisor_pump(struct supervisor *s);
+void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
+void supervisor_repeat(struct supervisor *s, struct job *job);
+
+/* With the mutex held: changes as often as others do well than a request of this operation. */
+uint64_t supervisor_signs_of_health(const struct supervisor *s, enum hsm_op op);
+
+/* supervisor_worker.c; all on the supervisor's thread, without the mutex.
+ * step: start, or see to the end of, a worker that is not there to be read from.
+ * leave: this worker is to answer no more, for which the jobs are to blame that it has
+ * been executing for `blame` ns. refused: why the token is not open. reap: see whether one that
+ * was left behind has ended. */
+void supervisor_worker_step(struct supervisor *s);
+void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info);
+void supervisor_worker_refused(struct supervisor *s, const struct fault *fault);
+void supervisor_worker_leave(struct supervisor *s, int64_t blame);
+void supervisor_worker_reap(struct supervisor *s, int patience_ms);
+
+#endif
