@@ -25,10 +25,10 @@ say = $(if $(filter 1,$(V)),,@echo '  $(1)  $(2)';)
 PROTO   := $(patsubst proto/%.proto,$(BUILD)/proto/%.pb-c,$(wildcard proto/*.proto))
 OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c hsm/*/*.c plugin/*.c plugin/*/*.c)) $(PROTO:=.o)
 ROOMS   := $(filter-out $(BUILD)/plugin/main.o,$(OBJECTS))
-TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit_*.c tests/hsm_*.c))
+TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/*.c tests/hsm/*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
-DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/*_dump.c))
-SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] tests/*.[ch] tests/fuzz/*.[ch])
+DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump.c))
+SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] $(foreach room,fuzz hsm support unit,tests/$(room)/*.[ch]))
 SOAK_SECONDS ?= 1800
 
 .PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
@@ -54,7 +54,7 @@ $(BUILD)/%.o: %.c | $(PROTO:=.h)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $< $(BUILD)/rooms.a $(LIBS) -lcmocka -ldl
 
-$(BUILD)/tests/faulty.so: $(wildcard tests/faulty_*.c) tests/faulty.h
+$(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/faulty.h
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
 $(TESTS): | $(BUILD)/tests/faulty.so
@@ -67,22 +67,22 @@ $(TESTS): | $(BUILD)/tests/faulty.so
 again = @+$(MAKE) --no-print-directory
 
 deps: ## installs what building and testing need (Debian 12, apt)
-	@tests/deps.sh
+	@tests/lib/deps.sh
 
 demo: ## the whole chain with a real SPIRE, told line by line
 tutorial: ## the AWS tutorial with its keys in a token: SPIRE, MinIO in AWS's place, the aws client
 demo tutorial:
-	@tests/deps.sh build run $(filter tutorial,$@)
+	@tests/lib/deps.sh build run $(filter tutorial,$@)
 	$(again) all
-	@tests/$@.sh
+	@tests/real/$@.sh
 
 test: ## every test, from unit to the real SPIRE and every fault the plugin survives
-	@tests/deps.sh build run tutorial test image deb
+	@tests/lib/deps.sh build run tutorial test image deb
 	$(again) all $(TESTS) $(FUZZERS) $(DUMPS)
 	@BUILD=$(BUILD) tests/run
 
 test-faults: ## of these the faults, two servers on one token and a soak; and the runbook
-	@tests/deps.sh build run test
+	@tests/lib/deps.sh build run test
 	$(again) all $(TESTS)
 	@BUILD=$(BUILD) tests/run ha runbook soak faults
 
@@ -90,9 +90,9 @@ test-long: ## the same at length: a thousand kills, 20,000 histories, half an ho
 	@+LONG=1 HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
 
 soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
-	@tests/deps.sh build run test
+	@tests/lib/deps.sh build run test
 	$(again) all $(BUILD)/tests/faulty.so
-	@SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/soak.sh $(SOAK_SECONDS)
+	@SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/real/soak.sh $(SOAK_SECONDS)
 
 check: all $(TESTS) $(FUZZERS) $(DUMPS) ## the tests that need neither SPIRE nor apt
 	@BUILD=$(BUILD) tests/run unit hsm fuzz peers
@@ -108,10 +108,10 @@ analyze: ## gcc's static analyzer over all of hsm/ and plugin/
 	@+CFLAGS=-fanalyzer $(MAKE) --no-print-directory BUILD=$(BUILD)/analyze objects
 
 bench: ## signing beside the bare token, start, memory, slow tokens: a report of some 4 minutes
-	@tests/deps.sh build run
-	$(again) all $(BUILD)/tests/raw_sign $(BUILD)/tests/faulty.so
+	@tests/lib/deps.sh build run
+	$(again) all $(BUILD)/tests/support/raw_sign $(BUILD)/tests/faulty.so
 	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
-	    -raw $(abspath $(BUILD)/tests/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) $(BENCH)
+	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) $(BENCH)
 
 # Who may know what; a line that may not be there is printed.
 forbid = @! grep -nE '$(1)' $(2)

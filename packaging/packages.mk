@@ -28,19 +28,19 @@ sbom: all ## what the program is linked with: build/sbom.spdx.json
 	@echo "sbom: $(BUILD)/sbom.spdx.json"
 
 deb: ## a Debian package in build/deb/
-	@tests/deps.sh build deb
+	@tests/lib/deps.sh build deb
 	$(again) deb-now
 deb-now:
 	@mkdir -p $(BUILD)
 	@packaging/deb.sh $(BUILD) $(VERSION)
 
 test-deb: ## the packages' tests, with the .deb installed into a fresh Debian
-	@tests/deps.sh build run test deb
+	@tests/lib/deps.sh build run test deb
 	$(again) all
-	@CHROOT=1 SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/packages.sh
+	@CHROOT=1 SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/real/packages.sh
 
 image: ## the plugin image for Kubernetes: an OCI layout and a tar for docker in build/image/
-	@tests/deps.sh build image
+	@tests/lib/deps.sh build image
 	$(again) image-now
 
 # The image's tree is not where a distribution has things: the program finds loader,

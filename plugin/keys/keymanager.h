@@ -12,7 +12,7 @@
  * asked for it; the next one to ask takes its result.
  *
  * Where it may break off, what is then on the token, what comes of it, and the test that
- * breaks it there (tests/unit_crash_points.c sees to it that there is one):
+ * breaks it there (tests/unit/crash_points.c sees to it that there is one):
  *
  *   the process ends before the token generates: the old key, which is served
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns

@@ -21,7 +21,7 @@ $(BUILD)/tests/fuzz/llvm_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(LIBS) -ldl
 
 fuzz-llvm: ## the same with clang's libFuzzer, which sees what an input reaches
-	@tests/deps.sh build llvm
+	@tests/lib/deps.sh build llvm
 	$(again) CC=clang SAN=address,undefined,fuzzer-no-link BUILD=$(BUILD)/llvm fuzz-llvm-now
 fuzz-llvm-now: $(LLVM_FUZZERS)
 	@set -e; for f in $^; do n=$${f##*/llvm_}; log=$(BUILD)/corpus/$$n.log; \

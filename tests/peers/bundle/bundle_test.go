@@ -1,6 +1,6 @@
 // Package bundle lets the real readers judge the files that spire-hsm writes: go-spiffe's
 // parser, which the OIDC discovery provider uses, go-jose, and crypto/x509; and compares
-// them with what SPIRE's own publishers write. BUNDLE_DUMP names build/tests/bundle_dump.
+// them with what SPIRE's own publishers write. BUNDLE_DUMP names build/tests/support/bundle_dump.
 package bundle
 
 import (
@@ -55,7 +55,7 @@ func dumpBytes(t *testing.T, format string, message []byte) ([]byte, error) {
 	t.Helper()
 	path := os.Getenv("BUNDLE_DUMP")
 	if path == "" {
-		t.Fatal("BUNDLE_DUMP must name build/tests/bundle_dump")
+		t.Fatal("BUNDLE_DUMP must name build/tests/support/bundle_dump")
 	}
 	if !filepath.IsAbs(path) {
 		t.Fatal("BUNDLE_DUMP must be an absolute path")

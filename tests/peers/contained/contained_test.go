@@ -1,4 +1,4 @@
-// Package contained_test is the host in a container: tests/image.sh links it statically and
+// Package contained_test is the host in a container: tests/real/image.sh links it statically and
 // runs it in a root that has the plugin image's tree and nothing else. It asks for no program
 // but softhsm2-util. In an ordinary root it passes as well.
 package contained_test

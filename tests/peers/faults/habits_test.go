@@ -8,7 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Habits of real HSMs, as tests/faulty_module.c has them, and what an operator configures
+// Habits of real HSMs, as tests/support/faulty_module.c has them, and what an operator configures
 // for them.
 var habits = []struct{ profile, options string }{
 	{"cloudhsm", ""},

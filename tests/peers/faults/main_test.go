@@ -1,5 +1,5 @@
 // Package faults_test lets a token fail in every way it can, under the real binary on a
-// real SoftHSM behind tests/faulty_module.c, while several callers sign through a real
+// real SoftHSM behind tests/support/faulty_module.c, while several callers sign through a real
 // go-plugin connection and verify what they get.
 //
 // For each fault: what calls failed (none, where a call can be repeated inside SPIRE's

@@ -1,4 +1,4 @@
-// Package faulty puts tests/faulty_module.c between a plugin and a SoftHSM token: a module
+// Package faulty puts tests/support/faulty_module.c between a plugin and a SoftHSM token: a module
 // that fails by a script.
 package faulty
 

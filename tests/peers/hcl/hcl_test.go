@@ -26,7 +26,7 @@ import (
 
 const batchSize = 200
 
-// ours is tests/hcl_dump.c; the protocol is described there.
+// ours is tests/support/hcl_dump.c; the protocol is described there.
 type ours struct {
 	in  *bufio.Writer
 	out *bufio.Reader
@@ -35,7 +35,7 @@ type ours struct {
 func start(t *testing.T) *ours {
 	path := os.Getenv("HCL_DUMP")
 	if path == "" {
-		t.Fatal("HCL_DUMP must name build/tests/hcl_dump")
+		t.Fatal("HCL_DUMP must name build/tests/support/hcl_dump")
 	}
 	command := exec.Command(path)
 	command.Stderr = os.Stderr

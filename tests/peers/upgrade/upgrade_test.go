@@ -178,7 +178,7 @@ func TestKeysOnTheKeptTokenAreRotatedLikeOurOwn(t *testing.T) {
 // previous is the path of the program as it was.
 func previous(t *testing.T) string {
 	t.Helper()
-	cmd := exec.Command("../../previous.sh")
+	cmd := exec.Command("../../lib/previous.sh")
 	var reason strings.Builder
 	cmd.Stderr = &reason
 	path, err := cmd.Output()

@@ -1,0 +1,212 @@
+#!/bin/bash
+# What is installed beside the program: manual pages, units for a confined spire-server, the
+# Debian package. With CHROOT=1 (`make test-deb`) the package is also installed into a fresh
+# Debian and removed again, which fetches some 150 MB.
+. "$(dirname "$0")/../lib/lib.sh" packages
+. "$here/lib/parts.sh"
+
+packaging=$here/../packaging
+units=$scratch/units
+live_port=$(free_port)
+
+## Versions
+
+# What version.sh says in a repository, after each step of its life.
+version_after() { # COMMAND-IN-THE-REPOSITORY PATTERN
+    local said
+    (cd "$repository" && eval "$1") >/dev/null && said=$("$repository/packaging/version.sh")
+    echo "after \"$1\": $said; expected $2"
+    grep -qxE "$2" <<<"$said"
+}
+
+versions_follow_tags() {
+    local hash='g[0-9a-f]{12}'
+    # a machine may have no name to commit under
+    local -x GIT_AUTHOR_NAME=test GIT_AUTHOR_EMAIL=test GIT_COMMITTER_NAME=test GIT_COMMITTER_EMAIL=test
+    repository=$scratch/repository
+    mkdir -p "$repository/packaging"
+    cp "$packaging/version.sh" "$repository/packaging"
+    version_after 'echo 1.2.0 >packaging/VERSION' '1\.2\.0-dev\+unknown' &&
+        version_after 'git init -q && git add . && git commit -qm x' "1\\.2\\.0-dev\\+$hash" &&
+        version_after 'git tag v1.2.0' '1\.2\.0' &&
+        version_after 'echo >>packaging/version.sh' '1\.2\.0-dev\+dirty' &&
+        version_after 'git commit -qam x' "1\\.2\\.0-dev\\.1\\+$hash" &&
+        version_after 'echo 1.3.0-rc.1 >packaging/VERSION' "1\\.3\\.0-rc\\.1-dev\\.1\\+$hash\\.dirty" &&
+        version_after 'git commit -qam x && git tag v1.3.0-rc.1' '1\.3\.0-rc\.1' &&
+        version_after 'rm -rf .git && echo 1.3.0 1700000000 >packaging/VERSION' '1\.3\.0' &&
+        [ "$("$repository/packaging/version.sh" --epoch)" = 1700000000 ]
+}
+
+## The SBOM
+
+# dpkg-shlibdeps has found out for itself what the program needs.
+sbom_has_what_the_package_depends_on() {
+    local package
+    make -C "$here/.." --no-print-directory BUILD=build sbom
+    for package in $(dpkg-deb -f "$deb" Depends | sed -e 's/([^)]*)//g' -e 's/,//g'); do
+        jq -e --arg id "SPDXRef-Package-$package" 'any(.relationships[];
+            .relationshipType == "DYNAMIC_LINK" and .relatedSpdxElement == $id)' \
+            "$here/../build/sbom.spdx.json" || return 1
+    done
+}
+
+## Manual pages
+
+pages_are_well_formed() {
+    ! mandoc -T lint -W warning "$packaging"/man/* 2>&1 | grep .
+}
+
+# Commands and options in `--help` against the page, and none in the page that is not there.
+page_has_all_options() {
+    local command
+    man -l -Tascii -E UTF-8 "$packaging/man/spire-hsm.1" 2>/dev/null | col -bx >"$scratch/page"
+    for command in "" check keys prune bundle; do
+        # shellcheck disable=SC2086 # no command is no argument
+        "$SPIRE_HSM" $command --help
+    done >"$scratch/help"
+    diff <(options <"$scratch/page") <(options <"$scratch/help")
+}
+
+options() {
+    grep -oE -- '(^|[^a-z-])--[a-z][a-z-]+' | grep -oE -- '--.*' | sort -u
+}
+
+## Units
+
+units_verify() {
+    mkdir "$units"
+    cp -r "$packaging"/systemd/* "$units"
+    # it looks whether the program is there
+    sed -i "s|^ExecStart=/usr/bin/spire-server|ExecStart=$spire/spire-server|" "$units/spire-server.service"
+    ! systemd-analyze verify --man=no "$units"/*.service "$units"/*.timer 2>&1 | grep .
+}
+
+server_is_confined() {
+    systemd-analyze security --offline=true --no-pager --threshold=15 "$units/spire-server.service"
+}
+
+files_are_made() { # the folder the server and discovery provider share
+    local root=$scratch/tmpfiles
+    mkdir -p "$root/etc"
+    printf 'spire:x:1000:1000::/:/bin/false\n' >"$root/etc/passwd"
+    printf 'spire:x:1000:\n' >"$root/etc/group"
+    systemd-tmpfiles --root="$root" --create "$units/tmpfiles.conf" &&
+        [ "$(stat -c '%a' "$root/run/spire")" = 755 ]
+}
+
+## Is the server alive? The unit's own command line, asked once.
+
+alive_says_the_unit() {
+    local command
+    command=$(sed -n -e "s|:8080/|:$live_port/|" -e 's/--retry 20 /--retry 0 /' -e 's/^ExecStart=//p' \
+        "$units/spire-server-health.service")
+    [[ $command == *" --retry 0 "*":$live_port/live" ]] && $command
+}
+
+server_starts() {
+    token_make && conf_with "\$a health_checks { listener_enabled = true bind_address = \"127.0.0.1\" bind_port = \"$live_port\" }" &&
+        server_start
+}
+
+kill_the_key_manager() {
+    local pid
+    for pid in $(descendants "${pids[server]}"); do
+        if grep -qz '^KeyManager=KeyManager$' "/proc/$pid/environ" &&
+            [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" != "spire-hsm worker " ]; then
+            kill -s KILL "$pid"
+            return
+        fi
+    done
+    return 1
+}
+
+## The Debian package
+
+deb_is_made() {
+    make -C "$here/.." --no-print-directory BUILD=build deb-now && deb=$(echo "$here"/../build/deb/spire-hsm_*.deb)
+}
+
+lintian_is_content() {
+    ! lintian --fail-on none --tag-display-limit 0 "$here"/../build/deb/*.changes 2>/dev/null | grep .
+}
+
+deb_has() { # PATH...
+    local path
+    dpkg-deb --fsys-tarfile "$deb" | tar -t >"$scratch/listing"
+    for path in "$@"; do
+        grep -x "./$path" "$scratch/listing" || { cat "$scratch/listing"; return 1; }
+    done
+}
+
+deb_starts_nothing() { # no unit, nothing that runs when it is installed
+    not grep -E '^\./(etc|lib|usr/lib)/' "$scratch/listing" &&
+        [ "$(dpkg-deb --ctrl-tarfile "$deb" | tar -t | sort | xargs)" = "./ ./control ./md5sums" ]
+}
+
+deb_runs() {
+    dpkg-deb -x "$deb" "$scratch/deb" &&
+        [ "$("$scratch/deb/usr/libexec/spire-hsm" --version)" = "$("$here/../build/spire-hsm" --version)" ]
+}
+
+make_chroot() {
+    debian=$scratch/debian
+    debootstrap --variant=minbase --include=ca-certificates bookworm "$debian" &&
+        cp "$deb" "$debian/spire-hsm.deb" && mkdir -p "$debian/etc/apt" &&
+        cp -r /etc/apt/. "$debian/etc/apt/" && cp /etc/resolv.conf "$debian/etc/"
+}
+
+in_chroot() {
+    DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$debian" "$@"
+}
+
+install_there() {
+    in_chroot apt-get -q update && in_chroot apt-get -qy --no-install-recommends install /spire-hsm.deb softhsm2
+}
+
+# A token of its own, a key made, verified and destroyed, by the program found in PATH.
+check_there() {
+    cat >"$debian/tmp/plugin_data" <<-'END'
+	module = "/usr/lib/softhsm/libsofthsm2.so"
+	token = "pkcs11:token=spire"
+	pin = "1234"
+	key_identifier_value = "test"
+	END
+    # SoftHSM's own configuration, on purpose
+    in_chroot env -u SOFTHSM2_CONF TMPDIR=/tmp softhsm2-util --init-token --free --label spire --pin 1234 --so-pin 5678 &&
+        in_chroot env -u SOFTHSM2_CONF TMPDIR=/tmp spire-hsm check --trust-domain example.org --config /tmp/plugin_data
+}
+
+gone_there() {
+    in_chroot apt-get -qy purge spire-hsm &&
+        [ -z "$(find "$debian/usr" "$debian/etc" "$debian/var/lib/spire" -name '*spire*' 2>/dev/null)" ]
+}
+
+must "make deb makes a package" deb_is_made
+check "lintian has nothing to say" lintian_is_content
+check "program, command, pages, example and units are where they belong" deb_has \
+    usr/libexec/spire-hsm usr/bin/spire-hsm usr/share/man/man1/spire-hsm.1.gz \
+    usr/share/man/man5/spire-hsm.conf.5.gz usr/share/doc/spire-hsm/examples/server.conf \
+    usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf
+check "installing it starts nothing and changes no unit" deb_starts_nothing
+check "its program runs and says the version" deb_runs
+check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
+check "versions follow tags, and are SemVer" versions_follow_tags
+check "manual pages are well formed" pages_are_well_formed
+check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
+check "systemd finds no fault with the units" units_verify
+check "the server's unit is confined: systemd's exposure level is 1.5 at most" server_is_confined
+check "the folder for sockets and bundle is made, open to readers" files_are_made
+
+must "a server starts, with the listener the health unit asks" server_starts
+check "the health unit's command finds it alive" await 90 alive_says_the_unit
+must "its KeyManager is killed" kill_the_key_manager
+check "the health unit's command finds it dead" await 180 not alive_says_the_unit
+check "which spire-server healthcheck does not see" server_healthy
+
+if [ -n "${CHROOT-}" ]; then
+    must "a fresh Debian is made" make_chroot
+    must "the package is installed there with apt" install_there
+    check "spire-hsm --version runs there" in_chroot spire-hsm --version
+    check "spire-hsm check is content with a SoftHSM token there" check_there
+    check "the package is removed without a trace" gone_there
+fi

@@ -1,0 +1,220 @@
+#!/bin/bash
+# The README's runbook on the real parts: each procedure is followed, and what it says will
+# be seen is looked for.
+. "$(dirname "$0")/../lib/lib.sh" runbook
+. "$here/lib/parts.sh"
+
+health_port=$(free_port)
+
+section() {
+    printf '%s\n' "$*"
+}
+
+# The example with a health check, calls that give up soon, and no long wait for the token.
+conf_for_outages() {
+    conf_with '/token = "pkcs11/a\            call_timeout = "5s"\
+            startup_wait = "2s"'
+    cat >>"$server_conf" <<END
+
+health_checks {
+    listener_enabled = true
+    bind_address = "127.0.0.1"
+    bind_port = "$health_port"
+}
+END
+}
+
+# SPIRE looks at its own health once a minute.
+live() {
+    [ "$(curl -s -o /dev/null -w '%{http_code}' "http://127.0.0.1:$health_port/live")" = "$1" ]
+}
+
+mints() {
+    jwt_mint "$scratch/minted" && await 5 oidc_has "$(jwt_kid "$scratch/minted")" &&
+        jwt_verifies "$scratch/minted"
+}
+
+mint_fails_saying() {
+    not jwt_mint "$scratch/minted" >"$scratch/mint" 2>&1 || return 1
+    cat "$scratch/mint"
+    grep -qF -- "$1" "$scratch/mint"
+}
+
+rotate_all() {
+    jwt_prepare && jwt_activate && x509_rotate
+}
+
+remember_authorities() {
+    jwt=$(jwt_authority active) && x509=$(x509_authority active)
+}
+
+same_authorities() {
+    echo "JWT $jwt, now $(jwt_authority active); X.509 $x509, now $(x509_authority active)"
+    [ "$(jwt_authority active)" = "$jwt" ] && [ "$(x509_authority active)" = "$x509" ]
+}
+
+# Does `spire-hsm keys` list what SPIRE's log says was activated last?
+token_has_x509_authority() {
+    local active
+    active=$(jq -R -r 'fromjson? | select(.msg == "X509 CA activated").local_authority_id' \
+        "$logs/server.log" | tail -n 1)
+    [ "$active" = "$x509" ] || { echo "activated $active, active $x509"; return 2; }
+    "$SPIRE_HSM" keys --config "$server_conf" --expand-env --json >"$scratch/keys" &&
+        grep -F "$active" "$scratch/keys"
+}
+
+token_lacks_x509_authority() {
+    token_has_x509_authority
+    [ $? -eq 1 ]
+}
+
+front_pid() {
+    sed -n 's/^PPid:[[:space:]]*//p' "/proc/$(worker_pid)/status"
+}
+
+refused_saying() {
+    not server_start && server_complaints | grep -F -- "$1"
+}
+
+# The agent as it is, with what it remembers. It tries for a while.
+agent_is_turned_away() {
+    not agent_start
+    grep -F "certificate signed by unknown authority" "$logs/agent.log" && stop agent
+}
+
+# The agent as if it were new, trusting what the bundle file says.
+agent_joins_anew() {
+    rm -rf "$STATE_DIRECTORY/agent"
+    agent_admit && agent_start -joinToken "$join_token" && await 20 jwt_fetched "$scratch/fetched" &&
+        jwt_verifies "$scratch/fetched"
+}
+
+# A key as the server makes them, of the last generation there can be.
+plant() {
+    planted=$(token_labels | grep -m 1 -- -x509-CA-A | sed 's/-[^-]*-x509/-vvvvvv-x509/')
+    token_tool --keypairgen --key-type EC:prime256v1 --sensitive --label "$planted" \
+        --id 30313233343536373839616263646566
+}
+
+uproot() {
+    token_tool --delete-object --type privkey --label "$planted" &&
+        token_tool --delete-object --type pubkey --label "$planted"
+}
+
+prepare_fails_saying() {
+    not server localauthority x509 prepare >"$scratch/prepare" 2>&1 || return 1
+    cat "$scratch/prepare"
+    grep -qF -- "$1" "$scratch/prepare"
+}
+
+conf_for_outages
+must "a token is made" token_make
+must "spire-server starts" server_start
+must "the discovery provider starts" oidc_start
+must "a verifier is built" verifier_build
+must "a minted JWT-SVID verifies" mints
+
+section "The HSM is away for longer than calls wait"
+check "keys are rotated before" rotate_all
+remember_authorities
+mv "$scratch/tokens" "$scratch/away"
+check "it goes away: a mint fails, with the reason" mint_fails_saying "the token is away"
+check "/live becomes 500 within two minutes" await 120 live 500
+mv "$scratch/away" "$scratch/tokens"
+check "it is back: a mint succeeds, without a restart" await 10 jwt_mint "$scratch/minted"
+check "and verifies" mints
+check "/live becomes 200 within two minutes" await 120 live 200
+check "the authorities are those of before" same_authorities
+
+section "The front is dead"
+kill -KILL "$(front_pid)"
+check "SPIRE says so" await 5 server_said '.msg == "plugin process exited"'
+check "and starts no other: a mint fails" mint_fails_saying "connection refused"
+check "/live becomes 500 within two minutes" await 120 live 500
+check "which \`spire-server healthcheck\` does not see" server_healthy
+must "the server stops" stop server
+must "it starts" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+
+section "The PIN is changed"
+next_pin=$(od -An -N6 -tx1 /dev/urandom | tr -d ' \n')
+check "on the token" token_tool --change-pin --new-pin "$next_pin"
+PIN=$next_pin
+check "the worker that is logged in goes on signing" mints
+printf '%s\n' "$PIN" >"$scratch/etc/hsm-pin"
+worker=$(worker_pid)
+kill -KILL "$worker"
+check "the next login has the PIN from the file: nothing fails" mints
+check "another worker is at work" another_worker_than "$worker"
+
+section "A key was planted"
+remember_authorities
+check "by somebody with the PIN" plant
+check "no key can be made" prepare_fails_saying "another process makes keys"
+check "the log says why" server_said '.msg | test("two servers share one identity")'
+check "signing goes on" mints
+must "the server stops" stop server
+check "the key is destroyed" uproot
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+check "keys can be made again" rotate_all
+
+section "The server moves to another host"
+remember_authorities
+must "it stops" stop server
+cp -a "$STATE_DIRECTORY" "$scratch/new-host"
+mv "$STATE_DIRECTORY" "$scratch/old-host"
+STATE_DIRECTORY=$scratch/new-host
+must "it starts there, with its datastore and its identity" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+
+section "The token is restored from a backup made since the authorities became active"
+must "an agent joins" agent_joins_anew
+must "the server stops" stop server
+cp -a "$scratch/tokens" "$scratch/backup"
+must "it starts" server_start
+check "another JWT authority is prepared" jwt_prepare
+must "the server stops" stop server
+rm -rf "$scratch/tokens"
+cp -a "$scratch/backup" "$scratch/tokens"
+check "the active X.509 authority is on the token that is restored" token_has_x509_authority
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+check "the agent is still let in" agent_healthy
+
+section "The token is restored from a backup that is older"
+check "all is rotated" rotate_all
+remember_authorities
+cp "$scratch/minted" "$scratch/before"
+must "the agent stops" stop agent
+must "the server stops" stop server
+rm -rf "$scratch/tokens"
+cp -a "$scratch/backup" "$scratch/tokens"
+check "the active X.509 authority is not on it" token_lacks_x509_authority
+must "the server starts" server_start
+check "with authorities of its own" not same_authorities
+check "a minted JWT-SVID verifies" mints
+check "and one from before still does" jwt_verifies "$scratch/before"
+check "the agent is turned away" agent_is_turned_away
+check "it joins anew" agent_joins_anew
+
+section "The token is lost"
+remember_authorities
+cp "$scratch/minted" "$scratch/before"
+must "the agent stops" stop agent
+must "the server stops" stop server
+rm -rf "${scratch:?}/tokens/"*
+check "the server does not start without it" refused_saying "is not there"
+softhsm2-util --init-token --free --label spire --pin "$PIN" --so-pin "$PIN" >/dev/null
+must "it starts with a new one" server_start
+check "and says that it has none of its keys" server_said '.msg | test("holds no key of this server")'
+check "it has made others" not same_authorities
+check "a minted JWT-SVID verifies" mints
+check "and one from before still does" jwt_verifies "$scratch/before"
+check "the agent is turned away" agent_is_turned_away
+check "it joins anew" agent_joins_anew

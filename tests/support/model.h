@@ -1,0 +1,454 @@
+/* The made-up token and supervisor of unit/model.c, and time, which stands still. */
+#ifndef TESTS_MODEL_H
+#define TESTS_MODEL_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "hsm/base/clock.h"
+#include "plugin/keys/identity.h"
+#include "plugin/keys/inventory.h"
+#include "plugin/keys/keymanager.h"
+#include "plugin/report/log.h"
+#include "plugin/worker/supervisor.h"
+
+enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
+#ifdef __SANITIZE_THREAD__ /* there is one thread */
+enum { HISTORIES = 100 };
+#else
+enum { HISTORIES = 1500 };
+#endif
+
+enum sharing {
+    OWN_FILES,  /* each server has its own key_identifier_file */
+    ONE_FILE,   /* the same server, started where the other one ended */
+    OWN_VALUES, /* key_identifier_value, different */
+    ONE_PLACE,  /* the same value on one host, where the second is refused while the first runs */
+    ONE_VALUE,  /* the same on two hosts: two servers that should not share it */
+    SHARINGS,
+};
+
+static const char *const ids[IDS] = {"JWT-Signer-A", "JWT-Signer-B"};
+
+struct object {
+    bool there;
+    enum hsm_state state; /* HALF, COMPLETE or UNFIT */
+    unsigned hidden;      /* from so many searches yet */
+    bool in_halves;       /* which find one half of it meanwhile */
+    unsigned number;
+    const struct server *maker;
+    unsigned life; /* of the maker */
+    struct hsm_key_name name;
+    struct label label;
+};
+
+struct pending {
+    struct hsm_request request;
+    struct supervisor_request how;
+};
+
+/* What SPIRE knows of its keys when it starts again; object numbers, 0 = none. */
+struct journal {
+    unsigned needed[IDS];
+};
+
+struct server {
+    struct keymanager *keymanager; /* NULL: not running */
+    struct supervisor_options options;
+    struct config config;
+    struct label_scope scope;
+    struct journal *journal;
+    struct pending queue[QUEUE];
+    unsigned waiting;
+    unsigned dies_in; /* steps of the start under way; 0 = lives */
+    bool loading;
+    bool dead; /* nothing it does reaches the token */
+    bool asked[IDS];
+    bool retired;
+    bool moved;    /* to where it cannot tell its earlier keys from others' */
+    unsigned life; /* starts so far */
+    bool seen_rival;
+    unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
+    bool seen[OBJECTS];
+};
+
+static struct {
+    uint64_t random;
+    enum sharing sharing;
+    struct object objects[OBJECTS];
+    unsigned made;
+    struct object backup[OBJECTS];
+    struct server servers[SERVERS];
+    struct journal journals[SERVERS];
+    unsigned opening; /* the server whose identity is read just now */
+    int64_t seconds;
+    int64_t skew; /* of the calendar's clock */
+    bool moody;   /* and that clock goes back */
+    bool calm;    /* nothing fails any more */
+    unsigned rivalries;
+    unsigned set_back; /* times the clock was */
+    char violation[320];
+} world;
+
+static char folder[64];
+static bool telling;
+
+/* ---- chance and time ---- */
+
+static uint64_t chance(void)
+{
+    uint64_t x = world.random += UINT64_C(0x9e3779b97f4a7c15);
+
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+static bool one_in(unsigned n)
+{
+    return !world.calm && chance() % n == 0;
+}
+
+int clock_gettime(clockid_t clock, struct timespec *now)
+{
+    (void)clock;
+    *now = (struct timespec){.tv_sec = (time_t)world.seconds};
+    return 0;
+}
+
+/* Who waits for a while has it go by. */
+int pthread_cond_timedwait(pthread_cond_t *condition, pthread_mutex_t *mutex,
+                           const struct timespec *until)
+{
+    (void)condition;
+    (void)mutex;
+    world.seconds = until->tv_sec + 1;
+    return ETIMEDOUT;
+}
+
+time_t time(time_t *now)
+{
+    time_t calendar = (time_t)(INT64_C(1800000000) + world.seconds + world.skew);
+
+    if (now)
+        *now = calendar;
+    return calendar;
+}
+
+/* ---- what is said ---- */
+
+/* Of two servers on one host one runs at a time, as with a file. */
+static bool take_turns(void)
+{
+    return world.sharing == ONE_FILE || world.sharing == ONE_PLACE;
+}
+
+static bool has_values(void)
+{
+    return world.sharing >= OWN_VALUES;
+}
+
+static unsigned index_of(const struct server *server)
+{
+    return (unsigned)(server - world.servers);
+}
+
+static void tell(const struct server *server, const char *what, const struct object *object)
+{
+    if (!telling)
+        return;
+    print_message("  %4ld  server %u  %s", (long)world.seconds, index_of(server), what);
+    if (object)
+        print_message(" #%u %s %u", object->number, object->label.key_id, object->label.generation);
+    print_message("\n");
+}
+
+static void violated(const struct server *server, const char *what, const struct object *object)
+{
+    tell(server, what, object);
+    if (world.violation[0] == '\0')
+        (void)snprintf(world.violation, sizeof world.violation, "server %u: %s: object %u, %.100s",
+                       index_of(server), what, object ? object->number : 0,
+                       object ? object->name.label : "");
+}
+
+void log_open(const char *module)
+{
+    (void)module;
+}
+
+void log_write(enum log_level level, const char *message, ...)
+{
+    if (telling)
+        print_message("        (%s)\n", message);
+    (void)level;
+}
+
+void log_fault(enum log_level level, const struct fault *fault, const char *message, ...)
+{
+    if (telling)
+        print_message("        (%s: %s)\n", message, fault->message);
+    if (level == LOG_ERROR)
+        world.rivalries++;
+}
+
+/* ---- the token ---- */
+
+static struct object *lookup(const struct hsm_key_name *name)
+{
+    for (unsigned i = 0; i < world.made; i++) {
+        struct object *object = &world.objects[i];
+
+        if (object->there && strcmp(object->name.label, name->label) == 0 &&
+            memcmp(object->name.id, name->id, sizeof name->id) == 0)
+            return object;
+    }
+    return NULL;
+}
+
+/* As one search sees it; NULL: not at all. */
+static struct object *search(const struct hsm_key_name *name, enum hsm_state *state)
+{
+    struct object *object = lookup(name);
+
+    if (!object)
+        return NULL;
+    *state = object->state;
+    if (object->hidden == 0 || world.calm)
+        return object;
+    object->hidden--;
+    *state = HSM_HALF;
+    return object->in_halves ? object : NULL;
+}
+
+static void show(const struct object *object, enum hsm_state state, struct hsm_reply *reply)
+{
+    reply->state = state;
+    reply->public_key = (struct hsm_public_key){.type = HSM_EC_P256};
+    memcpy(reply->public_key.fingerprint, &object->number, sizeof object->number);
+}
+
+static void generate(struct server *server, const struct hsm_request *request,
+                     struct hsm_reply *reply)
+{
+    struct object *object = &world.objects[world.made];
+
+    if (one_in(8)) {
+        (void)fault_set(&reply->fault, one_in(2) ? FAULT_ABORTED : FAULT_UNAVAILABLE, "no");
+        return;
+    }
+    assert_true(world.made < OBJECTS);
+    *object = (struct object){.there = true, .state = HSM_COMPLETE, .number = ++world.made};
+    object->maker = server;
+    object->life = server->life;
+    object->name = request->key;
+    assert_true(label_parse(request->key.label, &object->label));
+    if (one_in(8))
+        object->hidden = 1 + (unsigned)chance() % 6;
+    object->in_halves = one_in(2);
+    if (one_in(8))
+        object->state = one_in(2) ? HSM_HALF : HSM_UNFIT;
+    tell(server, "generates", object);
+    if (object->state == HSM_HALF || one_in(8))
+        (void)fault_set(&reply->fault, FAULT_ABORTED, "who knows");
+    else
+        show(object, object->state, reply);
+}
+
+static bool serves(const struct server *server, const struct object *object)
+{
+    struct catalogue_key *key;
+    bool same;
+
+    if (!server->keymanager)
+        return false;
+    key = catalogue_find(keymanager_catalogue(server->keymanager), object->label.key_id);
+    same = key && memcmp(key->name.id, object->name.id, sizeof key->name.id) == 0 &&
+           strcmp(key->name.label, object->name.label) == 0;
+    if (key)
+        keymanager_drop(server->keymanager, key);
+    return same;
+}
+
+static bool needed(const struct object *object)
+{
+    for (unsigned i = 0; i < SERVERS; i++)
+        for (unsigned id = 0; id < IDS; id++)
+            if (world.servers[i].journal->needed[id] == object->number)
+                return true;
+    return false;
+}
+
+static void check_destroying(const struct server *server, const struct object *object)
+{
+    if (!label_same_scope(&object->label.scope, &server->scope))
+        violated(server, "destroys a key of another server's", object);
+    if (serves(server, object))
+        violated(server, "destroys the key it serves", object);
+    for (unsigned i = 0; i < server->waiting; i++)
+        if (server->queue[i].request.op == HSM_SIGN &&
+            memcmp(&server->queue[i].request.key, &object->name, sizeof object->name) == 0)
+            violated(server, "destroys a key that is about to sign", object);
+    if (object->maker != server && !take_turns() && object->state != HSM_HALF)
+        violated(server, "destroys a key that the other one made", object);
+    if (needed(object))
+        violated(server, "destroys a key that another start needs", object);
+}
+
+static void destroy(const struct server *server, const struct hsm_request *request)
+{
+    enum hsm_state state;
+    struct object *object = search(&request->key, &state);
+
+    if (!object)
+        return;
+    tell(server, "destroys", object);
+    check_destroying(server, object);
+    object->there = false;
+}
+
+static void prove(struct server *server, const struct hsm_request *request, struct hsm_reply *reply)
+{
+    enum hsm_state state;
+    struct object *object = search(&request->key, &state);
+
+    if (object)
+        show(object, state, reply);
+    object = lookup(&request->key);
+    if (object)
+        server->proven[object->number - 1] = reply->state == HSM_COMPLETE ? 1 : 2;
+}
+
+static void scan(struct server *server, const struct hsm_request *request, hsm_item_fn *item,
+                 void *context)
+{
+    if (one_in(8))
+        item(context, NULL);
+    for (unsigned i = 0; i < world.made; i++) {
+        struct object *object = &world.objects[i];
+        struct hsm_item found;
+
+        if (!object->there ||
+            strncmp(object->name.label, request->prefix, strlen(request->prefix)) != 0 ||
+            !search(&object->name, &found.state))
+            continue;
+        if (found.state == HSM_UNFIT)
+            found.state = HSM_COMPLETE; /* only a proof tells */
+        found.key = object->name;
+        server->seen[i] = server->seen[i] || server->loading;
+        item(context, &found);
+    }
+}
+
+static void execute(struct server *server, const struct pending *pending)
+{
+    const struct hsm_request *request = &pending->request;
+    struct hsm_reply reply = {.state = HSM_ABSENT};
+    bool fails = request->op != HSM_GENERATE && one_in(10);
+
+    if (server->dead || fails)
+        (void)fault_set(&reply.fault, FAULT_UNAVAILABLE, "no token");
+    else if (request->op == HSM_GENERATE)
+        generate(server, request, &reply);
+    else if (request->op == HSM_DESTROY)
+        destroy(server, request);
+    else if (request->op == HSM_PROVE)
+        prove(server, request, &reply);
+    else if (request->op == HSM_SCAN)
+        scan(server, request, pending->how.item, pending->how.context);
+    pending->how.done(pending->how.context, &reply);
+}
+
+/* ---- the supervisor ---- */
+
+/* What a server does meanwhile: unit/model.c. */
+static void some_steps(struct server *server, unsigned most);
+
+static struct server *server_of(struct supervisor *supervisor)
+{
+    for (unsigned i = 0; i < SERVERS; i++)
+        if ((void *)&world.servers[i] == (void *)supervisor)
+            return &world.servers[i];
+    abort();
+}
+
+int supervisor_start(const struct supervisor_options *options, struct supervisor **supervisor,
+                     struct fault *fault)
+{
+    (void)fault;
+    for (unsigned i = 0; i < SERVERS; i++)
+        if (world.servers[i].loading && !world.servers[i].options.ended) {
+            world.servers[i].options = *options;
+            *supervisor = (struct supervisor *)&world.servers[i];
+            return 0;
+        }
+    abort();
+}
+
+int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomic_bool *cancel,
+                    struct hsm_token_info *info, struct fault *fault)
+{
+    (void)supervisor;
+    (void)deadline;
+    (void)cancel;
+    (void)fault;
+    *info = (struct hsm_token_info){.can_generate = {false, true, true, true, true}};
+    return 0;
+}
+
+/* A start is answered at once, the other server doing what it likes in between; everything
+ * else waits for its turn. */
+void supervisor_submit(struct supervisor *supervisor, const struct supervisor_request *how)
+{
+    struct server *server = server_of(supervisor);
+    struct pending pending = {.request = *how->request, .how = *how};
+
+    if (server->loading && !world.calm) {
+        some_steps(&world.servers[1 - index_of(server)], 3);
+        if (server->dies_in > 0 && --server->dies_in == 0)
+            server->dead = true;
+    }
+    if (server->loading || server->dead || server->waiting == QUEUE)
+        execute(server, &pending);
+    else
+        server->queue[server->waiting++] = pending;
+}
+
+static void drain(struct server *server)
+{
+    while (server->waiting > 0) {
+        struct pending first = server->queue[0];
+
+        memmove(server->queue, server->queue + 1, --server->waiting * sizeof first);
+        execute(server, &first);
+    }
+}
+
+void supervisor_retire(struct supervisor *supervisor)
+{
+    server_of(supervisor)->retired = true;
+}
+
+void supervisor_abandon(struct supervisor *supervisor)
+{
+    (void)supervisor;
+}
+
+bool supervisor_away(struct supervisor *supervisor, struct fault *fault)
+{
+    (void)supervisor;
+    (void)fault;
+    return false;
+}
+
+#endif

@@ -1,0 +1,489 @@
+/* The life of keys, with worker processes that die: this program started again, on a token
+ * that is a page shared with the test. */
+#include "tests/support/keymanager_token.h"
+
+/* ---- SPIRE ---- */
+
+static struct config config;
+static struct keymanager *keymanager;
+
+struct answer {
+    atomic_uint count;
+    struct fault fault;
+    char label[HSM_LABEL_MAX + 1];
+    enum hsm_key_type type;
+};
+
+static void generated(void *context, const struct catalogue_key *key, const struct fault *fault)
+{
+    struct answer *answer = context;
+
+    if (key) {
+        memcpy(answer->label, key->name.label, sizeof answer->label);
+        answer->type = key->public_key.type;
+    } else {
+        answer->fault = *fault;
+    }
+    atomic_fetch_add(&answer->count, 1);
+}
+
+static void was_signed(void *context, const struct catalogue_key *key,
+                       const struct hsm_reply *reply)
+{
+    struct answer *answer = context;
+
+    if (reply->fault.code == FAULT_NONE)
+        memcpy(answer->label, key->name.label, sizeof answer->label);
+    answer->fault = reply->fault;
+    atomic_fetch_add(&answer->count, 1);
+}
+
+static void hear(struct answer *answer, enum fault_code code)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+
+    while (answer->count == 0 && clock_now() < until)
+        nap();
+    assert_int_equal(answer->count, 1);
+    if (answer->fault.code != code)
+        print_error("%s\n", answer->fault.message);
+    assert_int_equal(answer->fault.code, code);
+}
+
+static void ask_for(enum hsm_key_type type, struct answer *answer, int64_t patience)
+{
+    *answer = (struct answer){.count = 0};
+    keymanager_generate(keymanager, "x509-CA-A", type, clock_now() + patience, generated, answer);
+}
+
+static void ask(struct answer *answer, int64_t patience)
+{
+    ask_for(HSM_EC_P256, answer, patience);
+}
+
+static struct answer make_key(void)
+{
+    struct answer answer;
+
+    ask(&answer, PATIENCE_S * CLOCK_SECOND);
+    hear(&answer, FAULT_NONE);
+    return answer;
+}
+
+/* The label of the key that signs. */
+static struct answer sign_once(void)
+{
+    const struct hsm_request request = {.scheme = HSM_PLAIN, .hash = HSM_SHA256};
+    struct answer answer = {.count = 0};
+
+    keymanager_sign(keymanager, "x509-CA-A", &request, clock_now() + PATIENCE_S * CLOCK_SECOND,
+                    was_signed, &answer);
+    hear(&answer, FAULT_NONE);
+    return answer;
+}
+
+static void open_keymanager(void)
+{
+    const atomic_bool cancel = false;
+    struct keymanager *before = keymanager;
+    struct fault fault;
+
+    if (keymanager_open(&config, before, &cancel, &keymanager, &fault) != 0)
+        fail_msg("%s", fault.message);
+    keymanager_succeed(keymanager, before);
+    if (before)
+        keymanager_release(before);
+}
+
+static void crash_and_restart(void)
+{
+    keymanager_abandon(keymanager);
+    keymanager_release(keymanager);
+    keymanager = NULL;
+    open_keymanager();
+}
+
+static int start(void **state)
+{
+    (void)state;
+    memset(token, 0, sizeof *token);
+    config.keymanager.destroy_superseded = true;
+    keymanager = NULL;
+    open_keymanager();
+    return 0;
+}
+
+static int end(void **state)
+{
+    (void)state;
+    token->gate = true;
+    keymanager_abandon(keymanager);
+    keymanager_release(keymanager);
+    while (waitpid(-1, NULL, 0) > 0)
+        continue;
+    return unlink(config.keymanager.key_identifier_file);
+}
+
+/* ---- rotation ---- */
+
+static void a_new_key_takes_over_and_the_old_one_leaves_the_token(void **state)
+{
+    struct answer first = make_key();
+    struct answer second;
+
+    (void)state;
+    assert_string_equal(sign_once().label, first.label);
+    second = make_key();
+    assert_true(strcmp(first.label, second.label) < 0);
+    assert_string_equal(sign_once().label, second.label);
+    assert_left(second.label);
+}
+
+static void superseded_keys_stay_where_the_role_may_not_destroy(void **state)
+{
+    struct answer impatient;
+    struct answer first;
+
+    (void)state;
+    config.keymanager.destroy_superseded = false;
+    open_keymanager();
+    first = make_key();
+    (void)make_key();
+    crash_and_restart();
+    (void)make_key();
+    token->mischief = SLOW; /* what is to be destroyed would be by the time this gives up */
+    ask(&impatient, CLOCK_SECOND);
+    hear(&impatient, FAULT_DEADLINE_EXCEEDED);
+    assert_int_equal(objects(), 3);
+    assert_non_null(lookup(first.label));
+}
+
+static void a_key_that_may_not_be_destroyed_is_left_alone(void **state)
+{
+    struct answer first = make_key();
+    struct answer third;
+
+    (void)state;
+    token->mischief = MAY_NOT_DESTROY;
+    (void)make_key();
+    while (token->refused == 0)
+        nap();
+    token->mischief = NONE;
+    third = make_key();
+    while (objects() > 2) /* the second one goes */
+        nap();
+    assert_int_equal(token->refused, 1);
+    assert_non_null(lookup(first.label));
+    assert_non_null(lookup(third.label));
+    crash_and_restart(); /* with a role that may, by now */
+    assert_left(third.label);
+}
+
+static void a_worker_that_dies_while_generating_costs_nothing(void **state)
+{
+    static const enum mischief ways[] = {DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
+        struct answer answer;
+
+        token->mischief = ways[i];
+        answer = make_key();
+        assert_int_equal(token->mischief, NONE);
+        assert_string_equal(sign_once().label, answer.label);
+        assert_left(answer.label);
+    }
+    assert_int_equal(token->generated, 3);
+}
+
+static void what_a_failed_generation_may_yet_show_is_looked_for_however_looking_fails(void **state)
+{
+    int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
+
+    (void)state;
+    token->mischief = DIES_WITHOUT_SESSION;
+    (void)make_key();
+    while (token->looks < 2 && clock_now() < until)
+        nap();
+    assert_int_equal(token->looks, 2);
+}
+
+static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **state)
+{
+    struct answer impatient;
+    struct answer next;
+
+    (void)state;
+    token->mischief = SLOW;
+    ask(&impatient, CLOCK_SECOND / 2);
+    hear(&impatient, FAULT_DEADLINE_EXCEEDED);
+    token->gate = true;
+    while (token->generated == 0)
+        nap();
+    next = make_key();
+    assert_int_equal(token->generated, 1);
+    assert_left(next.label);
+    (void)make_key(); /* and only to one */
+    assert_int_equal(token->generated, 2);
+}
+
+/* Searched through in a second: what a search took at the start, or has taken since, counts. */
+static void a_key_is_made_though_the_token_takes_long_to_search(void **state)
+{
+    (void)state;
+    config.keymanager.operation_timeout = CLOCK_SECOND;
+    crash_and_restart();
+    token->mischief = SLOW_SCANS;
+    assert_left(make_key().label);
+    crash_and_restart();
+    assert_left(make_key().label);
+    config.keymanager.operation_timeout = PATIENCE_S * CLOCK_SECOND;
+}
+
+static void assert_says(const struct answer *answer, const char *text)
+{
+    if (!strstr(answer->fault.message, text))
+        fail_msg("\"%s\" does not say \"%s\"", answer->fault.message, text);
+}
+
+static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
+{
+    int64_t deadline = clock_now() + 2 * CLOCK_SECOND;
+    struct answer failing = {.count = 0};
+    struct answer slow = {.count = 0};
+
+    (void)state;
+    token->mischief = SLOW_BUT_FOR_CA;
+    keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, deadline, generated, &failing);
+    keymanager_generate(keymanager, "JWT-Signer-A", HSM_EC_P384, deadline, generated, &slow);
+    hear(&failing, FAULT_UNAVAILABLE);
+    assert_says(&failing, "failed to generate key \"x509-CA-A\" (ec-p256)");
+    assert_says(&failing, "CKR_DEVICE_ERROR");
+    hear(&slow, FAULT_DEADLINE_EXCEEDED);
+    assert_says(&slow, "failed to generate key \"JWT-Signer-A\" (ec-p384)");
+    assert_says(&slow, "needs longer");
+    token->mischief = NONE;
+    token->gate = true;
+    deadline = clock_now() + PATIENCE_S * CLOCK_SECOND;
+    failing = slow = (struct answer){.count = 0};
+    keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, deadline, generated, &failing);
+    keymanager_generate(keymanager, "JWT-Signer-A", HSM_EC_P384, deadline, generated, &slow);
+    hear(&failing, FAULT_NONE);
+    hear(&slow, FAULT_NONE);
+}
+
+static void a_token_that_was_write_protected_wants_a_restart(void **state)
+{
+    struct answer refused;
+    struct answer served = make_key();
+
+    (void)state;
+    token->mischief = WRITE_PROTECTED;
+    crash_and_restart();
+    ask(&refused, CLOCK_SECOND);
+    hear(&refused, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(refused.fault.message, "restart"));
+    assert_string_equal(sign_once().label, served.label);
+    token->mischief = NONE;
+    crash_and_restart();
+    assert_string_not_equal(make_key().label, served.label);
+}
+
+static void callers_who_ask_at_once_get_one_key(void **state)
+{
+    struct answer answers[8];
+
+    (void)state;
+    token->mischief = SLOW;
+    for (size_t i = 0; i < 8; i++)
+        ask(&answers[i], PATIENCE_S * CLOCK_SECOND);
+    token->gate = true;
+    for (size_t i = 0; i < 8; i++) {
+        hear(&answers[i], FAULT_NONE);
+        assert_string_equal(answers[i].label, answers[0].label);
+    }
+    assert_int_equal(token->generated, 1);
+}
+
+static void a_key_of_another_type_is_made_after_the_one_under_way(void **state)
+{
+    static const enum hsm_key_type types[] = {HSM_EC_P256, HSM_RSA_2048, HSM_EC_P256, HSM_EC_P384};
+    struct answer answers[4];
+
+    (void)state;
+    token->mischief = SLOW;
+    for (size_t i = 0; i < 4; i++)
+        ask_for(types[i], &answers[i], PATIENCE_S * CLOCK_SECOND);
+    token->gate = true;
+    for (size_t i = 0; i < 4; i++) {
+        hear(&answers[i], FAULT_NONE);
+        assert_int_equal(answers[i].type, types[i]);
+    }
+    assert_string_equal(answers[0].label, answers[2].label);
+    assert_int_equal(token->generated, 3);
+    assert_left(sign_once().label);
+}
+
+/* ---- loading ---- */
+
+static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **state)
+{
+    struct hsm_key_name name = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct label label;
+
+    (void)state;
+    assert_true(label_parse(served.label, &label));
+    label.generation -= 2;
+    label_format(&label, name.label);
+    put(&name, HSM_EC_P256, 2);
+    label.generation += 3; /* a crash half-way, later than the served key */
+    label_format(&label, name.label);
+    put(&name, HSM_EC_P256, 1);
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    assert_left(served.label);
+}
+
+static void a_fresh_key_of_which_half_shows_at_first_is_waited_for(void **state)
+{
+    struct answer served = make_key();
+
+    (void)state;
+    lookup(served.label)->there = 1;
+    token->mischief = HALF_IS_LATE;
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    assert_left(served.label);
+}
+
+static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
+{
+    struct answer served = make_key();
+
+    (void)state;
+    token->mischief = SCAN_FAILS;
+    open_keymanager();
+    assert_int_equal(token->mischief, NONE);
+    assert_string_equal(sign_once().label, served.label);
+}
+
+/* What waits to be destroyed by then may be what the other one serves. */
+static void keys_of_a_second_server_with_our_identity_are_not_touched(void **state)
+{
+    struct hsm_key_name name = {.id = {9}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct answer refused;
+    struct label label;
+    int64_t tried;
+
+    (void)state;
+    token->mischief = HAS_NO_SESSION;
+    served = make_key();
+    await(NONE);
+    tried = clock_now();
+    assert_true(label_parse(served.label, &label));
+    label.generation += 5;
+    label_format(&label, name.label);
+    put(&name, HSM_EC_P256, 2);
+    ask(&refused, PATIENCE_S * CLOCK_SECOND);
+    hear(&refused, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(refused.fault.message, "another process"));
+    while (clock_now() < tried + DESTROYED_AGAIN_S * CLOCK_SECOND)
+        assert_string_equal(sign_once().label, served.label);
+    assert_int_equal(objects(), 3);
+}
+
+/* ---- reconfiguring, ending ---- */
+
+static void a_reconfiguration_keeps_the_keys_and_hands_over_who_waits(void **state)
+{
+    struct answer first = make_key();
+    struct answer second;
+
+    (void)state;
+    token->mischief = SLOW_BUT_FOR_CA;
+    ask(&second, PATIENCE_S * CLOCK_SECOND);
+    while (token->refused == 0)
+        nap();
+    open_keymanager();
+    assert_string_equal(sign_once().label, first.label);
+    token->mischief = NONE;
+    hear(&second, FAULT_NONE);
+    assert_left(second.label);
+}
+
+static void ending_answers_who_waits_for_a_key(void **state)
+{
+    struct answer answer;
+
+    (void)state;
+    token->mischief = SLOW;
+    ask(&answer, PATIENCE_S * CLOCK_SECOND);
+    keymanager_abandon(keymanager);
+    hear(&answer, FAULT_UNAVAILABLE);
+    token->gate = true;
+    keymanager_release(keymanager);
+    keymanager = NULL;
+    open_keymanager();
+}
+
+/* ---- */
+
+static int prepare(void **state)
+{
+    static char path[] = "/tmp/unit-keymanager-XXXXXX";
+    int fd = mkostemp(path, O_CLOEXEC);
+    struct fault fault;
+    int sized = ftruncate(fd, sizeof *token);
+
+    (void)state;
+    (void)close(fd);
+    config = (struct config){.kind = CONFIG_KEYMANAGER, .trust_domain = "example.org"};
+    config.keymanager = (struct config_keymanager){.max_sessions = 4,
+                                                   .startup_wait = PATIENCE_S * CLOCK_SECOND,
+                                                   .operation_timeout = PATIENCE_S * CLOCK_SECOND,
+                                                   .generate_timeout = PATIENCE_S * CLOCK_SECOND,
+                                                   .cka_id_length = HSM_ID_MAX};
+    (void)snprintf(config.keymanager.key_identifier_file,
+                   sizeof config.keymanager.key_identifier_file, "%s.id", path);
+    if (sized != 0 || map_token(path) != 0 || setenv(token_variable, path, 1) != 0)
+        return -1;
+    return child_prepare(&fault);
+}
+
+static int clear_up(void **state)
+{
+    (void)state;
+    return unlink(getenv(token_variable));
+}
+
+#define PLAY(test) cmocka_unit_test_setup_teardown(test, start, end)
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        PLAY(a_new_key_takes_over_and_the_old_one_leaves_the_token),
+        PLAY(superseded_keys_stay_where_the_role_may_not_destroy),
+        PLAY(a_key_that_may_not_be_destroyed_is_left_alone),
+        PLAY(a_worker_that_dies_while_generating_costs_nothing),
+        PLAY(what_a_failed_generation_may_yet_show_is_looked_for_however_looking_fails),
+        PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
+        PLAY(a_key_is_made_though_the_token_takes_long_to_search),
+        PLAY(callers_who_give_up_at_once_each_hear_of_their_own_key),
+        PLAY(a_token_that_was_write_protected_wants_a_restart),
+        PLAY(callers_who_ask_at_once_get_one_key),
+        PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
+        PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
+        PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),
+        PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
+        PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
+        PLAY(a_reconfiguration_keeps_the_keys_and_hands_over_who_waits),
+        PLAY(ending_answers_who_waits_for_a_key),
+    };
+
+    if (argc == 2 && strcmp(argv[1], "worker") == 0)
+        return map_token(getenv(token_variable)) != 0 ? EXIT_FAILURE
+                                                      : hsm_worker(WORKER_SOCKET, WORKER_PAGE);
+    return cmocka_run_group_tests(tests, prepare, clear_up);
+}

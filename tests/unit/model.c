@@ -1,0 +1,479 @@
+/* Random histories of two servers on one token: crashes at any step, searches that do not
+ * find what is there, a token restored from a backup, lost journals, a clock that goes back.
+ *
+ * All that decides is the real thing: keymanager, loading, rotation, attempts, disposal and
+ * identity run here, one step at a time, on a supervisor and a token that are made up. What
+ * must hold in every history:
+ *
+ *   - no key that a server's journal needs is destroyed, nor one of another server;
+ *   - one key at most is served per key id, and after a start it is the newest generation
+ *     that was seen and proven;
+ *   - a history that ends well leaves nothing but served keys, if the clock was not set back:
+ *     it is what tells generations apart that a lagging token does not show.
+ *
+ * UNIT_MODEL_SEED repeats one history, and tells it; UNIT_MODEL_HISTORIES makes it more. */
+#include "tests/support/model.h"
+
+/* ---- SPIRE ---- */
+
+static unsigned number_of(const struct hsm_key_name *name)
+{
+    const struct object *object = lookup(name);
+
+    return object ? object->number : 0;
+}
+
+struct call {
+    struct server *server;
+    unsigned id;
+};
+
+static void generated(void *context, const struct catalogue_key *key, const struct fault *fault)
+{
+    struct call call = *(struct call *)context;
+
+    (void)fault;
+    free(context);
+    call.server->asked[call.id] = false;
+    if (!key || call.server->dead || one_in(12)) /* a crash before it is written down */
+        return;
+    call.server->journal->needed[call.id] = number_of(&key->name);
+    tell(call.server, "journals", lookup(&key->name));
+}
+
+/* SPIRE has given up what a slot held when it asks for a new key in it. */
+static void rotate(struct server *server, unsigned id)
+{
+    struct call *call = malloc(sizeof *call);
+
+    assert_non_null(call);
+    *call = (struct call){.server = server, .id = id};
+    tell(server, ids[id], NULL);
+    server->asked[id] = true;
+    server->journal->needed[id] = 0;
+    keymanager_generate(server->keymanager, ids[id], HSM_EC_P256, clock_now() + 5 * CLOCK_SECOND,
+                        generated, call);
+}
+
+static bool is_twin(const struct object *object)
+{
+    for (unsigned i = 0; i < world.made; i++) {
+        const struct object *other = &world.objects[i];
+
+        if (other != object && strcmp(other->name.label, object->name.label) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* What a start may serve: proven, and nothing newer of its id both seen and whole. */
+static void check_served(const struct server *server, unsigned id)
+{
+    const struct object *served = NULL;
+
+    for (unsigned i = 0; i < world.made; i++)
+        if (strcmp(world.objects[i].label.key_id, ids[id]) == 0 &&
+            serves(server, &world.objects[i]))
+            served = &world.objects[i];
+    if (served && server->proven[served->number - 1] != 1)
+        violated(server, "serves what was not proven", served);
+    for (unsigned i = 0; i < world.made; i++) {
+        const struct object *object = &world.objects[i];
+
+        if (object != served && object->there && server->seen[i] && server->proven[i] != 2 &&
+            label_same_scope(&object->label.scope, &server->scope) &&
+            strcmp(object->label.key_id, ids[id]) == 0 && object->state == HSM_COMPLETE &&
+            !is_twin(object) && (!served || object->label.generation > served->label.generation))
+            violated(server, "passes over a newer key", object);
+    }
+}
+
+/* A slot whose key is not the one that is served is of no use to SPIRE. */
+static void read_journal(struct server *server)
+{
+    for (unsigned id = 0; id < IDS; id++) {
+        unsigned needed = server->journal->needed[id];
+
+        check_served(server, id);
+        if (needed != 0 && !serves(server, &world.objects[needed - 1]))
+            server->journal->needed[id] = 0;
+    }
+}
+
+static void end(struct server *server)
+{
+    struct keymanager *keymanager = server->keymanager;
+
+    tell(server, "is gone", NULL);
+    server->dead = true;
+    server->keymanager = NULL;
+    if (keymanager) {
+        keymanager_abandon(keymanager);
+        drain(server);
+        keymanager_release(keymanager);
+    }
+    drain(server);
+    while (!server->retired && server->options.tick) { /* an attempt that waits for it */
+        world.seconds++;
+        server->options.tick(server->options.context);
+        drain(server);
+    }
+    if (server->options.ended)
+        server->options.ended(server->options.context);
+    server->options = (struct supervisor_options){.lock = -1};
+}
+
+static bool may_start(const struct server *server)
+{
+    const struct server *other = &world.servers[1 - index_of(server)];
+
+    return !server->loading && (!take_turns() || (!other->keymanager && !other->loading));
+}
+
+static void begin(struct server *server)
+{
+    const atomic_bool cancel = false;
+    struct keymanager *keymanager = NULL;
+    struct fault fault;
+
+    tell(server, "starts", NULL);
+    world.opening = take_turns() ? 0 : index_of(server);
+    world.seconds += 20; /* generations run ahead of the clock where they are made in a rush */
+    server->loading = true;
+    server->dead = server->retired = false;
+    server->life++;
+    server->dies_in = one_in(4) ? 1 + (unsigned)chance() % 6 : 0;
+    memset(server->seen, 0, sizeof server->seen);
+    memset(server->proven, 0, sizeof server->proven);
+    if (keymanager_open(&server->config, NULL, &cancel, &keymanager, &fault) != 0) {
+        end(server);
+        server->loading = false;
+        return;
+    }
+    server->keymanager = keymanager;
+    server->loading = false;
+    if (server->dead) {
+        end(server);
+        return;
+    }
+    keymanager_succeed(keymanager, NULL);
+    read_journal(server);
+}
+
+/* ---- histories ---- */
+
+static void ignore_signature(void *context, const struct catalogue_key *key,
+                             const struct hsm_reply *reply)
+{
+    (void)context;
+    (void)key;
+    (void)reply;
+}
+
+static void execute_one(struct server *server)
+{
+    unsigned which = (unsigned)chance() % server->waiting;
+    struct pending pending = server->queue[which];
+
+    server->queue[which] = server->queue[--server->waiting];
+    execute(server, &pending);
+}
+
+static void tick(struct server *server)
+{
+    world.seconds += (int64_t)(chance() % 3);
+    if (world.moody && one_in(30)) {
+        world.skew -= (int64_t)(chance() % 100);
+        world.set_back++;
+    }
+    server->options.tick(server->options.context);
+}
+
+static void call(struct server *server)
+{
+    const struct hsm_request sign = {.scheme = HSM_PLAIN, .hash = HSM_SHA256};
+    unsigned id = (unsigned)chance() % IDS;
+
+    if (one_in(2))
+        keymanager_sign(server->keymanager, ids[id], &sign, CLOCK_NEVER, ignore_signature, NULL);
+    else if (!server->asked[id])
+        rotate(server, id);
+}
+
+static void identify(struct server *server)
+{
+    struct config_keymanager *config = &server->config.keymanager;
+    const char *bytes = config->key_identifier_value;
+    char uuid[40];
+
+    if (config->key_identifier_file[0] != '\0') {
+        FILE *file = fopen(config->key_identifier_file, "w");
+
+        (void)snprintf(uuid, sizeof uuid, "%016llx-%u", (unsigned long long)chance(),
+                       index_of(server));
+        assert_non_null(file);
+        assert_true(fputs(uuid, file) >= 0);
+        assert_int_equal(fclose(file), 0);
+        assert_int_equal(chmod(config->key_identifier_file, 0600), 0);
+        bytes = uuid;
+    }
+    label_scope(server->config.trust_domain, bytes, strlen(bytes), &server->scope);
+}
+
+void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
+{
+    (void)scope;
+    (void)snprintf(path, IDENTITY_PLACE_MAX, "%.40s/place-%u", folder, world.opening);
+}
+
+static void forget_place(unsigned index)
+{
+    char path[IDENTITY_PLACE_MAX];
+
+    world.opening = index;
+    identity_place(&world.servers[index].scope, path);
+    (void)unlink(path);
+}
+
+/* What may happen while a server does not run. */
+static void idle(struct server *server)
+{
+    if (one_in(40)) {
+        tell(server, "has lost its journal", NULL);
+        memset(server->journal, 0, sizeof *server->journal);
+    }
+    if (world.sharing == OWN_FILES && one_in(60)) {
+        tell(server, "has lost its identity", NULL);
+        identify(server);
+    }
+    if (has_values() && may_start(server) && one_in(60)) {
+        tell(server, "has moved to another host", NULL);
+        forget_place(take_turns() ? 0 : index_of(server));
+        for (unsigned i = 0; i < SERVERS; i++)
+            world.servers[i].moved |= take_turns() || &world.servers[i] == server;
+    }
+    if (may_start(server) && chance() % 3 == 0)
+        begin(server);
+}
+
+static void step(struct server *server)
+{
+    if (server->loading)
+        return;
+    if (!server->keymanager)
+        idle(server);
+    else if (server->waiting > 0 && chance() % 2 == 0)
+        execute_one(server);
+    else if (chance() % 2 == 0)
+        tick(server);
+    else if (one_in(12))
+        end(server);
+    else
+        call(server);
+}
+
+static void some_steps(struct server *server, unsigned most)
+{
+    for (uint64_t n = chance() % (most + 1); n > 0; n--)
+        step(server);
+}
+
+static void keep_or_restore(void)
+{
+    if (one_in(80))
+        memcpy(world.backup, world.objects, sizeof world.objects);
+    if (one_in(120)) {
+        if (telling)
+            print_message("  the token is restored\n");
+        for (unsigned i = 0; i < world.made; i++)
+            world.objects[i].there = world.backup[i].there;
+    }
+}
+
+static void settle(struct server *server)
+{
+    for (unsigned i = 0; i < 40; i++) {
+        drain(server);
+        world.seconds += 700;
+        server->options.tick(server->options.context);
+    }
+    drain(server);
+}
+
+static void restart(struct server *server)
+{
+    if (server->keymanager)
+        end(server);
+    begin(server);
+    settle(server);
+}
+
+/* All is well again: after new keys and one more start, what is on the token is what is
+ * served. After a move with a value, whole keys of before are left for a person to prune. */
+static void check_tidy(struct server *server)
+{
+    restart(server);
+    for (unsigned id = 0; id < IDS; id++) {
+        rotate(server, id);
+        settle(server);
+    }
+    restart(server);
+    for (unsigned i = 0; i < world.made; i++) {
+        const struct object *object = &world.objects[i];
+
+        if (object->there && label_same_scope(&object->label.scope, &server->scope) &&
+            !server->moved && !serves(server, object))
+            violated(server, "leaves a key behind", object);
+    }
+    for (unsigned id = 0; id < IDS; id++)
+        if (server->journal->needed[id] == 0)
+            violated(server, "cannot make a key", NULL);
+}
+
+static void populate(void)
+{
+    for (unsigned i = 0; i < SERVERS; i++) {
+        struct server *server = &world.servers[i];
+        struct config_keymanager *config = &server->config.keymanager;
+        unsigned identity = take_turns() || world.sharing == ONE_VALUE ? 0 : i;
+
+        config->destroy_superseded = true;
+        config->cka_id_length = HSM_ID_MAX;
+        config->startup_wait = CLOCK_SECOND;
+        server->options.lock = -1;
+        server->journal = &world.journals[take_turns() ? 0 : i];
+        (void)snprintf(server->config.trust_domain, sizeof server->config.trust_domain,
+                       "example.org");
+        if (!has_values())
+            (void)snprintf(config->key_identifier_file, sizeof config->key_identifier_file, "%s/%u",
+                           folder, identity);
+        else
+            (void)snprintf(config->key_identifier_value, sizeof config->key_identifier_value,
+                           "server %u", identity);
+    }
+    for (unsigned i = SERVERS; i-- > 0;)
+        identify(&world.servers[i]);
+    if (world.sharing == ONE_FILE)
+        world.servers[1].scope = world.servers[0].scope;
+}
+
+static void run(enum sharing sharing, uint64_t seed)
+{
+    memset(&world, 0, sizeof world);
+    world.random = seed;
+    world.sharing = sharing;
+    world.seconds = 1000;
+    world.moody = chance() % 2 == 0;
+    populate();
+    for (unsigned i = 0; i < STEPS && world.violation[0] == '\0'; i++) {
+        keep_or_restore();
+        some_steps(&world.servers[chance() % SERVERS], 8);
+    }
+    if (sharing != ONE_VALUE && !world.servers[0].moved && !world.servers[1].moved &&
+        world.rivalries > 0 && world.set_back == 0)
+        violated(world.servers, "takes its own key for a rival's", NULL);
+    world.calm = true;
+    for (unsigned i = 0; i < SERVERS; i++)
+        if (world.servers[i].keymanager)
+            end(&world.servers[i]);
+    for (unsigned i = 0; i < SERVERS && sharing != ONE_VALUE && world.set_back == 0; i++) {
+        check_tidy(&world.servers[i]);
+        if (take_turns())
+            break;
+    }
+    for (unsigned i = 0; i < SERVERS; i++)
+        if (world.servers[i].keymanager)
+            end(&world.servers[i]);
+}
+
+static void hold(enum sharing sharing)
+{
+    const char *only = getenv("UNIT_MODEL_SEED");
+    const char *many = getenv("UNIT_MODEL_HISTORIES");
+    unsigned long count = many ? strtoul(many, NULL, 10) : HISTORIES;
+    struct timespec now;
+    uint64_t first;
+    unsigned long made = 0;
+    unsigned long rivalries = 0;
+
+    (void)timespec_get(&now, TIME_UTC);
+    first =
+        only ? strtoull(only, NULL, 10) : (uint64_t)now.tv_sec * 1000003 + (uint64_t)now.tv_nsec;
+    telling = only != NULL;
+    for (uint64_t i = 0; i < (only ? 1 : count); i++) {
+        run(sharing, first + i);
+        made += world.made;
+        rivalries += world.rivalries;
+        if (world.violation[0] != '\0')
+            fail_msg("%s (UNIT_MODEL_SEED=%llu)", world.violation, (unsigned long long)(first + i));
+    }
+    assert_true(sharing != ONE_VALUE || rivalries > 0 || only);
+    print_message("%lu histories from seed %llu, %lu keys made\n", only ? 1 : count,
+                  (unsigned long long)first, made);
+}
+
+static void servers_with_identity_files_of_their_own(void **state)
+{
+    (void)state;
+    hold(OWN_FILES);
+}
+
+static void one_server_started_again_and_again(void **state)
+{
+    (void)state;
+    hold(ONE_FILE);
+}
+
+static void servers_with_identity_values_of_their_own(void **state)
+{
+    (void)state;
+    hold(OWN_VALUES);
+}
+
+static void one_server_with_an_identity_value_started_again_and_again(void **state)
+{
+    (void)state;
+    hold(ONE_PLACE);
+}
+
+static void servers_that_share_an_identity_value_by_mistake(void **state)
+{
+    (void)state;
+    hold(ONE_VALUE);
+}
+
+/* In memory if there is a place: each history makes its files anew, and a busy disk took longer
+ * to keep them than the histories to play. */
+static int make_folder(void **state)
+{
+    (void)state;
+    (void)snprintf(folder, sizeof folder, "%s/unit_model.XXXXXX",
+                   access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
+    return mkdtemp(folder) ? 0 : -1;
+}
+
+static int remove_folder(void **state)
+{
+    char path[96];
+
+    (void)state;
+    for (unsigned i = 0; i < SERVERS; i++) {
+        (void)snprintf(path, sizeof path, "%s/%u", folder, i);
+        (void)unlink(path);
+        forget_place(i);
+    }
+    return rmdir(folder);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(servers_with_identity_files_of_their_own),
+        cmocka_unit_test(one_server_started_again_and_again),
+        cmocka_unit_test(servers_with_identity_values_of_their_own),
+        cmocka_unit_test(one_server_with_an_identity_value_started_again_and_again),
+        cmocka_unit_test(servers_that_share_an_identity_value_by_mistake),
+    };
+
+    return cmocka_run_group_tests_name("model", tests, make_folder, remove_folder);
+}
