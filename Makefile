@@ -113,15 +113,8 @@ bench: ## signing beside the bare token, start, memory, slow tokens: a report of
 	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
 	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) $(BENCH)
 
-# Who may know what; a line that may not be there is printed.
-forbid = @! grep -nE '$(1)' $(2)
-layers: ## the order of the rooms
-	$(call forbid,include [<"]grpc/,$(wildcard hsm/*) $(filter-out plugin/rpc%.c plugin/rpc_internal.h,$(wildcard plugin/*)))
-	$(call forbid,include [<"]p11-kit/,$(wildcard plugin/*))
-	$(call forbid,include .*(plugin/|proto/|pb-c|protobuf),$(wildcard hsm/*))
-	$(call forbid,include .*pb-c,$(filter-out plugin/svc_%.c plugin/message.c plugin/goplugin.c plugin/host.c,$(wildcard plugin/*)))
-	$(call forbid,#include <jansson,$(wildcard hsm/*))
-	@echo "layers: fine"
+layers: ## which folder may know which: the table in tests/lib/layers.sh
+	@tests/lib/layers.sh
 
 format-check: ## .clang-format, gofmt; and scripts can be run
 	@clang-format --dry-run -Werror $(SOURCES)

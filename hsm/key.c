@@ -7,9 +7,9 @@
 
 #include "hsm/base/clock.h"
 #include "hsm/object.h"
-#include "hsm/pubkey.h"
-#include "hsm/rv.h"
 #include "hsm/sign.h"
+#include "hsm/wire/pubkey.h"
+#include "hsm/wire/rv.h"
 
 enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 3 };
 

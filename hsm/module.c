@@ -11,7 +11,8 @@
 #include <p11-kit/uri.h>
 
 #include "hsm/base/scope.h"
-#include "hsm/rv.h"
+#include "hsm/wire/rv.h"
+#include "hsm/wire/uri.h"
 
 /* p11-kit knows its folder and does not tell. The Makefile asks pkg-config. */
 #ifndef MODULE_FOLDER
@@ -232,54 +233,6 @@ void module_library(struct module *module, char text[33])
 
 /* ---- the token ---- */
 
-static void release_uri(P11KitUri **uri)
-{
-    p11_kit_uri_free(*uri);
-}
-
-/* The text is not repeated before it has been understood: it may hold a PIN. */
-static int parse_uri(const char *text, P11KitUri *uri, char pin_source[HSM_PATH_MAX],
-                     struct fault *fault)
-{
-    int result = p11_kit_uri_parse(text, P11_KIT_URI_FOR_TOKEN | P11_KIT_URI_FOR_SLOT, uri);
-    const char *source = p11_kit_uri_get_pin_source(uri);
-
-    if (result != P11_KIT_URI_OK)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token: not a PKCS#11 URI: %s",
-                         p11_kit_uri_message(result));
-    if (p11_kit_uri_get_pin_value(uri))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "token: a PIN has no place in the URI, use pin_file");
-    if (p11_kit_uri_any_unrecognized(uri))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "token: the URI has attributes that are not a token's or slot's");
-    if (source && strlen(source) >= HSM_PATH_MAX)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "token: pin-source is too long");
-    (void)snprintf(pin_source, HSM_PATH_MAX, "%s", source ? source : "");
-    return 0;
-}
-
-int module_pin_source(const char *uri, char pin_source[HSM_PATH_MAX], struct fault *fault)
-{
-    OWNED(release_uri) P11KitUri *parsed = p11_kit_uri_new();
-
-    if (!parsed)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    return parse_uri(uri, parsed, pin_source, fault);
-}
-
-/* The URI without what says where the PIN is. */
-static char *printable(P11KitUri *uri)
-{
-    char *text = NULL;
-
-    p11_kit_uri_set_pin_source(uri, NULL);
-    if (p11_kit_uri_format(uri, P11_KIT_URI_FOR_TOKEN | P11_KIT_URI_FOR_SLOT, &text) !=
-        P11_KIT_URI_OK)
-        return NULL;
-    return text;
-}
-
 struct search {
     struct module *module;
     P11KitUri *uri;
@@ -318,7 +271,7 @@ static bool matches(const struct search *search, CK_SLOT_ID slot, const CK_TOKEN
 }
 
 /* A dead slot says nothing about the others. */
-static void look_at(struct search *search, CK_SLOT_ID slot)
+static void probe_slot(struct search *search, CK_SLOT_ID slot)
 {
     CK_TOKEN_INFO info;
     bool ready;
@@ -344,7 +297,7 @@ static void look_at(struct search *search, CK_SLOT_ID slot)
 }
 
 /* Asking for the number first is what makes a module look at its readers again. */
-static int look_at_all(struct search *search, struct fault *fault)
+static int probe_slots(struct search *search, struct fault *fault)
 {
     OWNED(scope_free) CK_SLOT_ID *slots = calloc(SLOTS_MAX, sizeof *slots);
     CK_ULONG count = 0;
@@ -360,13 +313,13 @@ static int look_at_all(struct search *search, struct fault *fault)
     if (rv != CKR_OK)
         return rv_fault(rv, "C_GetSlotList", fault);
     for (CK_ULONG i = 0; i < count && i < SLOTS_MAX; i++)
-        look_at(search, slots[i]);
+        probe_slot(search, slots[i]);
     return 0;
 }
 
 static int judge(const struct search *search, struct fault *fault)
 {
-    OWNED(scope_free) char *text = printable(search->uri);
+    OWNED(scope_free) char *text = uri_printable(search->uri);
     const char *uri = text ? text : "the URI";
 
     if (search->found == 1)
@@ -387,14 +340,14 @@ static int judge(const struct search *search, struct fault *fault)
 int module_find_token(struct module *module, const char *uri, struct module_token *token,
                       struct fault *fault)
 {
-    OWNED(release_uri) P11KitUri *parsed = p11_kit_uri_new();
+    OWNED(uri_free) P11KitUri *parsed = NULL;
     struct module_token found = {.slot = 0};
-    struct search search = {.module = module, .uri = parsed, .token = &found};
+    struct search search = {.module = module, .token = &found};
 
-    if (!parsed)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    if (parse_uri(uri, parsed, found.pin_source, fault) != 0 || look_at_all(&search, fault) != 0 ||
-        judge(&search, fault) != 0)
+    if (uri_parse(uri, &parsed, found.pin_source, fault) != 0)
+        return -1;
+    search.uri = parsed;
+    if (probe_slots(&search, fault) != 0 || judge(&search, fault) != 0)
         return -1;
     *token = found;
     return 0;

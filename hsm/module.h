@@ -9,7 +9,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 struct module {
     CK_FUNCTION_LIST *calls; /* NULL: not loaded */
@@ -42,9 +42,6 @@ void module_library(struct module *module, char text[33]);
  * holds the PIN itself. */
 int module_find_token(struct module *module, const char *uri, struct module_token *token,
                       struct fault *fault);
-
-/* Its pin-source, "" if it has none. */
-int module_pin_source(const char *uri, char pin_source[HSM_PATH_MAX], struct fault *fault);
 
 /* Text of PKCS#11 structures, which is padded with blanks and comes from the token: what is
  * not printable or not UTF-8 becomes '?'. `text` has room for `length` + 1 bytes. */

@@ -3,8 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "hsm/pubkey.h"
-#include "hsm/rv.h"
+#include "hsm/wire/keytype.h"
+#include "hsm/wire/pubkey.h"
+#include "hsm/wire/rv.h"
 
 enum { BATCH = 16 };
 
@@ -229,25 +230,6 @@ static const struct trait public_traits[] = {
     {CKA_VERIFY_RECOVER, CK_FALSE, 1}, {CKA_MODIFIABLE, CK_FALSE, 1}, {CKA_COPYABLE, CK_FALSE, 1},
 };
 
-/* How to ask for each type. `parameters` is the DER OID of the curve; an RSA key has a
- * length and the exponent 65537. */
-static const struct kind {
-    CK_KEY_TYPE key_type;
-    CK_MECHANISM_TYPE mechanism;
-    CK_ULONG bits;
-    uint8_t parameters[10];
-    uint8_t parameters_length;
-} kinds[] = {
-    [HSM_EC_P256] = {CKK_EC,
-                     CKM_EC_KEY_PAIR_GEN,
-                     0,
-                     {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07},
-                     10},
-    [HSM_EC_P384] = {CKK_EC, CKM_EC_KEY_PAIR_GEN, 0, {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22}, 7},
-    [HSM_RSA_2048] = {CKK_RSA, CKM_RSA_PKCS_KEY_PAIR_GEN, 2048, {1, 0, 1}, 3},
-    [HSM_RSA_4096] = {CKK_RSA, CKM_RSA_PKCS_KEY_PAIR_GEN, 4096, {1, 0, 1}, 3},
-};
-
 /* Values stand in `truth` and in the order form: PKCS#11's pointers are not const. */
 struct template
 {
@@ -257,7 +239,8 @@ struct template
 
 struct order {
     struct hsm_key_name name;
-    struct kind kind;
+    struct keytype kind; /* a copy: PKCS#11 wants what it points to writable */
+    CK_ULONG bits;
     CK_BBOOL truth[2];
     struct template private_half;
     struct template public_half;
@@ -288,7 +271,8 @@ static void fill_order(struct order *order, enum hsm_key_type type, const struct
 {
     memset(order, 0, sizeof *order);
     order->name = *name;
-    order->kind = kinds[type];
+    order->kind = *keytype_find(type);
+    order->bits = order->kind.bits;
     order->truth[CK_TRUE] = CK_TRUE;
     put_name(&order->private_half, order);
     put_name(&order->public_half, order);
@@ -296,8 +280,8 @@ static void fill_order(struct order *order, enum hsm_key_type type, const struct
                sizeof private_traits / sizeof private_traits[0]);
     put_traits(&order->public_half, order, tier, public_traits,
                sizeof public_traits / sizeof public_traits[0]);
-    if (order->kind.key_type == CKK_RSA) {
-        put(&order->public_half, CKA_MODULUS_BITS, &order->kind.bits, sizeof order->kind.bits);
+    if (order->kind.rsa) {
+        put(&order->public_half, CKA_MODULUS_BITS, &order->bits, sizeof order->bits);
         put(&order->public_half, CKA_PUBLIC_EXPONENT, order->kind.parameters,
             order->kind.parameters_length);
     } else {
@@ -316,7 +300,7 @@ int object_generate(const struct session *session, enum hsm_key_type type,
     CK_RV rv;
 
     fill_order(&order, type, name, tier);
-    mechanism.mechanism = order.kind.mechanism;
+    mechanism.mechanism = order.kind.generate;
     rv = MODULE_CALL(session->module, C_GenerateKeyPair, session->handle, &mechanism,
                      order.public_half.attributes, order.public_half.count,
                      order.private_half.attributes, order.private_half.count, &made.public_key,

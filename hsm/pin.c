@@ -77,7 +77,7 @@ static int read_file(const char *path, struct pin *pin, struct fault *fault)
         return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot look at PIN file %s", path);
     if (check_file(path, &file, fault) != 0)
         return -1;
-    look_of(&file, &pin->look);
+    file_stamp_of(&file, &pin->stamp);
     return read_all(fd, path, pin, fault);
 }
 
@@ -142,22 +142,6 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
     return -1;
 }
 
-int pin_source_path(const char *source, const char **path, struct fault *fault)
-{
-    static const char scheme[] = "file:";
-    const char *rest = source;
-
-    if (strncmp(source, scheme, sizeof scheme - 1) == 0)
-        rest += sizeof scheme - 1;
-    if (rest != source && strncmp(rest, "///", 3) == 0)
-        rest += 2;
-    if (rest[0] != '/' || rest[1] == '/')
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "token: pin-source must be an absolute path or file:/path");
-    *path = rest;
-    return 0;
-}
-
 /* ---- the memory of a refusal ---- */
 
 /* One line: version, serial number in hexadecimal (it is the token's text), the look. */
@@ -210,15 +194,15 @@ static bool serial_of_hex(const char *hex, char serial[17])
 
 static bool parse(const char *line, struct pin_latch *latch)
 {
-    struct look look = {0};
+    struct file_stamp stamp = {0};
     char hex[SERIAL_HEX] = "";
 
-    if (sscanf(line, record_in, hex, &look.device, &look.inode, &look.size, &look.modified[0],
-               &look.modified[1], &look.changed[0], &look.changed[1]) != RECORD_FIELDS)
+    if (sscanf(line, record_in, hex, &stamp.device, &stamp.inode, &stamp.size, &stamp.modified[0],
+               &stamp.modified[1], &stamp.changed[0], &stamp.changed[1]) != RECORD_FIELDS)
         return false;
     if (!serial_of_hex(hex, latch->serial))
         return false;
-    latch->look = look;
+    latch->stamp = stamp;
     return true;
 }
 
@@ -244,7 +228,7 @@ int pin_latch_check(const struct pin_latch *latch, const char *serial, const str
                     struct fault *fault)
 {
     if (!latch->set || strcmp(latch->serial, serial) != 0 ||
-        !look_untouched(&latch->look, &pin->look))
+        !file_stamp_untouched(&latch->stamp, &pin->stamp))
         return 0;
     return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token said so before (remembered %s%s)",
                      latch->file[0] != '\0' ? "in " : "until this process ends", latch->file);
@@ -254,7 +238,7 @@ static int write_record(const struct pin_latch *latch, const char *path)
 {
     OWNED(scope_close)
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
-    const struct look *look = &latch->look;
+    const struct file_stamp *stamp = &latch->stamp;
     char line[RECORD_MAX];
     char hex[SERIAL_HEX];
     int length;
@@ -262,8 +246,8 @@ static int write_record(const struct pin_latch *latch, const char *path)
     if (fd < 0)
         return -1;
     serial_hex(latch->serial, hex);
-    length = snprintf(line, sizeof line, record_out, hex, look->device, look->inode, look->size,
-                      look->modified[0], look->modified[1], look->changed[0], look->changed[1]);
+    length = snprintf(line, sizeof line, record_out, hex, stamp->device, stamp->inode, stamp->size,
+                      stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
     if (write(fd, line, (size_t)length) != length || fsync(fd) != 0)
         return -1;
     return rename(path, latch->file);
@@ -275,10 +259,10 @@ void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin
     char beside[HSM_PATH_MAX + 8];
 
     latch->set = true;
-    latch->look = pin->look;
+    latch->stamp = pin->stamp;
     memset(latch->serial, 0, sizeof latch->serial);
     memcpy(latch->serial, serial, strnlen(serial, sizeof latch->serial - 1));
-    if (latch->file[0] == '\0' || pin->look.inode == 0)
+    if (latch->file[0] == '\0' || pin->stamp.inode == 0)
         return;
     (void)snprintf(beside, sizeof beside, "%s.new", latch->file);
     if (write_record(latch, beside) != 0)

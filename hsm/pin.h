@@ -7,14 +7,15 @@
 #ifndef HSM_PIN_H
 #define HSM_PIN_H
 
-#include "hsm/base/look.h"
-#include "hsm/hsm.h"
+#include "hsm/base/file_stamp.h"
+#include "hsm/wire/types.h"
 
 struct pin {
     uint8_t
         bytes[HSM_PIN_MAX + 3]; /* room for the end of its line, and to see that there is more */
     size_t length;
-    struct look look; /* of its source; all zero for one that has no looks (environment, inline) */
+    struct file_stamp
+        stamp; /* of its source; all zero for one that has no looks (environment, inline) */
 };
 
 /* Reads the PIN. FAULT_UNAVAILABLE: the file is not there (yet).
@@ -25,17 +26,13 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
 
 void pin_wipe(struct pin *pin);
 
-/* The path inside RFC 7512's pin-source: "/path", "file:/path" or "file:///path". A
- * command ("|program") is refused, as is everything else. Points into `source`. */
-int pin_source_path(const char *source, const char **path, struct fault *fault);
-
 /* The memory, of one refusal: the latest. `file` is the copy of it that outlives the
  * process, "" = there is none. All zero but `file` to begin with. */
 struct pin_latch {
     char file[HSM_PATH_MAX];
     bool set;
     char serial[17];
-    struct look look;
+    struct file_stamp stamp;
 };
 
 /* Is there a refusal on record? An unreadable record is none. */

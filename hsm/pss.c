@@ -5,8 +5,9 @@
 #include <openssl/evp.h>
 #include <openssl/rand.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
-#include "hsm/sign.h"
+#include "hsm/wire/hash.h"
 
 enum {
     PREFIX = 8, /* zero bytes in front of digest and salt */
@@ -14,21 +15,11 @@ enum {
     MODULUS_MAX = 512,
 };
 
-static void free_context(EVP_MD_CTX **context)
-{
-    EVP_MD_CTX_free(*context);
-}
-
-static void free_hash(EVP_MD **hash)
-{
-    EVP_MD_free(*hash);
-}
-
 /* hash(first || second) */
 static bool hash_both(const EVP_MD *hash, const uint8_t *first, size_t first_length,
                       const uint8_t *second, size_t second_length, uint8_t *digest)
 {
-    OWNED(free_context) EVP_MD_CTX *context = EVP_MD_CTX_new();
+    OWNED(md_ctx_free) EVP_MD_CTX *context = EVP_MD_CTX_new();
 
     return context && EVP_DigestInit_ex(context, hash, NULL) == 1 &&
            EVP_DigestUpdate(context, first, first_length) == 1 &&
@@ -79,7 +70,7 @@ static bool encode(const EVP_MD *hash, const struct hsm_request *request, const 
 int pss_encode(const struct hsm_request *request, size_t salt, uint8_t *encoded, size_t length,
                struct fault *fault)
 {
-    OWNED(free_hash) EVP_MD *hash = EVP_MD_fetch(NULL, sign_hash_name(request->hash), NULL);
+    OWNED(md_free) EVP_MD *hash = EVP_MD_fetch(NULL, hash_find(request->hash)->name, NULL);
     uint8_t random[MODULUS_MAX];
 
     if (!hash || salt > sizeof random || RAND_bytes(random, (int)salt) != 1 ||

@@ -4,7 +4,7 @@
 #ifndef HSM_PSS_H
 #define HSM_PSS_H
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 /* Encodes request->digest with a salt of `salt` bytes into `length` bytes, the length of
  * the modulus, whose bits are all significant. The lengths fit (sign_plan has checked). */

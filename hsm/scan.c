@@ -4,7 +4,7 @@
 
 #include "hsm/base/scope.h"
 #include "hsm/object.h"
-#include "hsm/rv.h"
+#include "hsm/wire/rv.h"
 
 /* Whose keys are on the token: one walk over all objects, one call for each, and all the
  * sorting done here. Looking for each key by itself makes a search that walks all objects

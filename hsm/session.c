@@ -6,7 +6,8 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
 #include "hsm/base/scope.h"
-#include "hsm/rv.h"
+#include "hsm/wire/rv.h"
+#include "hsm/wire/uri.h"
 
 /* Sessions of a process that was killed may count for a while: YubiHSM forgets them after
  * 30 seconds. */
@@ -217,7 +218,7 @@ static int take_pin_source(struct session_pool *pool, const struct module_token 
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "token: the URI has a pin-source, and there is a PIN setting beside it");
     if (token->pin_source[0] != '\0') {
-        if (pin_source_path(token->pin_source, &path, fault) != 0)
+        if (uri_pin_path(token->pin_source, &path, fault) != 0)
             return -1;
         pool->pin_kind = HSM_PIN_FILE;
         (void)snprintf(pool->pin_text, sizeof pool->pin_text, "%s", path);
@@ -225,21 +226,6 @@ static int take_pin_source(struct session_pool *pool, const struct module_token 
     pool->needs_login =
         (token->info.flags & CKF_LOGIN_REQUIRED) != 0 || pool->pin_kind != HSM_PIN_NONE;
     return 0;
-}
-
-void hsm_look_at_pin(const struct hsm_settings *settings, struct look *look)
-{
-    char source[HSM_PATH_MAX];
-    const char *path = NULL;
-
-    memset(look, 0, sizeof *look);
-    if (settings->pin_kind == HSM_PIN_FILE)
-        path = settings->pin_text;
-    else if (settings->pin_kind == HSM_PIN_NONE &&
-             module_pin_source(settings->token, source, NULL) == 0)
-        (void)pin_source_path(source, &path, NULL);
-    if (path)
-        (void)look_at_path(path, look);
 }
 
 /* The token's own limit counts the anchor. 0 and ~0 stand for "no limit" and "cannot say";

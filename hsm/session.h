@@ -8,6 +8,7 @@
 
 #include <stdatomic.h>
 
+#include "hsm/hsm.h"
 #include "hsm/module.h"
 #include "hsm/pin.h"
 

@@ -5,56 +5,11 @@
 #include <openssl/bn.h>
 #include <openssl/ecdsa.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/pss.h"
-
-/* p11-kit 0.24 stops at PKCS#11 2.40. These are from PKCS#11 3.0, pkcs11t.h. */
-#ifndef CKM_SHA3_256
-#define CKM_SHA3_256 0x2b0UL
-#define CKM_SHA3_224 0x2b5UL
-#define CKM_SHA3_384 0x2c0UL
-#define CKM_SHA3_512 0x2d0UL
-#endif
-#ifndef CKG_MGF1_SHA3_224
-#define CKG_MGF1_SHA3_224 0x6UL
-#define CKG_MGF1_SHA3_256 0x7UL
-#define CKG_MGF1_SHA3_384 0x8UL
-#define CKG_MGF1_SHA3_512 0x9UL
-#endif
-
-/* No PKCS#11 up to 3.1 numbers MGF1 with a truncated SHA-512. */
-#define NO_MGF 0UL
-
-static const struct hash {
-    enum hsm_hash number;
-    const char *name;
-    uint8_t length;
-    uint8_t oid; /* last byte of 2.16.840.1.101.3.4.2.n, NIST's hash algorithms */
-    CK_MECHANISM_TYPE mechanism;
-    CK_ULONG mgf;
-} hashes[] = {
-    {HSM_SHA224, "SHA2-224", 28, 4, CKM_SHA224, CKG_MGF1_SHA224},
-    {HSM_SHA256, "SHA2-256", 32, 1, CKM_SHA256, CKG_MGF1_SHA256},
-    {HSM_SHA384, "SHA2-384", 48, 2, CKM_SHA384, CKG_MGF1_SHA384},
-    {HSM_SHA512, "SHA2-512", 64, 3, CKM_SHA512, CKG_MGF1_SHA512},
-    {HSM_SHA3_224, "SHA3-224", 28, 7, CKM_SHA3_224, CKG_MGF1_SHA3_224},
-    {HSM_SHA3_256, "SHA3-256", 32, 8, CKM_SHA3_256, CKG_MGF1_SHA3_256},
-    {HSM_SHA3_384, "SHA3-384", 48, 9, CKM_SHA3_384, CKG_MGF1_SHA3_384},
-    {HSM_SHA3_512, "SHA3-512", 64, 10, CKM_SHA3_512, CKG_MGF1_SHA3_512},
-    {HSM_SHA512_224, "SHA2-512/224", 28, 5, CKM_SHA512_224, NO_MGF},
-    {HSM_SHA512_256, "SHA2-512/256", 32, 6, CKM_SHA512_256, NO_MGF},
-};
-
-/* `bytes` is the length of the curve's order, or of the modulus. */
-static const struct kind {
-    const char *name;
-    bool rsa;
-    uint16_t bytes;
-} kinds[] = {
-    [HSM_KEY_NONE] = {"unknown", false, 0},   [HSM_EC_P256] = {"ec-p256", false, 32},
-    [HSM_EC_P384] = {"ec-p384", false, 48},   [HSM_RSA_2048] = {"rsa-2048", true, 256},
-    [HSM_RSA_4096] = {"rsa-4096", true, 512},
-};
+#include "hsm/wire/hash.h"
+#include "hsm/wire/keytype.h"
 
 /* RFC 8017 9.2 note 1: SEQUENCE { SEQUENCE { OID, NULL }, OCTET STRING }. Of the prefix
  * only three bytes differ between hashes of one family. */
@@ -67,43 +22,9 @@ _Static_assert(sizeof digest_info + HSM_DIGEST_MAX + 11 <= 256, "DigestInfo fits
 _Static_assert(sizeof digest_info + HSM_DIGEST_MAX <= sizeof((struct sign_plan *)0)->input,
                "DigestInfo fits");
 
-static const struct hash *hash_of(enum hsm_hash number)
-{
-    for (size_t i = 0; i < sizeof hashes / sizeof hashes[0]; i++)
-        if (hashes[i].number == number)
-            return &hashes[i];
-    return NULL;
-}
-
-static const struct kind *kind_of(enum hsm_key_type type)
-{
-    size_t i = (size_t)type;
-
-    return &kinds[i < sizeof kinds / sizeof kinds[0] ? i : HSM_KEY_NONE];
-}
-
-const char *hsm_key_type_name(enum hsm_key_type type)
-{
-    return kind_of(type)->name;
-}
-
-size_t hsm_hash_length(enum hsm_hash hash)
-{
-    const struct hash *row = hash_of(hash);
-
-    return row ? row->length : 0;
-}
-
-const char *sign_hash_name(enum hsm_hash hash)
-{
-    const struct hash *row = hash_of(hash);
-
-    return row ? row->name : NULL;
-}
-
 /* FIPS 186-4 6.4: of a longer digest the leftmost bits count. Many tokens refuse to
  * cut it themselves. */
-static void plan_ecdsa(const struct hsm_request *request, const struct kind *kind,
+static void plan_ecdsa(const struct hsm_request *request, const struct keytype *kind,
                        struct sign_plan *plan)
 {
     uint32_t length = request->digest_length;
@@ -132,7 +53,7 @@ static void plan_pkcs1(const struct hsm_request *request, const struct hash *has
 /* RFC 8017 9.1.1: emLen >= hLen + sLen + 2. emLen is the modulus length, as our moduli
  * are whole bytes. */
 static int pss_salt(const struct hsm_request *request, const struct hash *hash,
-                    const struct kind *kind, CK_ULONG *length, struct fault *fault)
+                    const struct keytype *kind, CK_ULONG *length, struct fault *fault)
 {
     int32_t longest = kind->bytes - hash->length - 2;
     int32_t asked = request->salt_length;
@@ -175,7 +96,7 @@ int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan, 
 }
 
 static int check(const struct hsm_request *request, const struct hash *hash,
-                 const struct kind *kind, struct fault *fault)
+                 const struct keytype *kind, struct fault *fault)
 {
     if (kind->bytes == 0)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "key type %d does not exist",
@@ -193,8 +114,8 @@ static int check(const struct hsm_request *request, const struct hash *hash,
 
 int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct fault *fault)
 {
-    const struct hash *hash = hash_of(request->hash);
-    const struct kind *kind = kind_of(request->type);
+    const struct hash *hash = hash_find(request->hash);
+    const struct keytype *kind = keytype_find(request->type);
     CK_ULONG salt = 0;
 
     if (!hash)
@@ -212,7 +133,7 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
         plan_pkcs1(request, hash, plan);
     else
         plan_pss(request, hash, salt, plan);
-    return request->scheme == HSM_PSS && hash->mgf == NO_MGF
+    return request->scheme == HSM_PSS && hash->mgf == HASH_NO_MGF
                ? sign_plan_padded(request, plan, fault)
                : 0;
 }
@@ -228,7 +149,7 @@ bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan 
 /* Zeros in front: the digest stands for a number. */
 bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan *plan)
 {
-    const CK_ULONG order = kind_of(request->type)->bytes;
+    const CK_ULONG order = keytype_find(request->type)->bytes;
     const CK_ULONG length = plan->input_length;
 
     if (plan->mechanism.mechanism != CKM_ECDSA || length >= order)
@@ -237,11 +158,6 @@ bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan
     memset(plan->input, 0, order - length);
     plan->input_length = order;
     return true;
-}
-
-static void release_signature(ECDSA_SIG **signature)
-{
-    ECDSA_SIG_free(*signature);
 }
 
 /* ECDSA_SIG_set0 gives both numbers away; until then they are ours. */
@@ -262,7 +178,7 @@ static ECDSA_SIG *signature_of(const uint8_t *raw, int half)
 static int result_ecdsa(const uint8_t *raw, CK_ULONG length, struct hsm_reply *reply,
                         struct fault *fault)
 {
-    OWNED(release_signature) ECDSA_SIG *signature = signature_of(raw, (int)(length / 2));
+    OWNED(ecdsa_sig_free) ECDSA_SIG *signature = signature_of(raw, (int)(length / 2));
     uint8_t *out = reply->signature;
     int written;
 
@@ -284,7 +200,7 @@ int sign_result(const struct hsm_request *request, const struct sign_plan *plan,
         return fault_set(fault, FAULT_INTERNAL,
                          "token made a signature of %lu bytes where %lu are right", length,
                          plan->signature_length);
-    if (!kind_of(request->type)->rsa)
+    if (!keytype_find(request->type)->rsa)
         return result_ecdsa(raw, length, reply, fault);
     memcpy(reply->signature, raw, length);
     reply->signature_length = (uint32_t)length;

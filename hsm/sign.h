@@ -5,7 +5,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 /* What to hand to C_SignInit and C_Sign. `mechanism` points into the plan itself:
  * a plan is not copied. */
@@ -16,9 +16,6 @@ struct sign_plan {
     CK_ULONG input_length;
     CK_ULONG signature_length; /* of a well-formed raw answer */
 };
-
-/* OpenSSL's name of a hash ("SHA2-256" ..), NULL for a number that is no hash of ours. */
-const char *sign_hash_name(enum hsm_hash hash);
 
 /* FAULT_INVALID_ARGUMENT: a hash, digest length, salt length or scheme that does not
  * exist or does not fit request->type. */

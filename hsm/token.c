@@ -4,7 +4,8 @@
 #include <string.h>
 
 #include "hsm/base/scope.h"
-#include "hsm/rv.h"
+#include "hsm/wire/keytype.h"
+#include "hsm/wire/rv.h"
 
 enum { MECHANISMS_MAX = 4096 };
 
@@ -126,19 +127,6 @@ void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
 
 /* ---- what the token can do ---- */
 
-/* Sizes are bits of the modulus; a token that has no idea says 0. */
-static const struct ability {
-    enum hsm_key_type type;
-    CK_MECHANISM_TYPE generate;
-    CK_MECHANISM_TYPE sign;
-    CK_ULONG bits;
-} abilities[] = {
-    {HSM_EC_P256, CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, 256},
-    {HSM_EC_P384, CKM_EC_KEY_PAIR_GEN, CKM_ECDSA, 384},
-    {HSM_RSA_2048, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS, 2048},
-    {HSM_RSA_4096, CKM_RSA_PKCS_KEY_PAIR_GEN, CKM_RSA_PKCS, 4096},
-};
-
 struct mechanisms {
     CK_MECHANISM_TYPE list[MECHANISMS_MAX];
     CK_ULONG count;
@@ -152,6 +140,7 @@ static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE typ
     return false;
 }
 
+/* A token that has no idea of a greatest size says 0. */
 static bool can(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag, CK_ULONG bits)
 {
     CK_MECHANISM_INFO info;
@@ -178,13 +167,13 @@ static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, s
     if (mechanisms->count > MECHANISMS_MAX)
         return fault_set(fault, FAULT_INTERNAL, "token named %lu mechanisms where %d were asked",
                          mechanisms->count, MECHANISMS_MAX);
-    for (size_t i = 0; i < sizeof abilities / sizeof abilities[0]; i++) {
-        const struct ability *ability = &abilities[i];
+    for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++) {
+        const struct keytype *row = keytype_find(type);
 
-        info->can_generate[ability->type] =
-            is_listed(mechanisms, ability->generate) && is_listed(mechanisms, ability->sign) &&
-            can(token, ability->generate, CKF_GENERATE_KEY_PAIR, ability->bits) &&
-            can(token, ability->sign, CKF_SIGN, ability->bits);
+        info->can_generate[type] = is_listed(mechanisms, row->generate) &&
+                                   is_listed(mechanisms, row->sign) &&
+                                   can(token, row->generate, CKF_GENERATE_KEY_PAIR, row->bits) &&
+                                   can(token, row->sign, CKF_SIGN, row->bits);
     }
     return 0;
 }
@@ -289,9 +278,4 @@ void hsm_close(struct hsm_token *token)
     hints_close(&token->hints);
     explicit_bzero(token, sizeof *token);
     free(token);
-}
-
-void hsm_settings_wipe(struct hsm_settings *settings)
-{
-    explicit_bzero(settings, sizeof *settings);
 }

@@ -18,7 +18,7 @@
 
 #include <stdatomic.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 enum {
     FRAME_MAX = 8192,

@@ -9,6 +9,7 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/base64.h"
 #include "plugin/bundle/jwk.h"
@@ -22,19 +23,9 @@ static void free_json(json_t **json)
     json_decref(*json);
 }
 
-static void free_certificate(X509 **certificate)
-{
-    X509_free(*certificate);
-}
-
 static void free_der(unsigned char **der)
 {
     OPENSSL_free(*der);
-}
-
-static void free_bio(BIO **bio)
-{
-    BIO_free_all(*bio);
 }
 
 static int no_memory(struct fault *fault)
@@ -131,7 +122,7 @@ static int write_x5c(const struct bundle_bytes *der, json_t *jwk, struct fault *
 static int write_x509(const struct bundle_bytes *der, const char *use, json_t *jwk,
                       struct fault *fault)
 {
-    OWNED(free_certificate)
+    OWNED(x509_free)
     X509 *certificate = read_certificate(der->bytes, der->length, fault);
 
     if (!certificate)
@@ -270,7 +261,7 @@ static int check_x5c(const json_t *jwk, struct fault *fault)
     const char *text = json_string_value(json_array_get(x5c, 0));
     size_t length = 0;
     OWNED(scope_free) uint8_t *der = text ? base64_decode(BASE64_STANDARD, text, &length) : NULL;
-    OWNED(free_certificate) X509 *certificate = NULL;
+    OWNED(x509_free) X509 *certificate = NULL;
     OWNED(free_der) unsigned char *pkix = NULL;
     int size;
 
@@ -404,7 +395,7 @@ static int write_pem(BIO *bio, const uint8_t *der, size_t length)
 static int encode_pem(const struct bundle *bundle, char **bytes, size_t *length,
                       struct fault *fault)
 {
-    OWNED(free_bio) BIO *bio = BIO_new(BIO_s_mem());
+    OWNED(bio_free) BIO *bio = BIO_new(BIO_s_mem());
     OWNED(free_json) json_t *checked = json_array();
 
     if (!bio || !checked)
@@ -426,7 +417,7 @@ static int read_block(BIO *bio, BIO *again, struct fault *fault)
     char *name = NULL;
     char *header = NULL;
     OWNED(free_der) unsigned char *der = NULL;
-    OWNED(free_certificate) X509 *certificate = NULL;
+    OWNED(x509_free) X509 *certificate = NULL;
     long length;
     int found = PEM_read_bio(bio, &name, &header, &der, &length);
 
@@ -446,9 +437,9 @@ static int read_block(BIO *bio, BIO *again, struct fault *fault)
 static int read_pem(const char *bytes, size_t length, struct bundle_summary *summary,
                     struct fault *fault)
 {
-    OWNED(free_bio)
+    OWNED(bio_free)
     BIO *bio = length > 0 && length < INT_MAX ? BIO_new_mem_buf(bytes, (int)length) : NULL;
-    OWNED(free_bio) BIO *again = BIO_new(BIO_s_mem());
+    OWNED(bio_free) BIO *again = BIO_new(BIO_s_mem());
     char *written;
     int found;
 

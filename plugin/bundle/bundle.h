@@ -13,7 +13,8 @@
 #include <stdint.h>
 
 #include "hsm/base/fault.h"
-#include "plugin/config/config.h"
+
+enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM };
 
 struct bundle_bytes {
     const uint8_t *bytes;

@@ -10,6 +10,7 @@
 #include <openssl/param_build.h>
 #include <openssl/rsa.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/base64.h"
 
@@ -33,26 +34,6 @@ static const struct curve {
 void jwk_free_key(EVP_PKEY **key)
 {
     EVP_PKEY_free(*key);
-}
-
-static void free_number(BIGNUM **number)
-{
-    BN_free(*number);
-}
-
-static void free_builder(OSSL_PARAM_BLD **builder)
-{
-    OSSL_PARAM_BLD_free(*builder);
-}
-
-static void free_params(OSSL_PARAM **params)
-{
-    OSSL_PARAM_free(*params);
-}
-
-static void free_context(EVP_PKEY_CTX **context)
-{
-    EVP_PKEY_CTX_free(*context);
 }
 
 static int bad_key(struct fault *fault, const char *what)
@@ -88,7 +69,7 @@ struct member {
 
 static int write_number(const EVP_PKEY *key, struct member member, json_t *jwk, struct fault *fault)
 {
-    OWNED(free_number) BIGNUM *number = NULL;
+    OWNED(bn_free) BIGNUM *number = NULL;
     uint8_t bytes[MODULUS_MAX];
     int width;
 
@@ -162,8 +143,8 @@ static int read_piece(const json_t *jwk, const char *name, struct piece *piece, 
 
 static EVP_PKEY *build(const char *type, OSSL_PARAM_BLD *builder, struct fault *fault)
 {
-    OWNED(free_params) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
-    OWNED(free_context) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, type, NULL);
+    OWNED(params_free) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
+    OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, type, NULL);
     EVP_PKEY *key = NULL;
 
     if (params && context && EVP_PKEY_fromdata_init(context) == 1 &&
@@ -186,7 +167,7 @@ static const struct curve *read_curve(const json_t *jwk)
 static EVP_PKEY *read_ec(const json_t *jwk, struct fault *fault)
 {
     const struct curve *curve = read_curve(jwk);
-    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(params_builder_free) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
     uint8_t point[1 + 2 * COORDINATE_MAX] = {POINT_CONVERSION_UNCOMPRESSED};
     struct piece x;
     struct piece y;
@@ -225,9 +206,9 @@ static BIGNUM *read_number(const json_t *jwk, const char *name, struct fault *fa
 
 static EVP_PKEY *read_rsa(const json_t *jwk, struct fault *fault)
 {
-    OWNED(free_number) BIGNUM *n = read_number(jwk, "n", fault);
-    OWNED(free_number) BIGNUM *e = n ? read_number(jwk, "e", fault) : NULL;
-    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(bn_free) BIGNUM *n = read_number(jwk, "n", fault);
+    OWNED(bn_free) BIGNUM *e = n ? read_number(jwk, "e", fault) : NULL;
+    OWNED(params_builder_free) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
 
     if (!n || !e)
         return NULL;

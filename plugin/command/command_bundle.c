@@ -10,6 +10,7 @@
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/base64.h"
 #include "plugin/bundle/bundle.h"
@@ -35,19 +36,9 @@ static void free_json(json_t **json)
     json_decref(*json);
 }
 
-static void free_certificate(X509 **certificate)
-{
-    X509_free(*certificate);
-}
-
 static void free_openssl(char **text)
 {
     OPENSSL_free(*text);
-}
-
-static void free_bio(BIO **bio)
-{
-    BIO_free_all(*bio);
 }
 
 static void warn(struct show *show, const char *text)
@@ -135,7 +126,7 @@ static void add_certificate(struct show *show, X509 *certificate)
 static void add_der(struct show *show, const uint8_t *der, size_t length)
 {
     const unsigned char *at = der;
-    OWNED(free_certificate)
+    OWNED(x509_free)
     X509 *certificate = length < file_max ? d2i_X509(NULL, &at, (long)length) : NULL;
 
     ERR_clear_error();
@@ -147,10 +138,10 @@ static void add_der(struct show *show, const uint8_t *der, size_t length)
 
 static void add_pem(struct show *show, const char *bytes, size_t length)
 {
-    OWNED(free_bio) BIO *bio = BIO_new_mem_buf(bytes, (int)length);
+    OWNED(bio_free) BIO *bio = BIO_new_mem_buf(bytes, (int)length);
 
     for (;;) {
-        OWNED(free_certificate) X509 *certificate = PEM_read_bio_X509(bio, NULL, NULL, NULL);
+        OWNED(x509_free) X509 *certificate = PEM_read_bio_X509(bio, NULL, NULL, NULL);
 
         if (!certificate)
             break;

@@ -9,7 +9,7 @@
 #include <openssl/rand.h>
 
 #include "hsm/base/scope.h"
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 #include "plugin/command/command_private.h"
 
 /* Trial keys have a scope of their own: no server finds one as its key, even if we are killed

@@ -2,6 +2,7 @@
 #ifndef PLUGIN_COMMAND_COMMAND_PRIVATE_H
 #define PLUGIN_COMMAND_COMMAND_PRIVATE_H
 
+#include "hsm/hsm.h"
 #include "plugin/command/command.h"
 #include "plugin/command/survey.h"
 #include "plugin/config/config.h"

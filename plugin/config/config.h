@@ -9,7 +9,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
+#include "plugin/bundle/bundle.h"
 
 enum {
     CONFIG_IDENTITY_MAX = 256,
@@ -17,8 +18,6 @@ enum {
 };
 
 enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER };
-
-enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM };
 
 struct config_keymanager {
     char module[HSM_PATH_MAX];

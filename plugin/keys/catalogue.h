@@ -12,7 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 #include "plugin/keys/label.h"
 
 struct catalogue_key {

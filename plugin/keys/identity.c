@@ -13,7 +13,7 @@
 #include <openssl/rand.h>
 
 #include "hsm/base/clock.h"
-#include "hsm/base/look.h"
+#include "hsm/base/file_stamp.h"
 #include "hsm/base/scope.h"
 #include "plugin/report/log.h"
 
@@ -208,21 +208,21 @@ static int take_lock(const struct source *source, int fd, int64_t wait, struct f
 
 static bool same_file(int a, int b)
 {
-    struct look first;
-    struct look second;
+    struct file_stamp first;
+    struct file_stamp second;
 
-    return look_at_open(a, &first) == 0 && look_at_open(b, &second) == 0 &&
-           look_same_file(&first, &second);
+    return file_stamp_open(a, &first) == 0 && file_stamp_open(b, &second) == 0 &&
+           file_stamp_same_file(&first, &second);
 }
 
 /* Whoever made the file may have taken it back while we waited for the lock. */
 static bool is_at(const char *path, int fd)
 {
-    struct look now;
-    struct look locked;
+    struct file_stamp now;
+    struct file_stamp locked;
 
-    return look_at_path(path, &now) == 0 && look_at_open(fd, &locked) == 0 &&
-           look_same_file(&now, &locked);
+    return file_stamp_path(path, &now) == 0 && file_stamp_open(fd, &locked) == 0 &&
+           file_stamp_same_file(&now, &locked);
 }
 
 /* *lock is -1 when the file has to be opened anew. */

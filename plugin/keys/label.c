@@ -7,6 +7,7 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
 
@@ -55,16 +56,11 @@ static bool get_base32(const char *text, size_t characters, uint64_t *value)
 
 /* ---- scope ---- */
 
-static void free_context(EVP_MD_CTX **context)
-{
-    EVP_MD_CTX_free(*context);
-}
-
 /* `kind` is hashed with its NUL. A wrong hash would make us another server, so there is
  * no going on without memory for a right one. */
 static void hash(const char *kind, const void *bytes, size_t length, char text[LABEL_HASH + 1])
 {
-    OWNED(free_context) EVP_MD_CTX *context = EVP_MD_CTX_new();
+    OWNED(md_ctx_free) EVP_MD_CTX *context = EVP_MD_CTX_new();
     uint8_t digest[EVP_MAX_MD_SIZE];
     uint64_t value = 0;
 

@@ -23,7 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 enum {
     LABEL_KEY_ID_MAX = 255,

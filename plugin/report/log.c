@@ -12,7 +12,7 @@
 
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 enum { VALUE_MAX = 8192 };
 

@@ -42,63 +42,6 @@ enum {
     CORE_MESSAGE_MAX = 256,
 };
 
-/* C-core is not instrumented: tell the thread sanitizer that what was done before an
- * operation was started has happened before its tag comes back. */
-#ifdef __SANITIZE_THREAD__
-void __tsan_acquire(void *address);
-void __tsan_release(void *address);
-#define TAG_STARTS(tag) __tsan_release(tag)
-#define TAG_RETURNS(tag) __tsan_acquire(tag)
-#else
-#define TAG_STARTS(tag) ((void)(tag))
-#define TAG_RETURNS(tag) ((void)(tag))
-#endif
-
-void rpc_start(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
-{
-    grpc_call *core = call->call; /* where the tag comes back, ours may be freed at once */
-    grpc_call_error error;
-
-    TAG_STARTS(tag);
-    error = grpc_call_start_batch(core, ops, count, tag, NULL);
-    assert(error == GRPC_CALL_OK);
-    (void)error;
-}
-
-bool rpc_take_payload(struct rpc_call *call)
-{
-    grpc_byte_buffer_reader reader;
-
-    if (!call->payload || !grpc_byte_buffer_reader_init(&reader, call->payload))
-        return false;
-    call->request = grpc_byte_buffer_reader_readall(&reader);
-    grpc_byte_buffer_reader_destroy(&reader);
-    grpc_byte_buffer_destroy(call->payload);
-    call->payload = NULL;
-    return true;
-}
-
-void rpc_wipe_request(struct rpc_call *call)
-{
-    explicit_bzero(GRPC_SLICE_START_PTR(call->request), GRPC_SLICE_LENGTH(call->request));
-    grpc_slice_unref(call->request);
-    call->request = grpc_empty_slice();
-}
-
-void rpc_free_call(struct rpc_call *call)
-{
-    rpc_wipe_request(call);
-    grpc_slice_unref(call->why);
-    grpc_byte_buffer_destroy(call->payload);
-    grpc_byte_buffer_destroy(call->answer);
-    grpc_metadata_array_destroy(&call->metadata);
-    grpc_call_details_destroy(&call->details);
-    if (call->call)
-        grpc_call_unref(call->call);
-    call->rpc->live--;
-    free(call);
-}
-
 static void step_arrived(struct rpc *rpc, struct rpc_call *call, bool ok);
 
 /* Lets C-core deliver the next call of a method. One slot is enough: it is armed again
@@ -310,18 +253,6 @@ static grpc_server *create_server(void)
     return grpc_server_create(&all, NULL);
 }
 
-/* The address is a URI: a '%' or '?' in a directory's name must not be read as one. */
-void rpc_target(const char *path, char target[RPC_TARGET_MAX])
-{
-    static const char plain[] =
-        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-";
-    size_t used = (size_t)snprintf(target, RPC_TARGET_MAX, "unix:");
-
-    for (; *path && used + 4 < RPC_TARGET_MAX; path++)
-        used += (size_t)snprintf(target + used, 4, strchr(plain, *path) ? "%c" : "%%%02X",
-                                 (unsigned char)*path);
-}
-
 static int listen_on(struct rpc *rpc, const char *path, struct fault *fault)
 {
     grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
@@ -417,8 +348,8 @@ static gpr_timespec advance_stop(struct rpc *rpc)
     } else if (rpc->stopping && !rpc->cancelled) {
         rpc->cancelled = true;
         grpc_server_cancel_all_calls(rpc->server);
-        if (rpc->telling)
-            (void)grpc_call_cancel(rpc->telling, NULL);
+        if (rpc->host_call)
+            (void)grpc_call_cancel(rpc->host_call, NULL);
     }
     if (rpc->stopping && rpc->live == 0 && !rpc->drained) {
         rpc->drained = true;

@@ -55,15 +55,15 @@ void rpc_close(struct rpc *rpc);
 void rpc_reply(struct rpc_call *call, const uint8_t *bytes, size_t length);
 void rpc_fail(struct rpc_call *call, const struct fault *fault);
 
-/* How a call of rpc_tell has ended: has the host answered OK? From rpc_run's thread. */
-typedef void rpc_told(bool heard);
+/* How a call of rpc_call_host has ended: has the host answered OK? From rpc_run's thread. */
+typedef void rpc_host_answered(bool heard);
 
 /* Calls `method` (a string constant) of the host, which listens on unix socket `socket`: with
- * news the host may like to have. Never blocks. false: not sent, and `told` is not called, as
+ * news the host may like to have. Never blocks. false: not sent, and `answered` is not called, as
  * the one before is still on its way or the server is stopping. The first socket named is the
  * one for good. */
-bool rpc_tell(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
-              size_t length, rpc_told *told);
+bool rpc_call_host(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
+                   size_t length, rpc_host_answered *answered);
 
 /* When the client stops waiting, on clock_now()'s clock; CLOCK_NEVER if it never does. */
 int64_t rpc_deadline(const struct rpc_call *call);

@@ -1,7 +1,7 @@
-/* Shared by rpc.c (the server, unary calls), rpc_stream.c and rpc_tell.c; nobody else sees
- * gRPC.
+/* Shared by rpc.c (the server, unary calls), rpc_stream.c (streams), rpc_host.c (calls to the
+ * host) and rpc_call.c (what all calls need); nobody else sees gRPC.
  *
- * Everything but answering and telling belongs to the one thread in rpc_run, so little
+ * Everything but answering and host_call belongs to the one thread in rpc_run, so little
  * here is counted atomically. What keeps the server alive is `live`: a completion queue that is
  * shut while a call can still start an operation aborts the process. */
 #ifndef PLUGIN_RPC_RPC_INTERNAL_H
@@ -41,9 +41,9 @@ struct rpc {
     pthread_mutex_t gate; /* the rest: rpc_stop comes from any thread */
     bool stopping;
     int64_t grace_end;
-    grpc_channel *host;           /* once rpc_tell has needed it */
-    _Atomic(grpc_call *) telling; /* the call of rpc_tell under way */
-    struct rpc_call *answers;     /* given by other threads, for rpc_run's to send */
+    grpc_channel *host;             /* once rpc_call_host has needed it */
+    _Atomic(grpc_call *) host_call; /* the call of rpc_call_host under way */
+    struct rpc_call *answers;       /* given by other threads, for rpc_run's to send */
     struct rpc_call **answers_end;
 };
 
@@ -70,6 +70,20 @@ struct rpc_call {
     struct rpc_tag closed;
 };
 
+/* ---- rpc_call.c ---- */
+
+/* C-core is not instrumented: tell the thread sanitizer that what was done before an
+ * operation was started has happened before its tag comes back. */
+#ifdef __SANITIZE_THREAD__
+void __tsan_acquire(void *address);
+void __tsan_release(void *address);
+#define TAG_STARTS(tag) __tsan_release(tag)
+#define TAG_RETURNS(tag) __tsan_acquire(tag)
+#else
+#define TAG_STARTS(tag) ((void)(tag))
+#define TAG_RETURNS(tag) ((void)(tag))
+#endif
+
 /* What gRPC calls the unix socket of that path. */
 void rpc_target(const char *path, char target[RPC_TARGET_MAX]);
 
@@ -83,6 +97,8 @@ bool rpc_take_payload(struct rpc_call *call);
 void rpc_wipe_request(struct rpc_call *call);
 
 void rpc_free_call(struct rpc_call *call);
+
+/* ---- rpc_stream.c ---- */
 
 /* Takes over a call of an RPC_STREAM method. */
 void rpc_stream_begin(struct rpc_call *call);

@@ -26,21 +26,21 @@ void host_offers_metrics(bool offers)
     offered = offers;
 }
 
-/* What is on its way to the host. */
+/* The counter on its way to the host. */
 static struct {
     atomic_bool out;
     enum metric metric;
     unsigned count;
-} news;
+} pending;
 
-static void told(bool heard)
+static void answered(bool heard)
 {
     if (heard)
-        metrics_take(news.metric, news.count);
-    news.out = false;
+        metrics_take(pending.metric, pending.count);
+    pending.out = false;
 }
 
-static bool tell(struct rpc *rpc, const char *socket)
+static bool send_pending(struct rpc *rpc, const char *socket)
 {
     Spire__IncrCounterRequest request = SPIRE__INCR_COUNTER_REQUEST__INIT;
     char prefix[] = "pkcs11";
@@ -48,12 +48,12 @@ static bool tell(struct rpc *rpc, const char *socket)
     char *key[] = {prefix, name};
     uint8_t bytes[REQUEST_MAX];
 
-    strncat(name, names[news.metric], sizeof name - 1);
+    strncat(name, names[pending.metric], sizeof name - 1);
     request.key = key;
     request.n_key = sizeof key / sizeof key[0];
-    request.val = (float)news.count;
-    return rpc_tell(rpc, socket, "/spire.hostservice.common.metrics.v1.Metrics/IncrCounter", bytes,
-                    spire__incr_counter_request__pack(&request, bytes), told);
+    request.val = (float)pending.count;
+    return rpc_call_host(rpc, socket, "/spire.hostservice.common.metrics.v1.Metrics/IncrCounter",
+                         bytes, spire__incr_counter_request__pack(&request, bytes), answered);
 }
 
 void host_tick(struct rpc *rpc)
@@ -63,12 +63,12 @@ void host_tick(struct rpc *rpc)
 
     while (metric < METRICS && metrics_pending((enum metric)metric) == 0)
         metric++;
-    if (metric == METRICS || !offered || news.out ||
+    if (metric == METRICS || !offered || pending.out ||
         !goplugin_host_address(HOST_SERVICES, socket, sizeof socket))
         return;
-    news.metric = (enum metric)metric;
-    news.count = metrics_pending(news.metric);
-    news.out = true;
-    if (!tell(rpc, socket))
-        news.out = false;
+    pending.metric = (enum metric)metric;
+    pending.count = metrics_pending(pending.metric);
+    pending.out = true;
+    if (!send_pending(rpc, socket))
+        pending.out = false;
 }

@@ -11,7 +11,6 @@
 #include "plugin/keys/keymanager.h"
 #include "plugin/report/log.h"
 #include "plugin/rpc/message.h"
-#include "plugin/worker/child.h"
 #include "proto/keymanager.pb-c.h"
 
 _Static_assert((int)HSM_EC_P256 == KEYMANAGER__KEY_TYPE__EC_P256, "SPIRE's number");

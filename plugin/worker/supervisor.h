@@ -27,7 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 enum { SUPERVISOR_REQUESTS_MAX = 2048 }; /* queued and in flight together */
 

@@ -43,7 +43,7 @@ struct supervisor {
     int64_t last_tick;
     int64_t heard;    /* when something last came from the worker */
     bool pin_refused; /* to the latest worker, and what its source looked like before */
-    struct look pin_look;
+    struct file_stamp pin_stamp;
     struct child left_behind; /* pid 0 = none */
     unsigned failures;        /* workers in a row that came to nothing */
 };

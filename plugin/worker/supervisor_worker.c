@@ -177,12 +177,12 @@ static void await_end(struct supervisor *s)
  * the tries and lock. */
 static bool pin_is_still_wrong(const struct supervisor *s)
 {
-    struct look look;
+    struct file_stamp stamp;
 
     if (!s->pin_refused)
         return false;
-    hsm_look_at_pin(&s->options.settings, &look);
-    return look_untouched(&look, &s->pin_look);
+    hsm_pin_stamp(&s->options.settings, &stamp);
+    return file_stamp_untouched(&stamp, &s->pin_stamp);
 }
 
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
@@ -212,7 +212,7 @@ static void begin(struct supervisor *s)
     struct child child;
     struct fault fault;
 
-    hsm_look_at_pin(&s->options.settings, &s->pin_look);
+    hsm_pin_stamp(&s->options.settings, &s->pin_stamp);
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
         supervisor_worker_refused(s, &fault);
         s->failures++;

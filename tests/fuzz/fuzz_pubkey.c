@@ -1,7 +1,7 @@
 /* Public keys as a token might hand them out. The first byte says from what (0: EC, 1:
  * RSA, else SubjectPublicKeyInfo); for the first two, the next two are the length of
  * the parameters or the modulus, and the rest of the input is the point or exponent. */
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 #include <stdlib.h>
 #include <string.h>

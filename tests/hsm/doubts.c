@@ -1,7 +1,7 @@
 /* Keys that may or may not have been made, are not what they should be, or will not go. */
 #include "tests/support/hsm_bent.h"
 
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 /* ---- generating ---- */
 

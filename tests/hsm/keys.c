@@ -5,8 +5,8 @@
 #include <pthread.h>
 
 #include "hsm/object.h"
-#include "hsm/pubkey.h"
 #include "hsm/token.h"
+#include "hsm/wire/pubkey.h"
 
 static struct hsm_token *open_token(void)
 {

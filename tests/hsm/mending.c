@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 static struct fault sign_fault(const char *name, const struct hsm_public_key *key)
 {

@@ -3,8 +3,8 @@
 
 #include <pthread.h>
 
-#include "hsm/pubkey.h"
-#include "hsm/rv.h"
+#include "hsm/wire/pubkey.h"
+#include "hsm/wire/rv.h"
 
 /* ---- scans ---- */
 

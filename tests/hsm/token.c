@@ -302,7 +302,7 @@ static void refusal_that_cannot_be_written_down_says_so(void **state)
 static void latch_knows_tokens_and_sources_apart(void **state)
 {
     struct pin_latch latch = {.file = "", .set = false};
-    struct pin pin = {.length = 4, .look = {.inode = 7, .changed = {1, 2}}};
+    struct pin pin = {.length = 4, .stamp = {.inode = 7, .changed = {1, 2}}};
     struct fault fault = {.code = FAULT_NONE};
 
     (void)state;
@@ -312,10 +312,10 @@ static void latch_knows_tokens_and_sources_apart(void **state)
     assert_int_equal(pin_latch_check(&latch, "b", &pin, &fault), 0);
     pin_latch_clear(&latch, "b");
     assert_int_equal(pin_latch_check(&latch, "a", &pin, &fault), -1);
-    pin.look.changed[1]++;
+    pin.stamp.changed[1]++;
     assert_int_equal(pin_latch_check(&latch, "a", &pin, &fault), 0);
     pin_latch_clear(&latch, "a");
-    pin.look.changed[1]--;
+    pin.stamp.changed[1]--;
     assert_int_equal(pin_latch_check(&latch, "a", &pin, &fault), 0);
 }
 

@@ -4,6 +4,7 @@
 #ifndef TESTS_KEYMANAGER_TOKEN_H
 #define TESTS_KEYMANAGER_TOKEN_H
 
+#include "hsm/hsm.h"
 #include "plugin/keys/keymanager.h"
 
 #include <fcntl.h>

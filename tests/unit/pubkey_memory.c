@@ -1,5 +1,5 @@
 /* Memory that runs out while OpenSSL looks at a key says nothing about the key. */
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

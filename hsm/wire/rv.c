@@ -1,8 +1,8 @@
-#include "hsm/rv.h"
+#include "hsm/wire/rv.h"
 
 #include <string.h>
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 /* PKCS#11 3.0; p11-kit 0.24 stops at 2.40. */
 #ifndef CKR_OPERATION_CANCEL_FAILED

@@ -2,10 +2,10 @@
  * world wants them: PKIX and its SHA-256. Pure; every byte from a token is distrusted.
  * FAULT_INTERNAL is a verdict about the key or signature; when memory runs out, there is none:
  * FAULT_UNAVAILABLE, CKR_HOST_MEMORY. */
-#ifndef HSM_PUBKEY_H
-#define HSM_PUBKEY_H
+#ifndef HSM_WIRE_PUBKEY_H
+#define HSM_WIRE_PUBKEY_H
 
-#include "hsm/hsm.h"
+#include "hsm/wire/types.h"
 
 /* From CKA_EC_PARAMS (OID, or the names and explicit forms some tokens return) and
  * CKA_EC_POINT (DER OCTET STRING, raw, without 04, BIT STRING, compressed: told apart

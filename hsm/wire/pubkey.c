@@ -1,4 +1,4 @@
-#include "hsm/pubkey.h"
+#include "hsm/wire/pubkey.h"
 
 #include <string.h>
 #include <strings.h>
@@ -14,9 +14,11 @@
 #include <openssl/sha.h>
 #include <openssl/x509.h>
 
+#include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
-#include "hsm/rv.h"
-#include "hsm/sign.h"
+#include "hsm/wire/hash.h"
+#include "hsm/wire/keytype.h"
+#include "hsm/wire/rv.h"
 
 enum {
     COORDINATE_MAX = 48,
@@ -24,62 +26,9 @@ enum {
     EXPONENT_MAX = 8, /* OpenSSL verifies with no longer one */
 };
 
-static const struct curve {
-    enum hsm_key_type type;
-    int nid;
-    size_t coordinate; /* bytes */
-    const char *names[3];
-    uint8_t oid[10]; /* DER */
-    size_t oid_length;
-} curves[] = {
-    {HSM_EC_P256,
-     NID_X9_62_prime256v1,
-     32,
-     {"prime256v1", "secp256r1", "P-256"},
-     {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07},
-     10},
-    {HSM_EC_P384,
-     NID_secp384r1,
-     48,
-     {"secp384r1", "P-384", "ansip384r1"},
-     {0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22},
-     7},
-};
+static const enum hsm_key_type curves[] = {HSM_EC_P256, HSM_EC_P384};
 
-static void free_bn(BIGNUM **number)
-{
-    BN_free(*number);
-}
-
-static void free_pkey(EVP_PKEY **pkey)
-{
-    EVP_PKEY_free(*pkey);
-}
-
-static void free_context(EVP_PKEY_CTX **context)
-{
-    EVP_PKEY_CTX_free(*context);
-}
-
-static void free_hash(EVP_MD **hash)
-{
-    EVP_MD_free(*hash);
-}
-
-static void free_builder(OSSL_PARAM_BLD **builder)
-{
-    OSSL_PARAM_BLD_free(*builder);
-}
-
-static void free_params(OSSL_PARAM **params)
-{
-    OSSL_PARAM_free(*params);
-}
-
-static void free_group(EC_GROUP **group)
-{
-    EC_GROUP_free(*group);
-}
+enum { CURVES = sizeof curves / sizeof curves[0] };
 
 /* No verdict about a key, like all faults that carry a CK_RV. */
 static int no_memory(struct fault *fault)
@@ -110,8 +59,8 @@ static int refuse_with_reason(struct fault *fault, const char *why)
 
 static EVP_PKEY *make(const char *kind, OSSL_PARAM_BLD *builder)
 {
-    OWNED(free_params) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
-    OWNED(free_context) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, kind, NULL);
+    OWNED(params_free) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
+    OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, kind, NULL);
     EVP_PKEY *pkey = NULL;
 
     if (!params || !context || EVP_PKEY_fromdata_init(context) != 1 ||
@@ -137,14 +86,14 @@ static int encode(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key 
 
 /* `point` as SEC 1 2.3.3 has it, compressed or not. OpenSSL refuses one that is not on
  * the curve. */
-static int from_point(const struct curve *curve, const uint8_t *point, size_t length,
+static int from_point(const struct keytype *curve, const uint8_t *point, size_t length,
                       struct hsm_public_key *key, struct fault *fault)
 {
-    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
-    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+    OWNED(params_builder_free) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(pkey_free) EVP_PKEY *pkey = NULL;
 
     if (!builder ||
-        !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_GROUP_NAME, curve->names[0], 0) ||
+        !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_GROUP_NAME, curve->group, 0) ||
         !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_EC_POINT_CONVERSION_FORMAT,
                                          "uncompressed", 0) ||
         !OSSL_PARAM_BLD_push_octet_string(builder, OSSL_PKEY_PARAM_PUB_KEY, point, length))
@@ -158,8 +107,8 @@ static int from_point(const struct curve *curve, const uint8_t *point, size_t le
 static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hsm_public_key *key,
                         struct fault *fault)
 {
-    OWNED(free_builder) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
-    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+    OWNED(params_builder_free) OSSL_PARAM_BLD *builder = OSSL_PARAM_BLD_new();
+    OWNED(pkey_free) EVP_PKEY *pkey = NULL;
     int bits = BN_num_bits(modulus);
 
     if ((bits != 2048 && bits != 4096) || !BN_is_odd(modulus))
@@ -177,48 +126,54 @@ static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hs
 
 /* ---- CKA_EC_PARAMS ---- */
 
-static const struct curve *curve_of_nid(int nid)
+static const struct keytype *curve_of_nid(int nid)
 {
-    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
-        if (curves[i].nid == nid)
-            return &curves[i];
+    for (size_t i = 0; i < CURVES; i++)
+        if (nid != NID_undef && OBJ_sn2nid(keytype_find(curves[i])->group) == nid)
+            return keytype_find(curves[i]);
     return NULL;
 }
 
-static const struct curve *curve_of_oid(const uint8_t *der, size_t length)
+static const struct keytype *curve_of_oid(const uint8_t *der, size_t length)
 {
-    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
-        if (length == curves[i].oid_length && memcmp(der, curves[i].oid, length) == 0)
-            return &curves[i];
+    for (size_t i = 0; i < CURVES; i++) {
+        const struct keytype *curve = keytype_find(curves[i]);
+
+        if (length == curve->parameters_length && memcmp(der, curve->parameters, length) == 0)
+            return curve;
+    }
     return NULL;
 }
 
-static bool is_named(const struct curve *curve, const char *name, size_t length)
+static bool is_name(const char *one, const char *name, size_t length)
 {
-    for (size_t i = 0; i < sizeof curve->names / sizeof curve->names[0]; i++)
-        if (strlen(curve->names[i]) == length && strncasecmp(curve->names[i], name, length) == 0)
-            return true;
-    return false;
+    return strlen(one) == length && strncasecmp(one, name, length) == 0;
+}
+
+static bool is_named(const struct keytype *curve, const char *name, size_t length)
+{
+    return is_name(curve->group, name, length) || is_name(curve->other_names[0], name, length) ||
+           is_name(curve->other_names[1], name, length);
 }
 
 /* The curveName alternative of PKCS#11 3.0 (a PrintableString), or the bare name. */
-static const struct curve *curve_of_name(const uint8_t *text, size_t length)
+static const struct keytype *curve_of_name(const uint8_t *text, size_t length)
 {
     if (length > 2 && text[0] == 0x13 && text[1] == length - 2) {
         text += 2;
         length -= 2;
     }
-    for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
-        if (is_named(&curves[i], (const char *)text, length))
-            return &curves[i];
+    for (size_t i = 0; i < CURVES; i++)
+        if (is_named(keytype_find(curves[i]), (const char *)text, length))
+            return keytype_find(curves[i]);
     return NULL;
 }
 
 /* All numbers of a curve spelt out (X9.62 ECParameters): it is ours when all are. */
-static const struct curve *curve_of_numbers(const uint8_t *der, size_t length)
+static const struct keytype *curve_of_numbers(const uint8_t *der, size_t length)
 {
     const uint8_t *end = der;
-    OWNED(free_group) EC_GROUP *group = NULL;
+    OWNED(ec_group_free) EC_GROUP *group = NULL;
 
     if (length == 0 || length > 1024 || der[0] != 0x30)
         return NULL;
@@ -228,9 +183,9 @@ static const struct curve *curve_of_numbers(const uint8_t *der, size_t length)
     return curve_of_nid(EC_GROUP_check_named_curve(group, 0, NULL));
 }
 
-static const struct curve *curve_of(const uint8_t *params, size_t length)
+static const struct keytype *curve_of(const uint8_t *params, size_t length)
 {
-    const struct curve *curve = curve_of_oid(params, length);
+    const struct keytype *curve = curve_of_oid(params, length);
 
     if (!curve)
         curve = curve_of_name(params, length);
@@ -256,12 +211,12 @@ static bool holds(const uint8_t *point, size_t length, size_t inner)
 }
 
 /* Writes the point inside `point` and returns its length, 0 if there is none. */
-static size_t unwrap(const struct curve *curve, const uint8_t *point, size_t length,
+static size_t unwrap(const struct keytype *curve, const uint8_t *point, size_t length,
                      uint8_t bare[POINT_MAX])
 {
-    const size_t full = 1 + 2 * curve->coordinate;
-    const size_t compressed = 1 + curve->coordinate;
-    const size_t headless = 2 * curve->coordinate; /* X and Y alone */
+    const size_t full = 1 + (size_t)2 * curve->bytes;
+    const size_t compressed = (size_t)1 + curve->bytes;
+    const size_t headless = (size_t)2 * curve->bytes; /* X and Y alone */
 
     if (holds(point, length, full)) {
         memcpy(bare, point + length - full, full);
@@ -284,7 +239,7 @@ static size_t unwrap(const struct curve *curve, const uint8_t *point, size_t len
 int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *point,
                    size_t point_length, struct hsm_public_key *key, struct fault *fault)
 {
-    const struct curve *curve = curve_of(params, params_length);
+    const struct keytype *curve = curve_of(params, params_length);
     uint8_t bare[POINT_MAX];
     size_t length;
 
@@ -299,8 +254,8 @@ int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *p
 int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t *exponent,
                     size_t exponent_length, struct hsm_public_key *key, struct fault *fault)
 {
-    OWNED(free_bn) BIGNUM *n = NULL;
-    OWNED(free_bn) BIGNUM *e = NULL;
+    OWNED(bn_free) BIGNUM *n = NULL;
+    OWNED(bn_free) BIGNUM *e = NULL;
 
     if (modulus_length > HSM_PKIX_MAX || exponent_length > HSM_PKIX_MAX)
         return refuse(fault, "RSA modulus or public exponent is too long");
@@ -313,9 +268,9 @@ int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t
 
 static int from_ec_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault *fault)
 {
-    OWNED(free_bn) BIGNUM *x = NULL;
-    OWNED(free_bn) BIGNUM *y = NULL;
-    const struct curve *curve;
+    OWNED(bn_free) BIGNUM *x = NULL;
+    OWNED(bn_free) BIGNUM *y = NULL;
+    const struct keytype *curve;
     uint8_t point[POINT_MAX] = {0x04};
     char name[64];
     int size;
@@ -325,19 +280,19 @@ static int from_ec_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault
     curve = curve_of_name((const uint8_t *)name, strlen(name));
     if (!curve)
         return refuse(fault, "EC public key is neither on P-256 nor on P-384");
-    size = (int)curve->coordinate;
+    size = (int)curve->bytes;
     if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
         EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1 ||
         BN_bn2binpad(x, point + 1, size) != size ||
-        BN_bn2binpad(y, point + 1 + curve->coordinate, size) != size)
+        BN_bn2binpad(y, point + 1 + curve->bytes, size) != size)
         return refuse(fault, "EC public key has no point");
-    return from_point(curve, point, 1 + 2 * curve->coordinate, key, fault);
+    return from_point(curve, point, 1 + (size_t)2 * curve->bytes, key, fault);
 }
 
 static int from_rsa_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault *fault)
 {
-    OWNED(free_bn) BIGNUM *n = NULL;
-    OWNED(free_bn) BIGNUM *e = NULL;
+    OWNED(bn_free) BIGNUM *n = NULL;
+    OWNED(bn_free) BIGNUM *e = NULL;
 
     if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_N, &n) != 1 ||
         EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_E, &e) != 1)
@@ -351,7 +306,7 @@ int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *
                      struct fault *fault)
 {
     const uint8_t *end = pkix;
-    OWNED(free_pkey) EVP_PKEY *pkey = NULL;
+    OWNED(pkey_free) EVP_PKEY *pkey = NULL;
 
     if (length == 0 || length > 2 * (size_t)HSM_PKIX_MAX)
         return refuse(fault, "public key is empty or too long");
@@ -378,8 +333,8 @@ static int pss_salt(int32_t asked)
 
 static bool prepare_rsa(EVP_PKEY_CTX *context, const struct hsm_request *request)
 {
-    const char *name = sign_hash_name(request->hash);
-    OWNED(free_hash) EVP_MD *hash = name ? EVP_MD_fetch(NULL, name, NULL) : NULL;
+    const struct hash *row = hash_find(request->hash);
+    OWNED(md_free) EVP_MD *hash = row ? EVP_MD_fetch(NULL, row->name, NULL) : NULL;
     bool pss = request->scheme == HSM_PSS;
 
     if (!hash)
@@ -395,8 +350,8 @@ int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *re
                   const uint8_t *signature, size_t length, struct fault *fault)
 {
     const uint8_t *end = key->pkix;
-    OWNED(free_pkey) EVP_PKEY *pkey = d2i_PUBKEY(NULL, &end, (long)key->pkix_length);
-    OWNED(free_context) EVP_PKEY_CTX *context = NULL;
+    OWNED(pkey_free) EVP_PKEY *pkey = d2i_PUBKEY(NULL, &end, (long)key->pkix_length);
+    OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = NULL;
 
     if (pkey)
         context = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
