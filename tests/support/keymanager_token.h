@@ -96,11 +96,6 @@ void hsm_close(struct hsm_token *opened)
     (void)opened;
 }
 
-void hsm_settings_wipe(struct hsm_settings *settings)
-{
-    explicit_bzero(settings, sizeof *settings);
-}
-
 static bool once(enum mischief mischief)
 {
     return atomic_compare_exchange_strong(&token->mischief, &mischief, NONE);
