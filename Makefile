@@ -15,16 +15,23 @@ HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=
 endif
 DEFS     = -D_GNU_SOURCE -I. -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
 $(BUILD)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
-$(BUILD)/plugin/main.o: DEFS += -DVERSION='"$(VERSION)"'
+$(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: DEFS += -DVERSION='"$(VERSION)"'
+$(BUILD)/hsm/wire/frame_build.o: DEFS += -DFRAME_ID='"$(shell cat hsm/wire/*.[ch] hsm/base/fault.h | sha256sum | cut -c 1-30)"'
 CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
+# The worker's libcrypto is its own, so that no module's can be taken for it, nor it for theirs.
+WORKER_LIBS = -lp11-kit -l:libcrypto.a -lpthread -ldl -Wl,--exclude-libs,ALL -Wl,--gc-sections
 LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpthread
 
 say = $(if $(filter 1,$(V)),,@echo '  $(1)  $(2)';)
 
 PROTO   := $(patsubst proto/%.proto,$(BUILD)/proto/%.pb-c,$(wildcard proto/*.proto))
-OBJECTS := $(patsubst %.c,$(BUILD)/%.o,$(wildcard hsm/*.c hsm/*/*.c plugin/*.c plugin/*/*.c)) $(PROTO:=.o)
-ROOMS   := $(filter-out $(BUILD)/plugin/main.o,$(OBJECTS))
+object  = $(patsubst %.c,$(BUILD)/%.o,$(1))
+SHARED  := $(call object,$(wildcard hsm/*/*.c))
+WORKER  := $(SHARED) $(call object,$(wildcard hsm/*.c))
+FRONT   := $(SHARED) $(call object,$(wildcard plugin/*.c plugin/*/*.c)) $(PROTO:=.o)
+OBJECTS := $(sort $(WORKER) $(FRONT))
+ROOMS   := $(filter-out %/main.o,$(OBJECTS))
 TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/*.c tests/hsm/*.c))
 FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
 DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump.c))
@@ -32,10 +39,19 @@ SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] $(fo
 SOAK_SECONDS ?= 1800
 
 .PHONY: all help deps demo tutorial test test-faults test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
-all: $(BUILD)/spire-hsm ## the plugin: build/spire-hsm (the default)
+all: $(BUILD)/spire-hsm $(BUILD)/spire-hsm-worker ## the plugin: build/spire-hsm and its worker (the default)
 
-$(BUILD)/spire-hsm: $(OBJECTS)
+$(BUILD)/spire-hsm: $(FRONT)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+# The front is built with the worker's digest: nothing may touch the worker behind these rules.
+$(BUILD)/spire-hsm-worker.debug: $(WORKER)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(WORKER_LIBS)
+%/spire-hsm-worker: %/spire-hsm-worker.debug
+	$(call say,STRIP,$@)$(if $(SAN),cp $< $@,objcopy --strip-all --add-gnu-debuglink=$< $< $@)
+%/plugin/worker_hash.h: %/spire-hsm-worker
+	@mkdir -p $(@D); sha256sum $< | sed 's/\([0-9a-f]*\) .*/#define WORKER_SHA256 "\1"/' >$@
+$(BUILD)/plugin/main.o: $(BUILD)/plugin/worker_hash.h
 
 $(BUILD)/rooms.a: $(ROOMS)
 	$(call say,AR,$@)rm -f $@; ar rcs $@ $^

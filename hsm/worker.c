@@ -1,6 +1,7 @@
 #include "hsm/hsm.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -35,27 +36,68 @@ struct worker {
 
 /* ---- the process ---- */
 
-/* systemd and Ctrl-C signal the whole group, but when to leave is the front's decision.
- * Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be
- * the identity lock, which is held by being open. None is for the programs that a library
- * starts: the lock would outlive us. */
-static void harden(int socket, int page)
+/* What must not reach a child that the module forks: the front would take it for us. */
+static struct {
+    int socket;
+    int page;
+    int lock; /* -1 = none */
+    struct frame_page *map;
+} kept = {-1, -1, -1, NULL};
+
+/* In a child that has not called exec: it may live for as long as it likes, and the identity
+ * lock is held by being open. */
+static void forget_in_child(void)
 {
-    static const struct rlimit no_core = {0, 0};
+    (void)close(kept.socket);
+    (void)close(kept.page);
+    if (kept.lock >= 0)
+        (void)close(kept.lock);
+    if (kept.map)
+        (void)munmap(kept.map, sizeof *kept.map);
+}
+
+/* Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be the
+ * identity lock. None is for the programs that a library starts: the lock would outlive us. */
+static void keep_descriptors(int socket, int page)
+{
     unsigned first = (unsigned)(page < socket ? page : socket);
     unsigned last = (unsigned)(page > socket ? page : socket) + 1;
+
+    (void)close_range(last + 1, ~0U, 0);
+    (void)close_range(first, last, CLOSE_RANGE_CLOEXEC);
+    kept.socket = socket;
+    kept.page = page;
+    kept.lock = fcntl((int)last, F_GETFD) >= 0 ? (int)last : -1;
+    (void)pthread_atfork(NULL, NULL, forget_in_child);
+}
+
+/* systemd and Ctrl-C signal the whole group, but when to leave is the front's decision. The
+ * name is not the number that an execution by descriptor gives. */
+static void harden(void)
+{
+    static const struct rlimit no_core = {0, 0};
 
 #ifndef __SANITIZE_ADDRESS__ /* LeakSanitizer looks at its process with ptrace */
     (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 #endif
     (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-    (void)prctl(PR_SET_NAME, "spire-hsm", 0, 0, 0); /* not the number we were started by */
+    (void)prctl(PR_SET_NAME, "spire-hsm-worker", 0, 0, 0);
     (void)setrlimit(RLIMIT_CORE, &no_core);
     (void)signal(SIGTERM, SIG_IGN);
     (void)signal(SIGINT, SIG_IGN);
     (void)signal(SIGPIPE, SIG_IGN);
-    (void)close_range(last + 1, ~0U, 0);
-    (void)close_range(first, last, CLOSE_RANGE_CLOEXEC);
+}
+
+/* The front raises its own limit; libraries that select() are given the host's. */
+static void restore_open_files(const struct frame_page *page)
+{
+    struct rlimit limit;
+
+    if (page->open_files == 0 || getrlimit(RLIMIT_NOFILE, &limit) != 0 ||
+        page->open_files >= limit.rlim_cur)
+        return;
+    limit.rlim_cur = page->open_files;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static bool front_is_gone(const struct worker *worker, int patience_ms)
@@ -214,6 +256,8 @@ static int begin(struct worker *worker, int page, struct fault *fault)
     worker->page = mmap(NULL, sizeof *worker->page, PROT_READ | PROT_WRITE, MAP_SHARED, page, 0);
     if (worker->page == MAP_FAILED)
         return fault_errno(fault, FAULT_INTERNAL, errno, "worker cannot map its shared page");
+    kept.map = worker->page;
+    restore_open_files(worker->page);
     error = pthread_create(&watcher, NULL, watch_front, worker);
     if (error != 0)
         return fault_errno(fault, FAULT_UNAVAILABLE, error, "worker cannot start a thread");
@@ -277,7 +321,8 @@ int hsm_worker(int socket, int page)
     int done;
 
     worker.socket = socket;
-    harden(socket, page);
+    keep_descriptors(socket, page);
+    harden();
     done = begin(&worker, page, &fault);
     if (done == 0)
         done = open_token(&worker, &fault);

@@ -8,15 +8,17 @@
 #     digest            the manifest's, as a registry names it: sha256:...
 #     plugin_checksum   of /opt/spire-hsm/bin/spire-hsm, for server.conf
 #     sbom.spdx.json    every file in it, and the Debian package it came from
-#     spire-hsm         that program with its debug information (same build id)
+#     spire-hsm, spire-hsm-worker.debug
+#                       the programs with their debug information (same build ids)
 #
 # What is in the image:
 #
 #     /opt/spire-hsm                      TREE, complete in itself: nothing outside is looked at
 #         bin/spire-hsm                   the plugin
+#         bin/spire-hsm-worker            the process in which it runs the PKCS#11 module
 #         bin/softhsm2-util               makes a SoftHSM token; it wants to be told the module:
 #                                         --module /opt/spire-hsm/lib/pkcs11/libsofthsm2.so
-#         lib/ld-linux-x86-64.so.2        the loader that both name as theirs
+#         lib/ld-linux-x86-64.so.2        the loader that all three name as theirs
 #         lib/*.so*                       their libraries
 #         lib/pkcs11/libsofthsm2.so       module = "libsofthsm2.so" finds them here
 #         lib/pkcs11/p11-kit-client.so    a token behind `p11-kit server`'s socket, which
@@ -74,11 +76,13 @@ stage_tree() {
     loader=$(patchelf --print-interpreter "$build/spire-hsm")
     put spire-hsm "$out/spire-hsm" "$tree/bin/spire-hsm" 755
     strip "$root$tree/bin/spire-hsm"
+    # as it is: its digest stands in spire-hsm
+    put spire-hsm "$out/spire-hsm-worker" "$tree/bin/spire-hsm-worker" 755
     take "$(command -v softhsm2-util)" "$tree/bin/softhsm2-util" 755
     patchelf --set-interpreter "$tree/lib/${loader##*/}" --force-rpath \
         --set-rpath "$tree/lib" "$root$tree/bin/softhsm2-util"
     take "$loader" "$tree/lib/${loader##*/}" 755
-    for library in $(libraries "$build/spire-hsm" "$(command -v softhsm2-util)" "$softhsm" "$p11_client"); do
+    for library in $(libraries "$build/spire-hsm" "$build/spire-hsm-worker" "$(command -v softhsm2-util)" "$softhsm" "$p11_client"); do
         case $library in */"${loader##*/}") continue ;; esac
         take "$library" "$tree/lib/${library##*/}"
     done

@@ -9,10 +9,11 @@ $(BUILD)/version: FORCE
 	$(call stamp,$(VERSION))
 $(BUILD)/flags: FORCE
 	$(call stamp,$(CC) $(CFLAGS) $(WARN) $(DEFS))
-$(BUILD)/plugin/main.o: $(BUILD)/version
-$(OBJECTS) $(BUILD)/image/module.o: $(BUILD)/flags
+$(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: $(BUILD)/version
+$(OBJECTS) $(BUILD)/image/hsm/module.o $(BUILD)/image/plugin/main.o: $(BUILD)/flags
 
 install: all ## into DESTDIR, PREFIX (/usr/local)
+	install -D -m 755 $(BUILD)/spire-hsm-worker $(DESTDIR)$(PREFIX)/libexec/spire-hsm-worker
 	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
 	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/examples/server.conf
 	install -D -m 644 packaging/man/spire-hsm.1 $(DESTDIR)$(PREFIX)/share/man/man1/spire-hsm.1
@@ -23,7 +24,7 @@ dist: ## the source as build/spire-hsm-VERSION.tar.gz, the same bytes for the sa
 	@mkdir -p $(BUILD)
 	@packaging/dist.sh $(BUILD) $(VERSION)
 
-sbom: all ## what the program is linked with: build/sbom.spdx.json
+sbom: all ## what the programs are linked with: build/sbom.spdx.json
 	@packaging/sbom.sh $(VERSION) $(BUILD)/spire-hsm >$(BUILD)/sbom.spdx.json
 	@echo "sbom: $(BUILD)/sbom.spdx.json"
 
@@ -43,20 +44,26 @@ image: ## the plugin image for Kubernetes: an OCI layout and a tar for docker in
 	@tests/lib/deps.sh build image
 	$(again) image-now
 
-# The image's tree is not where a distribution has things: the program finds loader,
+# The image's tree is not where a distribution has things: both programs find loader,
 # libraries and, by their bare names, PKCS#11 modules below IMAGE_TREE. RPATH and not
-# RUNPATH, for that is searched for what a module needs as well.
+# RUNPATH, for that is searched for what a module needs as well. They are a pair of their
+# own: this front is built with the digest of this worker.
+IMAGE = $(BUILD)/image
 IMAGE_TREE = /opt/spire-hsm
 IMAGE_LOADER = $(IMAGE_TREE)/lib/$(notdir $(shell patchelf --print-interpreter $(BUILD)/spire-hsm))
 IMAGE_LINK = -Wl,--dynamic-linker=$(IMAGE_LOADER) -Wl,--disable-new-dtags -Wl,-rpath,$(IMAGE_TREE)/lib
 
-$(BUILD)/image/module.o: hsm/module.c | $(PROTO:=.h)
+$(IMAGE)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(IMAGE_TREE)/lib/pkcs11"'
+$(IMAGE)/plugin/main.o: DEFS := -I$(IMAGE) $(DEFS) -DVERSION='"$(VERSION)"'
+$(IMAGE)/plugin/main.o: $(IMAGE)/plugin/worker_hash.h $(BUILD)/version
+$(IMAGE)/%.o: %.c | $(PROTO:=.h)
 	@mkdir -p $(@D)
-	$(call say,CC,$< (image))$(CC) $(CFLAGS) $(WARN) $(DEFS) -DMODULE_FOLDER='"$(IMAGE_TREE)/lib/pkcs11"' -MMD -MP -c -o $@ $<
+	$(call say,CC,$< (image))$(CC) $(CFLAGS) $(WARN) $(DEFS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/image/spire-hsm: $(BUILD)/spire-hsm $(BUILD)/image/module.o
-	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) $(IMAGE_LINK) -o $@ \
-	    $(filter-out $(BUILD)/hsm/module.o,$(OBJECTS)) $(BUILD)/image/module.o $(LIBS)
+$(IMAGE)/spire-hsm-worker.debug: $(filter-out %/hsm/module.o,$(WORKER)) $(IMAGE)/hsm/module.o | $(BUILD)/spire-hsm
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) $(IMAGE_LINK) -o $@ $^ $(WORKER_LIBS)
+$(IMAGE)/spire-hsm: $(filter-out %/plugin/main.o,$(FRONT)) $(IMAGE)/plugin/main.o
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) $(IMAGE_LINK) -o $@ $^ $(LIBS)
 
-image-now: $(BUILD)/spire-hsm $(BUILD)/image/spire-hsm
+image-now: $(BUILD)/spire-hsm $(IMAGE)/spire-hsm $(IMAGE)/spire-hsm-worker
 	@packaging/image.sh $(BUILD) $(IMAGE_TREE) $(VERSION)

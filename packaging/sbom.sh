@@ -1,7 +1,8 @@
 #!/bin/bash
 # Prints what a product of ours is made of: SPDX 2.3 as JSON, from what ldd and dpkg say.
 #
-#   packaging/sbom.sh VERSION PROGRAM          the program, and the packages it is linked with
+#   packaging/sbom.sh VERSION PROGRAM          the program and its PROGRAM-worker, and the
+#                                              packages they are linked with
 #   packaging/sbom.sh VERSION PROGRAM FILES    the image: FILES has a line for each file in
 #                                              it, "package<TAB>path in it<TAB>path here"
 #
@@ -24,10 +25,13 @@ sum() { # sha1 or sha256 of a file
 
 linked() {
     local library
-    for library in $(libraries "$program"); do
+    for library in $(libraries "$program" "$program-worker"); do
         owner "$library"
     done
 }
+
+# The worker has a libcrypto inside.
+static=$(owner "$("${CC:-gcc}" -print-file-name=libcrypto.a)")
 
 contained() {
     local package path from
@@ -39,9 +43,9 @@ contained() {
 : >"$work/files"
 if [ -n "$files" ]; then
     contained | LC_ALL=C sort >"$work/files"
-    cut -f 1 "$work/files" | grep -vx spire-hsm | sort -u >"$work/names"
+    { cut -f 1 "$work/files" | grep -vx spire-hsm; echo "$static"; } | sort -u >"$work/names"
 else
-    linked | sort -u >"$work/names"
+    { linked; echo "$static"; } | sort -u >"$work/names"
 fi
 mapfile -t names <"$work/names"
 # shellcheck disable=SC2016 # dpkg's variables
@@ -49,6 +53,7 @@ dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\t${source:Package}\t${
     "${names[@]}" >"$work/packages"
 
 jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
+    --arg worker "$(sum sha256 "$program-worker")" --arg static "$static" \
     --argjson made "$("$here/version.sh" --epoch)" --arg distro "$(. /etc/os-release && echo "$ID-$VERSION_ID")" \
     --arg fingerprint "$(cat "$work/packages" "$work/files" | sha256sum | cut -c 1-16)" \
     --rawfile packages "$work/packages" --rawfile files "$work/files" '
@@ -71,7 +76,8 @@ jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
                 SPDXID: $ours, name: "spire-hsm", versionInfo: $version,
                 licenseConcluded: "Apache-2.0", licenseDeclared: "Apache-2.0",
                 primaryPackagePurpose: "APPLICATION",
-                checksums: [{algorithm: "SHA256", checksumValue: $sha256}]
+                checksums: [{algorithm: "SHA256", checksumValue: $sha256}],
+                comment: "the checksum is of spire-hsm; of spire-hsm-worker it is \($worker)"
             }
         ] + (if $is_image then [
             described + {
@@ -97,12 +103,13 @@ jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
             licenseConcluded: "NOASSERTION", licenseInfoInFiles: ["NOASSERTION"], copyrightText: "NOASSERTION"
         })),
         relationships: (
+            [relation($ours; "STATIC_LINK"; $static | package_id)] +
             if $is_image then
                 [relation("SPDXRef-DOCUMENT"; "DESCRIBES"; $image), relation($image; "CONTAINS"; $ours)] +
-                ($packages | map(relation($image; "CONTAINS"; .[0] | package_id))) +
+                ($packages | map(select(.[0] != $static) | relation($image; "CONTAINS"; .[0] | package_id))) +
                 ($files | map(relation(.[1] | file_id; "GENERATED_FROM"; .[0] | package_id)))
             else
                 [relation("SPDXRef-DOCUMENT"; "DESCRIBES"; $ours)] +
-                ($packages | map(relation($ours; "DYNAMIC_LINK"; .[0] | package_id)))
+                ($packages | map(select(.[0] != $static) | relation($ours; "DYNAMIC_LINK"; .[0] | package_id)))
             end)
     } | if $is_image then . else del(.files) end'

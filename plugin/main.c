@@ -2,18 +2,18 @@
 #include <string.h>
 #include <sys/prctl.h>
 
-#include "hsm/hsm.h"
+#include <openssl/crypto.h>
+
 #include "plugin/command/command.h"
 #include "plugin/config/config.h"
 #include "plugin/serve.h"
+#include "plugin/worker/program.h"
+#include "plugin/worker_hash.h"
 #include "plugin/service/role.h"
 
 #ifndef VERSION
 #define VERSION "unknown"
 #endif
-
-/* The descriptors a worker is started with. */
-enum { WORKER_SOCKET = 3, WORKER_PAGE = 4 };
 
 static const char not_a_command[] =
     "spire-hsm is a plugin: spire-server or spire-agent starts it, from a block like this one\n"
@@ -74,9 +74,11 @@ int main(int argc, char **argv)
     const char *argument = argc > 1 ? argv[1] : "";
     const struct role *role;
 
+    /* What we compute never depends on the host's openssl.cnf, which may put providers and
+     * whole PKCS#11 modules into this process. */
+    (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
     refuse_dumps();
-    if (strcmp(argument, "worker") == 0)
-        return hsm_worker(WORKER_SOCKET, WORKER_PAGE);
+    program_is(NULL, WORKER_SHA256);
     if (strcmp(argument, "--version") == 0 || strcmp(argument, "-version") == 0)
         return printf("spire-hsm %s\n", VERSION) < 0 || fflush(stdout) != 0;
     if (strcmp(argument, "help") == 0 || command_is_help(argument))

@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -124,9 +125,22 @@ static int start_rpc(const struct role *role, struct fault *fault)
     return 0;
 }
 
+/* gRPC 1.51 stops listening for good when accept() finds no descriptor free (CVE-2023-4785). */
+static void raise_open_files(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static int start(const struct role *role, struct fault *fault)
 {
-    if (handshake_check(fault) != 0 || open_watch(fault) != 0 || child_prepare(fault) != 0 ||
+    child_prepare();
+    raise_open_files();
+    if (handshake_check(fault) != 0 || open_watch(fault) != 0 ||
         handshake_choose(server.path, fault) != 0 || lane_open(fault) != 0 ||
         start_rpc(role, fault) != 0)
         return -1;

@@ -1,7 +1,7 @@
 /* Requests and replies as packets of a SOCK_SEQPACKET pair: front (plugin/) on one
- * end, worker on the other. One packet is one frame; both ends run the same build
- * (the first frame compares build ids), so the layout is nobody's interface and
- * may change at will. Decoding still trusts nothing: the other process may be
+ * end, worker on the other. One packet is one frame; both ends are of one build (the
+ * first frame compares the layout's id), so the layout is nobody's interface and may
+ * change at will. Decoding still trusts nothing: the other process may be
  * mad, and a frame that does not fit in every length and every enum is refused.
  *
  *   front                          worker
@@ -24,6 +24,11 @@ enum {
     FRAME_MAX = 8192,
     FRAME_BUILD_ID = 32,
 };
+
+/* How a worker is started: the descriptors it is given, and its one argument. The identity
+ * lock is there only if the front holds it. */
+enum { FRAME_SOCKET_FD = 3, FRAME_PAGE_FD = 4, FRAME_LOCK_FD = 5 };
+#define FRAME_WORKER_ARGUMENT "worker"
 
 enum frame_kind {
     FRAME_OPEN = 1,
@@ -56,8 +61,8 @@ int frame_decode(const uint8_t *bytes, size_t length, struct frame *frame, struc
 /* The number in bytes that did not decode, for a reply that says so; 0 if too short. */
 uint32_t frame_number(const uint8_t *bytes, size_t length);
 
-/* Identifies this very build; in OPEN and READY frames. Text of FRAME_BUILD_ID bytes,
- * padded with NULs, at least one. */
+/* Identifies the layout of frames, the same in both programs of a build; in OPEN and READY
+ * frames. Text of FRAME_BUILD_ID bytes, padded with NULs, at least one. */
 const char *frame_build_id(void);
 
 /* What each thread of the worker is executing, for the front to read at any time:
@@ -72,6 +77,8 @@ struct frame_slot {
 
 struct frame_page {
     struct frame_slot slots[HSM_SESSIONS_MAX];
+    uint64_t open_files; /* RLIMIT_NOFILE's soft limit as the front was given it, 0 = leave it;
+                            written before the worker starts */
 };
 
 #endif

@@ -69,8 +69,8 @@ static EVP_PKEY *make(const char *kind, OSSL_PARAM_BLD *builder)
     return pkey;
 }
 
-static int encode(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key *key,
-                  struct fault *fault)
+static int encode_rsa(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key *key,
+                      struct fault *fault)
 {
     struct hsm_public_key made = {.type = type};
     uint8_t *out = made.pkix;
@@ -79,6 +79,45 @@ static int encode(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_key 
     if (length <= 0 || (size_t)length > sizeof made.pkix || i2d_PUBKEY(pkey, &out) != length)
         return no_memory(fault);
     made.pkix_length = (uint32_t)length;
+    (void)SHA256(made.pkix, made.pkix_length, made.fingerprint);
+    *key = made;
+    return 0;
+}
+
+/* RFC 5480: SEQUENCE { SEQUENCE { id-ecPublicKey, curve }, BIT STRING point }, up to the point.
+ * Written here and not by OpenSSL: a provider may spell out the curve's numbers or compress the
+ * point, which SPIRE refuses. */
+static const struct prefix {
+    enum hsm_key_type type;
+    uint8_t length;
+    uint8_t bytes[26];
+} prefixes[] = {
+    {HSM_EC_P256, 26, {0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48,
+                       0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
+                       0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00}},
+    {HSM_EC_P384, 23, {0x30, 0x76, 0x30, 0x10, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02,
+                       0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22, 0x03, 0x62, 0x00}},
+};
+
+/* The point's numbers are OpenSSL's, who has seen that it is on the curve. */
+static int encode_ec(EVP_PKEY *pkey, const struct keytype *curve, struct hsm_public_key *key,
+                     struct fault *fault)
+{
+    const struct prefix *prefix = &prefixes[curve->type == HSM_EC_P384];
+    struct hsm_public_key made = {.type = curve->type};
+    OWNED(bn_free) BIGNUM *x = NULL;
+    OWNED(bn_free) BIGNUM *y = NULL;
+    uint8_t *point = made.pkix + prefix->length;
+    const int bytes = curve->bytes;
+
+    if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
+        EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1 ||
+        BN_bn2binpad(x, point + 1, bytes) != bytes ||
+        BN_bn2binpad(y, point + 1 + bytes, bytes) != bytes)
+        return no_memory(fault);
+    memcpy(made.pkix, prefix->bytes, prefix->length);
+    point[0] = 0x04; /* uncompressed */
+    made.pkix_length = prefix->length + 1U + 2U * curve->bytes;
     (void)SHA256(made.pkix, made.pkix_length, made.fingerprint);
     *key = made;
     return 0;
@@ -94,14 +133,12 @@ static int from_point(const struct keytype *curve, const uint8_t *point, size_t 
 
     if (!builder ||
         !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_GROUP_NAME, curve->group, 0) ||
-        !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_EC_POINT_CONVERSION_FORMAT,
-                                         "uncompressed", 0) ||
         !OSSL_PARAM_BLD_push_octet_string(builder, OSSL_PKEY_PARAM_PUB_KEY, point, length))
         return no_memory(fault);
     pkey = make("EC", builder);
     if (!pkey)
         return refuse_with_reason(fault, "EC point is not on its curve");
-    return encode(pkey, curve->type, key, fault);
+    return encode_ec(pkey, curve, key, fault);
 }
 
 static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hsm_public_key *key,
@@ -121,7 +158,7 @@ static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hs
     pkey = make("RSA", builder);
     if (!pkey)
         return refuse_with_reason(fault, "RSA public key is refused");
-    return encode(pkey, bits == 2048 ? HSM_RSA_2048 : HSM_RSA_4096, key, fault);
+    return encode_rsa(pkey, bits == 2048 ? HSM_RSA_2048 : HSM_RSA_4096, key, fault);
 }
 
 /* ---- CKA_EC_PARAMS ---- */

@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 
 #include "plugin/command/command_private.h"
+#include "plugin/report/log.h"
+#include "plugin/worker/child.h"
 
 /* ---- options ---- */
 
@@ -223,7 +225,7 @@ int command_fail(const struct fault *fault)
     return COMMAND_CANNOT;
 }
 
-/* A PIN will be in this process, as in a worker. */
+/* An inline PIN is in this process, as in a worker. */
 static void keep_secrets(void)
 {
     static const struct rlimit no_core = {0, 0};
@@ -245,6 +247,8 @@ int command_run(int argc, char **argv)
     if (read_line(command, argv + 1, &made, &fault) != 0)
         return command_fail(&fault);
     keep_secrets();
+    log_open_plain();
+    child_prepare();
     (void)signal(SIGPIPE, SIG_IGN); /* a pipe that closes must not end a prune half-way */
     status = command->run(&made);
     return fflush(stdout) == 0 && !ferror(stdout) ? status : COMMAND_CANNOT;

@@ -76,7 +76,7 @@ static int open_token(struct check *check)
     struct fault fault;
     char text[TABLE_CELL];
 
-    if (command_open_token(&check->config->config.keymanager, &check->token, &fault) != 0) {
+    if (command_open_token(&check->config->config.keymanager, -1, &check->token, &fault) != 0) {
         row_fault(check, "token", "cannot be used", &fault, advice_for(&fault));
         return -1;
     }
@@ -224,10 +224,10 @@ static int make(struct trial *trial, struct fault *fault)
     struct hsm_reply reply;
     unsigned looks = 0;
 
-    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    command_execute(&trial->check->token, &request, &reply);
     for (request.op = HSM_PROVE; is_to_be_awaited(&reply, looks); looks++) {
         (void)sleep(1);
-        hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+        command_execute(&trial->check->token, &request, &reply);
     }
     trial->public_key = reply.public_key;
     if (reply.fault.code != FAULT_NONE) {
@@ -254,7 +254,7 @@ static int sign(const struct trial *trial, const struct use *use, struct fault *
     memcpy(request.fingerprint, trial->public_key.fingerprint, sizeof request.fingerprint);
     if (RAND_bytes(request.digest, (int)request.digest_length) != 1)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers");
-    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    command_execute(&trial->check->token, &request, &reply);
     if (reply.fault.code == FAULT_NONE)
         return pubkey_verify(&trial->public_key, &request, reply.signature, reply.signature_length,
                              fault);
@@ -289,7 +289,7 @@ static void destroy(const struct trial *trial, const char *gone)
     struct hsm_request request = {.op = HSM_DESTROY, .key = trial->name};
     struct hsm_reply reply;
 
-    hsm_execute(trial->check->token.token, &request, &reply, NULL, NULL);
+    command_execute(&trial->check->token, &request, &reply);
     if (reply.fault.code == FAULT_NONE) {
         row(trial->check, FINE, trial->what, gone);
         return;

@@ -215,12 +215,12 @@ static int find_names(const struct command_options *options, const struct config
 static int run(const struct command_options *options, const struct config *config,
                struct fault *fault)
 {
-    OWNED(command_close_token) struct command_token token = {.token = NULL};
+    OWNED(command_close_token) struct command_token token = {.supervisor = NULL};
     struct inventory server = {.items = NULL};
     struct names names;
 
     if (find_names(options, config, &names, fault) != 0 ||
-        command_open_token(&config->keymanager, &token, fault) != 0 ||
+        command_open_token(&config->keymanager, -1, &token, fault) != 0 ||
         command_survey(&token, fault) != 0)
         return -1;
     while (survey_next(&token.survey, &server))

@@ -2,11 +2,13 @@
 #ifndef PLUGIN_COMMAND_COMMAND_PRIVATE_H
 #define PLUGIN_COMMAND_COMMAND_PRIVATE_H
 
-#include "hsm/hsm.h"
+#include <pthread.h>
+
 #include "plugin/command/command.h"
 #include "plugin/command/survey.h"
 #include "plugin/config/config.h"
 #include "plugin/keys/identity.h"
+#include "plugin/worker/supervisor.h"
 
 /* Exit statuses. */
 enum { COMMAND_FINE = 0, COMMAND_WRONG = 1, COMMAND_CANNOT = 2 };
@@ -64,16 +66,26 @@ char *command_read_file(const char *path, size_t most, size_t *length, struct fa
 /* ---- command_token.c ---- */
 
 struct command_token {
-    struct hsm_token *token;
+    struct supervisor *supervisor; /* NULL: not open */
     struct hsm_token_info info;
     struct survey survey;
+    int64_t limit; /* call_timeout, ns */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool open; /* the supervisor has not ended */
 };
 
-/* Opens the token the configuration names. Closed with command_close_token, which takes one
- * that was never opened as well. */
-int command_open_token(const struct config_keymanager *config, struct command_token *token,
-                       struct fault *fault);
+/* Opens the token the configuration names, in a worker, which holds `lock` (-1 = none) as
+ * long as it lives; the descriptor stays the caller's. Gives up as soon as a first worker has
+ * failed. Closed with command_close_token, also after a failure; that takes one all zero. */
+int command_open_token(const struct config_keymanager *config, int lock,
+                       struct command_token *token, struct fault *fault);
 void command_close_token(struct command_token *token);
+
+/* Has one request done, as the plugin would: repeated in a fresh worker where that may help,
+ * given up after call_timeout. */
+void command_execute(struct command_token *token, const struct hsm_request *request,
+                     struct hsm_reply *reply);
 
 /* Who is on the token, into token->survey. */
 int command_survey(struct command_token *token, struct fault *fault);

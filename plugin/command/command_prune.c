@@ -99,7 +99,7 @@ static bool destroy(struct prune *prune, const struct inventory_item *item, char
     struct hsm_request request = {.op = HSM_DESTROY, .key = item->name};
     struct hsm_reply reply;
 
-    hsm_execute(prune->token.token, &request, &reply, NULL, NULL);
+    command_execute(&prune->token, &request, &reply);
     (void)snprintf(why, TABLE_CELL, "%.*s", TABLE_CELL - 1, reply.fault.message);
     return reply.fault.code == FAULT_NONE;
 }
@@ -150,12 +150,18 @@ static size_t choose(struct prune *prune, struct inventory *server)
     return chosen;
 }
 
+/* A worker that outlives us must keep the server from starting beside it. */
+static int held(const struct prune *prune)
+{
+    return prune->own.lock >= 0 ? prune->own.lock : prune->named.lock;
+}
+
 static int prune_all(struct prune *prune, struct fault *fault)
 {
     OWNED(table_free) struct table table = {.rows = NULL};
     struct inventory server = {.items = NULL};
 
-    if (command_open_token(&prune->config->keymanager, &prune->token, fault) != 0 ||
+    if (command_open_token(&prune->config->keymanager, held(prune), &prune->token, fault) != 0 ||
         command_survey(&prune->token, fault) != 0)
         return -1;
     table_row(&table, "SERVER", "KEY ID", "GENERATION", "AGE", "REASON", "", NULL);

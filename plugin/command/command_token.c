@@ -1,11 +1,20 @@
+/* The token as a command has it: through a worker, with the plugin's own supervisor, limits
+ * and retries. So a command sees what the plugin would see, and a module that crashes or
+ * hangs takes no command along. */
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "hsm/base/clock.h"
+#include "hsm/base/condition.h"
 #include "plugin/command/command_private.h"
 
 /* The beginning of every label of format 1, whoever the key belongs to. */
 static const char everybody[] = "sp1-";
+
+/* A crowded token takes its time; that of a worker to leave. */
+static const int64_t scan_limit = 300 * CLOCK_SECOND;
+static const int64_t end_limit = 15 * CLOCK_SECOND;
 
 /* To root, who runs us at night, the file of the server's user is somebody else's. */
 static int blame_user(const char *path, struct fault *fault)
@@ -17,30 +26,121 @@ static int blame_user(const char *path, struct fault *fault)
     return -1;
 }
 
-int command_open_token(const struct config_keymanager *config, struct command_token *token,
-                       struct fault *fault)
+/* Called last of all by the supervisor. */
+static void ended(void *context)
 {
-    struct hsm_settings settings;
+    struct command_token *token = context;
+
+    (void)pthread_mutex_lock(&token->lock);
+    token->open = false;
+    (void)pthread_cond_broadcast(&token->changed);
+    (void)pthread_mutex_unlock(&token->lock);
+}
+
+static void tick(void *context)
+{
+    (void)context;
+}
+
+static int start(const struct config_keymanager *config, int lock, struct command_token *token,
+                 struct fault *fault)
+{
+    struct supervisor_options options = {
+        .lock = lock,
+        .operation_limit = config->operation_timeout,
+        .generate_limit = config->generate_timeout,
+        .tick = tick,
+        .ended = ended,
+        .context = token,
+    };
     int result;
 
-    config_settings(config, &settings);
-    result = hsm_open(&settings, &token->token, &token->info, fault);
-    hsm_settings_wipe(&settings);
-    return result == 0 ? 0 : blame_user(config->pin_file, fault);
+    config_settings(config, &options.settings);
+    token->limit = config->call_timeout;
+    result = supervisor_start(&options, &token->supervisor, fault);
+    hsm_settings_wipe(&options.settings);
+    token->open = result == 0;
+    return result;
 }
 
+int command_open_token(const struct config_keymanager *config, int lock,
+                       struct command_token *token, struct fault *fault)
+{
+    static const atomic_bool never;
+
+    (void)pthread_mutex_init(&token->lock, NULL);
+    condition_open(&token->changed);
+    if (start(config, lock, token, fault) != 0)
+        return -1;
+    if (supervisor_wait(token->supervisor, 0, &never, &token->info, fault) != 0)
+        return blame_user(config->pin_file, fault);
+    return 0;
+}
+
+/* A worker that does not come to an end is left to the kernel, which ends it with us. */
 void command_close_token(struct command_token *token)
 {
+    int64_t end = clock_now() + end_limit;
+
     survey_clear(&token->survey);
-    hsm_close(token->token);
-    token->token = NULL;
+    if (!token->supervisor)
+        return;
+    supervisor_retire(token->supervisor);
+    token->supervisor = NULL;
+    (void)pthread_mutex_lock(&token->lock);
+    while (token->open && clock_now() < end)
+        condition_wait(&token->changed, &token->lock, end);
+    (void)pthread_mutex_unlock(&token->lock);
 }
 
-static void add_item(void *context, const struct hsm_item *item)
-{
-    struct survey *survey = context;
+/* ---- requests ---- */
 
-    survey_add(survey, item);
+/* One request, waited for. */
+struct wait {
+    struct command_token *token;
+    struct hsm_reply *reply;
+    bool answered;
+};
+
+static void answered(void *context, const struct hsm_reply *reply)
+{
+    struct wait *wait = context;
+    struct command_token *token = wait->token;
+
+    (void)pthread_mutex_lock(&token->lock);
+    *wait->reply = *reply;
+    wait->answered = true;
+    (void)pthread_cond_broadcast(&token->changed);
+    (void)pthread_mutex_unlock(&token->lock);
+}
+
+static void found(void *context, const struct hsm_item *item)
+{
+    struct wait *wait = context;
+
+    if (item)
+        survey_add(&wait->token->survey, item);
+    else
+        survey_clear(&wait->token->survey);
+}
+
+void command_execute(struct command_token *token, const struct hsm_request *request,
+                     struct hsm_reply *reply)
+{
+    bool scan = request->op == HSM_SCAN;
+    struct wait wait = {.token = token, .reply = reply};
+
+    supervisor_submit(
+        token->supervisor,
+        &(struct supervisor_request){.request = request,
+                                     .deadline = clock_now() + (scan ? scan_limit : token->limit),
+                                     .done = answered,
+                                     .item = scan ? found : NULL,
+                                     .context = &wait});
+    (void)pthread_mutex_lock(&token->lock);
+    while (!wait.answered)
+        (void)pthread_cond_wait(&token->changed, &token->lock);
+    (void)pthread_mutex_unlock(&token->lock);
 }
 
 int command_survey(struct command_token *token, struct fault *fault)
@@ -50,7 +150,7 @@ int command_survey(struct command_token *token, struct fault *fault)
 
     memcpy(request.prefix, everybody, sizeof everybody);
     survey_clear(&token->survey);
-    hsm_execute(token->token, &request, &reply, add_item, &token->survey);
+    command_execute(token, &request, &reply);
     if (reply.fault.code != FAULT_NONE) {
         *fault = reply.fault;
         return fault_prefix(fault, "cannot list the keys on token \"%s\"", token->info.label);
@@ -71,7 +171,7 @@ void command_prove(struct command_token *token, struct inventory *server)
         struct inventory_item *item = &server->items[i];
         struct hsm_request request = {.op = HSM_PROVE, .key = item->name};
 
-        hsm_execute(token->token, &request, &reply, NULL, NULL);
+        command_execute(token, &request, &reply);
         item->proven = reply.fault.code == FAULT_NONE;
         if (item->proven) {
             item->state = reply.state;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -26,9 +27,16 @@ static const char *log_module = "spire-hsm";
 /* A pipe keeps only writes of up to 4096 bytes whole. */
 static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 
+static bool plain;
+
 void log_open(const char *module)
 {
     log_module = module;
+}
+
+void log_open_plain(void)
+{
+    plain = true;
 }
 
 /* The host parses exactly this form, and a line without it is dated year 1. */
@@ -88,11 +96,35 @@ static void write_line(char *text)
     (void)pthread_mutex_unlock(&writing);
 }
 
-static void end(json_t *line)
+/* For the eye: what the host would have told by fields stands in brackets. */
+static void write_plain(json_t *line)
 {
-    OWNED(scope_free) char *text = json_dumps(line, JSON_COMPACT);
+    const char *error = json_string_value(json_object_get(line, "error"));
+    const char *open = " (";
+    const char *key;
+    json_t *value;
 
-    if (text)
+    flockfile(stderr);
+    (void)fprintf(stderr, "spire-hsm: %s", json_string_value(json_object_get(line, "@message")));
+    if (error)
+        (void)fprintf(stderr, ": %s", error);
+    json_object_foreach (line, key, value) {
+        if (key[0] == '@' || strcmp(key, "error") == 0)
+            continue;
+        (void)fprintf(stderr, "%s%s=%s", open, key, json_string_value(value));
+        open = ", ";
+    }
+    (void)fputs(*open == ',' ? ")\n" : "\n", stderr);
+    funlockfile(stderr);
+}
+
+static void end(json_t *line, enum log_level level)
+{
+    OWNED(scope_free) char *text = plain ? NULL : json_dumps(line, JSON_COMPACT);
+
+    if (plain && level >= LOG_WARN)
+        write_plain(line);
+    else if (text)
         write_line(text);
     json_decref(line);
 }
@@ -105,7 +137,7 @@ void log_write(enum log_level level, const char *message, ...)
     va_start(pairs, message);
     put_pairs(line, pairs);
     va_end(pairs);
-    end(line);
+    end(line, level);
 }
 
 void log_fault(enum log_level level, const struct fault *fault, const char *message, ...)
@@ -119,5 +151,5 @@ void log_fault(enum log_level level, const struct fault *fault, const char *mess
     va_start(pairs, message);
     put_pairs(line, pairs);
     va_end(pairs);
-    end(line);
+    end(line, level);
 }

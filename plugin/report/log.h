@@ -16,6 +16,10 @@ enum log_level { LOG_TRACE, LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };
 /* The "@module" of every line: the role. Before the first line; a string constant. */
 void log_open(const char *module);
 
+/* For the commands, whose reader is a person: from now on warnings and errors are lines of
+ * plain text, "spire-hsm: message: error (key=value ..)", and lesser lines are left out. */
+void log_open_plain(void);
+
 /* log_write(LOG_INFO, "key made", "key_id", id, "label", label, NULL): the fields
  * are pairs of strings; a pair whose value is NULL or "" is left out. Invalid UTF-8
  * is replaced, so anything read from a token may be passed. */

@@ -9,23 +9,23 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "hsm/base/clock.h"
 #include "plugin/report/log.h"
+#include "plugin/worker/program.h"
 
 enum {
-    FIRST_FREE_FD = 16, /* sources of dup2 stay clear of its targets 0..5 */
-    WORKER_SOCKET = 3,
-    WORKER_PAGE = 4,
-    WORKER_LOCK = 5,
+    FIRST_FREE_FD = 16, /* sources of dup2 stay clear of a worker's descriptors */
     ERR_LINES_A_SECOND = 20,
     ERR_READS = 512,
 };
 
-static int self_executable = -1;
+/* As the host gave it to us: a vendor's library may select() on what it opens. */
+static uint64_t open_files;
 
 extern char **environ;
 
@@ -39,12 +39,14 @@ static int move_up(int fd)
     return moved;
 }
 
-int child_prepare(struct fault *fault)
+void child_prepare(void)
 {
-    self_executable = move_up(open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
-    if (self_executable < 0)
-        return fault_errno(fault, FAULT_INTERNAL, errno, "cannot open /proc/self/exe");
-    return 0;
+    struct rlimit limit;
+    int fd;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
+        open_files = limit.rlim_cur;
+    (void)program_open(&fd, NULL);
 }
 
 /* Everything the worker is given, both ends; -1 where not (yet) open. */
@@ -105,7 +107,7 @@ static int file_actions(const struct ends *ends, int lock, posix_spawn_file_acti
     int error = 0;
 
     if (lock >= 0) /* first: it alone may have one of the numbers below */
-        error = posix_spawn_file_actions_adddup2(actions, lock, WORKER_LOCK);
+        error = posix_spawn_file_actions_adddup2(actions, lock, FRAME_LOCK_FD);
     if (error == 0)
         error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
     if (error == 0)
@@ -113,9 +115,9 @@ static int file_actions(const struct ends *ends, int lock, posix_spawn_file_acti
     if (error == 0)
         error = posix_spawn_file_actions_adddup2(actions, ends->err_write, 2);
     if (error == 0)
-        error = posix_spawn_file_actions_adddup2(actions, ends->theirs, WORKER_SOCKET);
+        error = posix_spawn_file_actions_adddup2(actions, ends->theirs, FRAME_SOCKET_FD);
     if (error == 0)
-        error = posix_spawn_file_actions_adddup2(actions, ends->page, WORKER_PAGE);
+        error = posix_spawn_file_actions_adddup2(actions, ends->page, FRAME_PAGE_FD);
     return error;
 }
 
@@ -139,17 +141,17 @@ static int attributes(posix_spawnattr_t *attr)
     return error;
 }
 
-static int start(const struct ends *ends, int lock, pid_t *pid)
+static int start(const struct ends *ends, int lock, int program, pid_t *pid)
 {
-    char name[] = "spire-hsm";
-    char mode[] = "worker";
+    char name[] = "spire-hsm-worker";
+    char mode[] = FRAME_WORKER_ARGUMENT;
     char *const argv[] = {name, mode, NULL};
     char path[64];
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attr;
     int error;
 
-    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", self_executable);
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", program);
     error = posix_spawn_file_actions_init(&actions);
     if (error != 0)
         return error;
@@ -166,32 +168,45 @@ static int start(const struct ends *ends, int lock, pid_t *pid)
     return error;
 }
 
+/* Starts a process with the ends, which stay the caller's, and maps its page. */
+static int spawn(const struct ends *ends, int lock, struct child *child, struct fault *fault)
+{
+    struct frame_page *page;
+    pid_t pid = 0;
+    int program;
+    int error;
+
+    if (program_open(&program, fault) != 0)
+        return -1;
+    page = mmap(NULL, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED, ends->page, 0);
+    if (page == MAP_FAILED)
+        return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot start a worker process");
+    page->open_files = open_files;
+    error = start(ends, lock, program, &pid);
+    if (error != 0) {
+        (void)munmap(page, sizeof *page);
+        return program_refused(error, fault);
+    }
+    *child = (struct child){.pid = pid, .socket = ends->ours, .err = ends->err_read, .page = page};
+    child->process = pidfd_open(pid, 0);
+    return 0;
+}
+
 int child_spawn(int lock, unsigned patience_ms, struct child *child, struct fault *fault)
 {
     struct ends ends = {-1, -1, -1, -1, -1};
-    struct frame_page *page;
-    pid_t pid = 0;
-    int error;
+    int result;
 
-    if (ends_open(patience_ms, &ends) != 0) {
-        error = errno;
-        ends_close(&ends);
-        return fault_errno(fault, FAULT_UNAVAILABLE, error, "cannot start a worker process");
+    if (ends_open(patience_ms, &ends) != 0)
+        result = fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot start a worker process");
+    else
+        result = spawn(&ends, lock, child, fault);
+    if (result == 0) {
+        ends.ours = -1;
+        ends.err_read = -1;
     }
-    page = mmap(NULL, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED, ends.page, 0);
-    error = page == MAP_FAILED ? errno : start(&ends, lock, &pid);
-    if (error != 0) {
-        if (page != MAP_FAILED)
-            (void)munmap(page, sizeof *page);
-        ends_close(&ends);
-        return fault_errno(fault, FAULT_UNAVAILABLE, error, "cannot start a worker process");
-    }
-    *child = (struct child){.pid = pid, .socket = ends.ours, .err = ends.err_read, .page = page};
-    child->process = pidfd_open(pid, 0);
-    ends.ours = -1;
-    ends.err_read = -1;
     ends_close(&ends);
-    return 0;
+    return result;
 }
 
 void child_hang_up(struct child *child)

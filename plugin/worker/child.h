@@ -1,9 +1,7 @@
-/* The worker as a process: this very executable started again, a SOCK_SEQPACKET pair
- * to talk through, a shared page that says what it executes, a pipe for its stderr.
+/* The worker as a process: spire-hsm-worker (program.h), a SOCK_SEQPACKET pair to talk
+ * through, a shared page that says what it executes, a pipe for its stderr.
  *
- * It is started from a descriptor of our own executable, never by path: an upgrade on
- * disk must not mix versions, nor pass by SPIRE's plugin_checksum. No pipe of
- * go-plugin's reaches it: the host notices our exit only when those close. The
+ * No pipe of go-plugin's reaches it: the host notices our exit only when those close. The
  * environment goes on as it came: vendor libraries are configured there.
  *
  * One thread (the supervisor's) uses a child; the page may be read by any. */
@@ -28,8 +26,10 @@ struct child {
     int64_t err_second;
 };
 
-/* Opens our own executable. Once, at process start. */
-int child_prepare(struct fault *fault);
+/* Once, at process start, before RLIMIT_NOFILE is raised: workers are given the limit of now.
+ * Opens the worker's program, so that what an upgrade puts there later is not ours; if it is
+ * not there, child_spawn says so. */
+void child_prepare(void);
 
 /* Starts a worker. It inherits `lock` (-1 = none), and with it the identity lock, for
  * its whole life. Receiving from child->socket gives up after `patience_ms`. */

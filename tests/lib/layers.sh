@@ -17,9 +17,9 @@ plugin/config      hsm/base hsm/wire plugin/bundle
 plugin/rpc         hsm/base plugin/report proto
 plugin/worker      hsm/base hsm/wire plugin/report
 plugin/keys        hsm/base hsm/wire plugin/config plugin/report plugin/worker
-plugin/command     hsm/base hsm/wire hsm plugin/bundle plugin/config plugin/keys
+plugin/command     hsm/base hsm/wire plugin/bundle plugin/config plugin/keys plugin/report plugin/worker
 plugin/service     hsm/base hsm/wire plugin/bundle plugin/config plugin/keys plugin/report plugin/rpc proto
-plugin             hsm/base hsm/wire hsm plugin/command plugin/config plugin/report plugin/rpc plugin/service plugin/worker
+plugin             hsm/base hsm/wire plugin/command plugin/config plugin/report plugin/rpc plugin/service plugin/worker
 "
 # Libraries whose headers only some may see: a pattern of the header, and of the files.
 libraries="

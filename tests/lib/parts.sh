@@ -184,7 +184,7 @@ jwt_mint() {
 worker_pid() {
     local pid
     for pid in $(descendants "${pids[server]}"); do
-        if [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" = "spire-hsm worker " ]; then
+        if [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" = "spire-hsm-worker worker " ]; then
             echo "$pid"
             return 0
         fi

@@ -102,9 +102,9 @@ copied_whole() {
         [ "$(sha256sum <"$volume/bin/spire-hsm" | cut -d ' ' -f 1)" = "$(<"$image/plugin_checksum")" ]
 }
 
-nothing_from_outside() { # neither program names a loader or library folder but the tree's
+nothing_from_outside() { # no program names a loader or library folder but the tree's
     local program
-    for program in spire-hsm softhsm2-util; do
+    for program in spire-hsm spire-hsm-worker softhsm2-util; do
         [[ $(patchelf --print-interpreter "$volume/bin/$program") == "$tree"/lib/ld-* ]] &&
             [ "$(patchelf --print-rpath "$volume/bin/$program")" = "$tree/lib" ] &&
             readelf -d "$volume/bin/$program" | grep -q RPATH || return 1

@@ -280,7 +280,7 @@ front_of() {
         process=${process%/cgroup}
         if [[ $(readlink "$process/exe") == /opt/spire-hsm/bin/spire-hsm ]] &&
             tr '\0' '\n' <"$process/environ" | grep -qx KeyManager=KeyManager &&
-            [ "$(tr '\0' ' ' <"$process/cmdline")" != "spire-hsm worker " ]; then
+            [ "$(tr '\0' ' ' <"$process/cmdline")" != "spire-hsm-worker worker " ]; then
             echo "${process#/proc/}"
             return
         fi

@@ -48,6 +48,8 @@ sbom_has_what_the_package_depends_on() {
             .relationshipType == "DYNAMIC_LINK" and .relatedSpdxElement == $id)' \
             "$here/../build/sbom.spdx.json" || return 1
     done
+    jq -e 'any(.relationships[]; .relationshipType == "STATIC_LINK" and
+        .relatedSpdxElement == "SPDXRef-Package-libssl-dev")' "$here/../build/sbom.spdx.json"
 }
 
 ## Manual pages
@@ -112,7 +114,7 @@ kill_the_key_manager() {
     local pid
     for pid in $(descendants "${pids[server]}"); do
         if grep -qz '^KeyManager=KeyManager$' "/proc/$pid/environ" &&
-            [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" != "spire-hsm worker " ]; then
+            [ "$(tr '\0' ' ' <"/proc/$pid/cmdline")" != "spire-hsm-worker worker " ]; then
             kill -s KILL "$pid"
             return
         fi
@@ -146,6 +148,13 @@ deb_starts_nothing() { # no unit, nothing that runs when it is installed
 deb_runs() {
     dpkg-deb -x "$deb" "$scratch/deb" &&
         [ "$("$scratch/deb/usr/libexec/spire-hsm" --version)" = "$("$here/../build/spire-hsm" --version)" ]
+}
+
+# dh_strip and its like must have left the worker as the front was built with it.
+deb_checks_a_token() {
+    printf 'module = "%s"\ntoken = "pkcs11:token=spire"\npin = "1234"\nkey_identifier_value = "deb"\n' \
+        /usr/lib/softhsm/libsofthsm2.so >"$scratch/deb_data"
+    token_make && "$scratch/deb/usr/libexec/spire-hsm" check --trust-domain example.org --config "$scratch/deb_data"
 }
 
 make_chroot() {
@@ -184,11 +193,12 @@ gone_there() {
 must "make deb makes a package" deb_is_made
 check "lintian has nothing to say" lintian_is_content
 check "program, command, pages, example and units are where they belong" deb_has \
-    usr/libexec/spire-hsm usr/bin/spire-hsm usr/share/man/man1/spire-hsm.1.gz \
+    usr/libexec/spire-hsm usr/libexec/spire-hsm-worker usr/bin/spire-hsm usr/share/man/man1/spire-hsm.1.gz \
     usr/share/man/man5/spire-hsm.conf.5.gz usr/share/doc/spire-hsm/examples/server.conf \
     usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
+check "its programs are a pair: a token passes every check" deb_checks_a_token
 check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
 check "versions follow tags, and are SemVer" versions_follow_tags
 check "manual pages are well formed" pages_are_well_formed

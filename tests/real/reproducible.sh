@@ -44,5 +44,6 @@ must "the tarball has the same bytes twice" dist_twice
 must "the tarball builds in another folder, where there is no git" build_elsewhere
 check "both programs say the same version, a SemVer" version_is_the_same
 check "the programs are the same, byte for byte" same spire-hsm
+check "their workers are, too" same spire-hsm-worker
 check "the images have the same digest" same image/digest
 check "the tarball packs itself again" same "${tarball##*/}"

@@ -25,6 +25,7 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/worker/child.h"
+#include "plugin/worker/program.h"
 #include "tests/support/supervisor_token.h"
 
 static struct {
@@ -291,15 +292,16 @@ static inline int make_script(void **state)
 {
     char path[] = "/tmp/unit-supervisor-XXXXXX";
     int fd = mkostemp(path, O_CLOEXEC);
-    struct fault fault;
     int result;
 
     (void)state;
     result = ftruncate(fd, sizeof *script) == 0 && map_script(fd) == 0 &&
-                     setenv(script_variable, path, 1) == 0 && child_prepare(&fault) == 0
+                     setenv(script_variable, path, 1) == 0
                  ? 0
                  : -1;
     (void)close(fd);
+    program_is("/proc/self/exe", NULL); /* the test is its own worker */
+    child_prepare();
     return result;
 }
 

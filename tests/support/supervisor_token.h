@@ -93,11 +93,6 @@ void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *fn)
     waits = fn;
 }
 
-void hsm_settings_wipe(struct hsm_settings *settings)
-{
-    explicit_bzero(settings, sizeof *settings);
-}
-
 static inline bool mischief(void)
 {
     return atomic_fetch_sub(&script->mischief, 1) > 0;

@@ -1,5 +1,6 @@
 /* The life of keys, with worker processes that die: this program started again, on a token
  * that is a page shared with the test. */
+#include "plugin/worker/program.h"
 #include "tests/support/keymanager_token.h"
 
 /* ---- SPIRE ---- */
@@ -434,7 +435,6 @@ static int prepare(void **state)
 {
     static char path[] = "/tmp/unit-keymanager-XXXXXX";
     int fd = mkostemp(path, O_CLOEXEC);
-    struct fault fault;
     int sized = ftruncate(fd, sizeof *token);
 
     (void)state;
@@ -449,7 +449,9 @@ static int prepare(void **state)
                    sizeof config.keymanager.key_identifier_file, "%s.id", path);
     if (sized != 0 || map_token(path) != 0 || setenv(token_variable, path, 1) != 0)
         return -1;
-    return child_prepare(&fault);
+    program_is("/proc/self/exe", NULL); /* this program is its own worker */
+    child_prepare();
+    return 0;
 }
 
 static int clear_up(void **state)

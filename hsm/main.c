@@ -1,0 +1,45 @@
+/* spire-hsm-worker: the process in which a vendor's PKCS#11 module runs. spire-hsm starts it;
+ * by hand there is nothing to do with it. */
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <openssl/crypto.h>
+
+#include "hsm/hsm.h"
+#include "hsm/wire/frame.h"
+
+#ifndef VERSION
+#define VERSION "unknown"
+#endif
+
+/* stdout and stderr are libc's data: to name them would make this program export them. Hence
+ * dprintf. */
+
+/* Was it the front that started us? */
+static bool has_front(void)
+{
+    int type = 0;
+    socklen_t length = sizeof type;
+
+    return getsockopt(FRAME_SOCKET_FD, SOL_SOCKET, SO_TYPE, &type, &length) == 0 &&
+           type == SOCK_SEQPACKET;
+}
+
+int main(int argc, char **argv)
+{
+    const char *argument = argc > 1 ? argv[1] : "";
+
+    if (strcmp(argument, FRAME_WORKER_ARGUMENT) == 0 && has_front()) {
+        /* The libcrypto in this program is its own. The host's openssl.cnf is for the module's. */
+        (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
+        return hsm_worker(FRAME_SOCKET_FD, FRAME_PAGE_FD);
+    }
+    if (strcmp(argument, "--version") == 0 || strcmp(argument, "-version") == 0)
+        return dprintf(STDOUT_FILENO, "spire-hsm-worker %s\n", VERSION) < 0;
+    (void)dprintf(STDERR_FILENO,
+                  "spire-hsm-worker is a part of spire-hsm, which starts it and looks for it\n"
+                  "beside itself. `spire-hsm --help` lists the commands for operators.\n");
+    return 2;
+}
