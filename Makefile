@@ -73,7 +73,10 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/rooms.a
 $(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/faulty.h
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
-$(TESTS): | $(BUILD)/tests/faulty.so
+$(BUILD)/tests/collide.so: tests/support/collide.c
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
+$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so
 
 .SECONDARY: # what is made on the way (headers from proto/, objects of tests) is kept
 

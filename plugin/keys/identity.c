@@ -15,6 +15,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/file_stamp.h"
 #include "hsm/base/scope.h"
+#include "plugin/keys/holder.h"
 #include "plugin/report/log.h"
 
 static const int64_t lock_wait = 12 * CLOCK_SECOND;
@@ -187,6 +188,17 @@ static int read_file(const struct source *source, int fd, struct identity *ident
     return 0;
 }
 
+static int in_use(const struct source *source, int fd, struct fault *fault)
+{
+    char holder[HOLDER_TEXT];
+
+    holder_of(fd, holder);
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "%s \"%s\" is in use by another process%s: two servers must not share one "
+                     "identity",
+                     source->what, source->path, holder);
+}
+
 static int take_lock(const struct source *source, int fd, int64_t wait, struct fault *fault)
 {
     const struct timespec pause = {.tv_nsec = 50 * CLOCK_MILLISECOND};
@@ -197,10 +209,7 @@ static int take_lock(const struct source *source, int fd, int64_t wait, struct f
             return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot lock %s \"%s\"",
                                source->what, source->path);
         if (clock_now() >= until)
-            return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                             "%s \"%s\" is in use by another process: two servers must not share "
-                             "one identity",
-                             source->what, source->path);
+            return in_use(source, fd, fault);
         (void)nanosleep(&pause, NULL);
     }
     return 0;
