@@ -7,9 +7,9 @@
 #include "plugin/command/command.h"
 #include "plugin/config/config.h"
 #include "plugin/serve.h"
+#include "plugin/service/role.h"
 #include "plugin/worker/program.h"
 #include "plugin/worker_hash.h"
-#include "plugin/service/role.h"
 
 #ifndef VERSION
 #define VERSION "unknown"

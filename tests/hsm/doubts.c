@@ -1,6 +1,9 @@
 /* Keys that may or may not have been made, are not what they should be, or will not go. */
 #include "tests/support/hsm_bent.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "hsm/wire/pubkey.h"
 
 /* ---- generating ---- */

@@ -1,6 +1,13 @@
 /* The rules of faulty.so's scripts. */
 #include "tests/support/steps.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 /* ---- rules ---- */
 
 static void step_nothing(void)

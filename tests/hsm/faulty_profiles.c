@@ -1,6 +1,12 @@
 /* The profiles of faulty.so: habits of real tokens. */
 #include "tests/support/steps.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 static void step_cloudhsm(void)
 {
     CK_BBOOL no = CK_FALSE;

@@ -4,6 +4,8 @@
 #include "tests/support/hsm_room.h"
 
 #include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
 
 #include <p11-kit/pkcs11.h>
 

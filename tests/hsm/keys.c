@@ -3,6 +3,8 @@
 #include "tests/support/hsm_room.h"
 
 #include <pthread.h>
+#include <stdio.h>
+#include <string.h>
 
 #include "hsm/object.h"
 #include "hsm/token.h"

@@ -2,6 +2,9 @@
 #include "tests/support/hsm_bent.h"
 
 #include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "hsm/wire/pubkey.h"
 

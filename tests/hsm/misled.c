@@ -2,35 +2,39 @@
 #include "tests/support/hsm_bent.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
 
 #include "hsm/wire/pubkey.h"
 #include "hsm/wire/rv.h"
 
 /* ---- scans ---- */
 
-struct told {
+/* What a SCAN showed of the token. */
+struct scan_result {
     unsigned complete;
-    unsigned others;
+    unsigned others; /* half, unfit */
     struct hsm_reply reply;
 };
 
-static void tell(void *context, const struct hsm_item *item)
+static void count_item(void *context, const struct hsm_item *item)
 {
-    struct told *told = context;
+    struct scan_result *result = context;
 
     if (item->state == HSM_COMPLETE)
-        told->complete++;
+        result->complete++;
     else
-        told->others++;
+        result->others++;
 }
 
-static struct told scan_token(void)
+static struct scan_result scan_token(void)
 {
     struct hsm_request request = {.op = HSM_SCAN, .prefix = "sp1-"};
-    struct told told = {.complete = 0};
+    struct scan_result result = {.complete = 0};
 
-    hsm_execute(token, &request, &told.reply, tell, &told);
-    return told;
+    hsm_execute(token, &request, &result.reply, count_item, &result);
+    return result;
 }
 
 /* An object of no use to us, as long as the token can tell what it is. */
@@ -66,48 +70,48 @@ static void keys_that_could_not_be_read_for_a_moment_are_not_missing(void **stat
     broken = CK_INVALID_HANDLE;
     bent.C_GetAttributeValue = reads_badly;
     for (int times = 1; times <= 4; times++) {
-        struct told told;
+        struct scan_result result;
 
         fail_next(times, codes[times % 2]);
-        told = scan_token();
-        assert_int_equal(told.reply.fault.code, FAULT_NONE);
-        assert_int_equal(told.complete, 2);
-        assert_int_equal(told.others + told.reply.nameless, 0);
+        result = scan_token();
+        assert_int_equal(result.reply.fault.code, FAULT_NONE);
+        assert_int_equal(result.complete, 2);
+        assert_int_equal(result.others + result.reply.nameless, 0);
     }
 }
 
 static void keys_that_cannot_be_read_at_all_are_not_missing_either(void **state)
 {
-    struct told told;
+    struct scan_result result;
 
     (void)state;
     (void)room_generate(token, "a", HSM_EC_P256);
     broken = CK_INVALID_HANDLE;
     bent.C_GetAttributeValue = reads_badly;
     fail_next(1 << 20, CKR_FUNCTION_FAILED);
-    told = scan_token();
-    assert_int_equal(told.reply.fault.code, FAULT_UNAVAILABLE);
-    assert_int_equal(told.reply.fault.ckr, CKR_FUNCTION_FAILED);
-    assert_int_equal(told.complete + told.others, 0);
+    result = scan_token();
+    assert_int_equal(result.reply.fault.code, FAULT_UNAVAILABLE);
+    assert_int_equal(result.reply.fault.ckr, CKR_FUNCTION_FAILED);
+    assert_int_equal(result.complete + result.others, 0);
 }
 
 /* SoftHSM leaves such when it is killed in the middle of a write. */
 static void an_object_that_is_broken_for_ever_does_not_stop_the_scan(void **state)
 {
-    struct told told;
+    struct scan_result result;
 
     (void)state;
     broken = make_data();
     bent.C_GetAttributeValue = reads_badly;
     plan.with = CKR_GENERAL_ERROR;
-    told = scan_token(); /* on a token that has nothing else */
-    assert_int_equal(told.reply.fault.code, FAULT_NONE);
-    assert_int_equal(told.reply.nameless, 1);
+    result = scan_token(); /* on a token that has nothing else */
+    assert_int_equal(result.reply.fault.code, FAULT_NONE);
+    assert_int_equal(result.reply.nameless, 1);
     (void)room_generate(token, "a", HSM_EC_P256);
-    told = scan_token();
-    assert_int_equal(told.reply.fault.code, FAULT_NONE);
-    assert_int_equal(told.reply.nameless, 1);
-    assert_int_equal(told.complete, 1);
+    result = scan_token();
+    assert_int_equal(result.reply.fault.code, FAULT_NONE);
+    assert_int_equal(result.reply.nameless, 1);
+    assert_int_equal(result.complete, 1);
 }
 
 static CK_RV finds_badly(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE_PTR list, CK_ULONG most,
@@ -124,12 +128,12 @@ static void no_memory_for_a_search_is_not_a_full_token(void **state)
     (void)state;
     bent.C_FindObjects = finds_badly;
     for (size_t i = 0; i < sizeof codes / sizeof codes[0]; i++) {
-        struct told told;
+        struct scan_result result;
 
         fail_next(1, codes[i]);
-        told = scan_token();
-        assert_int_equal(told.reply.fault.ckr, codes[i]);
-        assert_int_equal(told.reply.fault.code, FAULT_UNAVAILABLE);
+        result = scan_token();
+        assert_int_equal(result.reply.fault.ckr, codes[i]);
+        assert_int_equal(result.reply.fault.code, FAULT_UNAVAILABLE);
     }
 }
 
@@ -153,16 +157,16 @@ static CK_RV reads_after_a_new_login(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE
 
 static void a_scan_across_a_new_login_is_done_over(void **state)
 {
-    struct told told;
+    struct scan_result result;
 
     (void)state;
     (void)room_generate(token, "a", HSM_EC_P256);
     (void)room_generate(token, "b", HSM_EC_P256);
     bent.C_GetAttributeValue = reads_after_a_new_login;
     fail_next(1, 0);
-    told = scan_token();
-    assert_int_equal(told.reply.fault.code, FAULT_NONE);
-    assert_int_equal(told.complete, 2);
+    result = scan_token();
+    assert_int_equal(result.reply.fault.code, FAULT_NONE);
+    assert_int_equal(result.complete, 2);
     fail_next(1 << 20, 0);
     assert_int_equal(scan_token().reply.fault.code, FAULT_UNAVAILABLE);
 }
@@ -412,11 +416,11 @@ static void a_module_for_one_thread_at_a_time_is_given_one_session(void **state)
     token->module.one_at_a_time = false;
 }
 
-static atomic_uint told_of_waiting;
+static atomic_uint waits_reported;
 
 static void count_wait(void)
 {
-    told_of_waiting++;
+    waits_reported++;
 }
 
 static void *ping(void *context)
@@ -438,9 +442,9 @@ static void who_waits_for_a_session_says_so(void **state)
     hsm_on_wait(token, count_wait);
     for (uint32_t i = 0; i < token->pool.limit; i++)
         assert_int_equal(session_borrow(&token->pool, &lent[i], &fault), 0);
-    assert_int_equal(told_of_waiting, 0);
+    assert_int_equal(waits_reported, 0);
     assert_int_equal(pthread_create(&thread, NULL, ping, &reply), 0);
-    while (told_of_waiting < 3)
+    while (waits_reported < 3)
         (void)usleep(1000);
     for (uint32_t i = 0; i < token->pool.limit; i++)
         session_return(&token->pool, &lent[i]);

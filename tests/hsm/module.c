@@ -1,6 +1,12 @@
 /* Which file is loaded as a module, which is not, and what is said then. */
 #include "tests/support/hsm_room.h"
 
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
 static void module_that_is_none_is_refused_by_name(void **state)
 {
     struct hsm_settings settings = room_good();

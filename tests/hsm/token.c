@@ -3,6 +3,11 @@
 #include "tests/support/hsm_room.h"
 
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "hsm/object.h"
 #include "hsm/pin.h"

@@ -1,91 +1,31 @@
-/* Authorities for tests of the bundle: keys of every kind, certificates, made on the spot. */
+/* Authorities for tests of the bundle: keys and certificates, made on the spot.
+ *
+ * KIND is "P-256", "P-384", "P-521", "P-224", "secp256k1", "RSA-2048", "RSA-4096", "ED25519"
+ * or "X25519". Nothing here fails: what OpenSSL cannot make ends the program.
+ *
+ * The DER bytes are inside the struct. A key from authority_key() is the caller's, who ends
+ * it with EVP_PKEY_free(). */
 #ifndef TESTS_AUTHORITY_H
 #define TESTS_AUTHORITY_H
 
+#include <stddef.h>
 #include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include <openssl/evp.h>
-#include <openssl/x509.h>
 
 struct authority {
     uint8_t bytes[4096];
     size_t length;
 };
 
-/* "P-256", "P-384", "P-521", "P-224", "secp256k1", "RSA-2048", "RSA-4096", "ED25519", "X25519" */
-static inline EVP_PKEY *authority_key(const char *kind)
-{
-    if (strncmp(kind, "RSA-", 4) == 0)
-        return EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)atoi(kind + 4));
-    if (strstr(kind, "25519"))
-        return EVP_PKEY_Q_keygen(NULL, NULL, kind);
-    return EVP_PKEY_Q_keygen(NULL, NULL, "EC", kind);
-}
+/* The usual two: a fresh key as SubjectPublicKeyInfo, and a certificate of a fresh key. */
+struct authority authority_new_pkix(const char *kind);
+struct authority authority_new_certificate(const char *kind, long serial);
 
-static inline struct authority authority_take(unsigned char *der, int length)
-{
-    struct authority made = {.length = (size_t)length};
-
-    if (length <= 0 || made.length > sizeof made.bytes)
-        abort();
-    memcpy(made.bytes, der, made.length);
-    OPENSSL_free(der);
-    return made;
-}
-
-static inline struct authority authority_pkix(const EVP_PKEY *key)
-{
-    unsigned char *der = NULL;
-    int length = i2d_PUBKEY(key, &der);
-
-    return authority_take(der, length);
-}
-
-/* A self-issued certificate for `key`, signed with a key of its own kind: nobody who reads
- * a bundle looks at the signature. */
-static inline struct authority authority_certificate(EVP_PKEY *key, long serial)
-{
-    EVP_PKEY *signer = authority_key("P-256");
-    X509 *certificate = X509_new();
-    X509_NAME *name;
-    unsigned char *der = NULL;
-    int length;
-
-    if (!signer || !certificate)
-        abort();
-    name = X509_get_subject_name(certificate);
-    (void)X509_NAME_add_entry_by_txt(name, "CN", MBSTRING_ASC, (const uint8_t *)"ca", -1, -1, 0);
-    (void)X509_set_version(certificate, X509_VERSION_3);
-    (void)ASN1_INTEGER_set(X509_get_serialNumber(certificate), serial);
-    (void)X509_set_issuer_name(certificate, name);
-    (void)X509_gmtime_adj(X509_getm_notBefore(certificate), 0);
-    (void)X509_gmtime_adj(X509_getm_notAfter(certificate), 86400);
-    (void)X509_set_pubkey(certificate, key);
-    (void)X509_sign(certificate, signer, EVP_sha256());
-    length = i2d_X509(certificate, &der);
-    X509_free(certificate);
-    EVP_PKEY_free(signer);
-    return authority_take(der, length);
-}
-
-static inline struct authority authority_new_pkix(const char *kind)
-{
-    EVP_PKEY *key = authority_key(kind);
-    struct authority made = authority_pkix(key);
-
-    EVP_PKEY_free(key);
-    return made;
-}
-
-static inline struct authority authority_new_certificate(const char *kind, long serial)
-{
-    EVP_PKEY *key = authority_key(kind);
-    struct authority made = authority_certificate(key, serial);
-
-    EVP_PKEY_free(key);
-    return made;
-}
+/* The same for a key that the test keeps, or has changed. The certificate is signed with
+ * another key: no reader of a bundle checks the signature. */
+EVP_PKEY *authority_key(const char *kind);
+struct authority authority_pkix(const EVP_PKEY *key);
+struct authority authority_certificate(EVP_PKEY *key, long serial);
 
 #endif

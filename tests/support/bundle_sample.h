@@ -1,55 +1,34 @@
-/* A bundle with an authority of every kind. */
+/* A bundle with an authority of every kind: six certificates and six JWT keys.
+ *
+ * Call make_authorities() first, as the group's setup; then whole_bundle() as often as
+ * wanted. The arrays below are what the bundle points to. A test may copy the struct and
+ * change the copy; the arrays are shared by all tests of the program. */
 #ifndef TESTS_BUNDLE_SAMPLE_H
 #define TESTS_BUNDLE_SAMPLE_H
 
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <cmocka.h>
 
 #include "plugin/bundle/bundle.h"
 #include "tests/support/authority.h"
 
-static const char *const kinds[] = {"P-256", "P-384", "P-521", "RSA-2048", "RSA-4096", "ED25519"};
-enum { KINDS = sizeof kinds / sizeof kinds[0] };
+enum { KINDS = 6 };
 
-static struct authority certificates[KINDS];
-static struct authority keys[KINDS];
+extern const char *const kinds[KINDS]; /* for authority.h */
+extern const char *const ids[KINDS];   /* of the JWT keys; some need escapes in JSON */
+extern struct authority certificates[KINDS];
+extern struct authority keys[KINDS];
+extern struct bundle_bytes x509[KINDS];  /* the certificates again, .. */
+extern struct bundle_jwt_key jwt[KINDS]; /* .. and the keys, as a bundle has them */
 
-static struct bundle_bytes x509[KINDS];
-static struct bundle_jwt_key jwt[KINDS];
-static const char *const ids[KINDS] = {"b", "a", "c/d +", "schl\xc3\xbcssel", "\"q\"\\", "e"};
+int make_authorities(void **state);
+struct bundle whole_bundle(void); /* example.org, refresh hint 300, sequence number 42 */
 
-static inline int make_authorities(void **state)
-{
-    (void)state;
-    for (size_t i = 0; i < KINDS; i++) {
-        certificates[i] = authority_new_certificate(kinds[i], (long)i + 1);
-        keys[i] = authority_new_pkix(kinds[i]);
-        x509[i] = (struct bundle_bytes){certificates[i].bytes, certificates[i].length};
-        jwt[i] = (struct bundle_jwt_key){{keys[i].bytes, keys[i].length}, ids[i]};
-    }
-    return 0;
-}
-
-static inline struct bundle whole_bundle(void)
-{
-    return (struct bundle){"example.org", x509, KINDS, jwt, KINDS, 300, 42};
-}
-
-/* gcc 12, when it inlines this, takes what it returns for a pointer to a local. */
-__attribute__((noinline, unused)) static char *encode(const struct bundle *bundle,
-                                                      enum bundle_format format, size_t *length)
-{
-    struct fault fault = {.message = "none"};
-    char *bytes = NULL;
-
-    if (bundle_encode(bundle, format, &bytes, length, &fault) != 0)
-        fail_msg("not encoded: %s", fault.message);
-    assert_int_equal(bytes[*length], '\0');
-    return bytes;
-}
+/* The bundle as a file. The caller frees it. Fails the test if it cannot be encoded. */
+char *encode(const struct bundle *bundle, enum bundle_format format, size_t *length);
 
 #endif

@@ -1,57 +1,36 @@
-/* For the tests of config.c: reads a text, and says what is expected of it. */
+/* For the tests of plugin_data: reads a text, and says what is expected of it.
+ *
+ * Every function reads `text` for a plugin of that kind in trust domain example.org. What was
+ * read is in `config` and `notes` afterwards, until the next call. */
 #ifndef TESTS_CONFIG_READING_H
 #define TESTS_CONFIG_READING_H
 
-#include "plugin/config/config.h"
-
 #include <setjmp.h>
 #include <stdarg.h>
-#include <string.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <cmocka.h>
 
+#include "plugin/config/config.h"
+
+/* The three lines that a KeyManager cannot do without. */
 #define NEEDED "module = \"m\"\ntoken = \"pkcs11:\"\nkey_identifier_value = \"x\"\n"
 
-static struct config config;
-static struct config_notes notes;
+extern struct config config;
+extern struct config_notes notes;
 
-static inline int read_text(enum config_kind kind, const char *text)
-{
-    return config_read(kind, "example.org", text, strlen(text), &config, &notes);
-}
+/* 0, or -1 if there were errors. Nothing is expected yet. */
+int read_text(enum config_kind kind, const char *text);
 
-static inline void accepted(enum config_kind kind, const char *text)
-{
-    if (read_text(kind, text) != 0)
-        fail_msg("refused: %s", notes.notes[0].text);
-    assert_int_equal(notes.errors, 0);
-}
+/* It is read without an error, or the test fails. */
+void accepted(enum config_kind kind, const char *text);
 
-/* One complaint, and this. */
-static inline void refused(enum config_kind kind, const char *text, const char *message)
-{
-    if (read_text(kind, text) == 0)
-        fail_msg("accepted: %s", text);
-    assert_string_equal(notes.notes[0].text, message);
-    assert_int_equal(notes.errors, 1);
-    assert_true(notes.notes[0].error);
-}
+/* There is one error, and `message` is all of it, or the test fails. */
+void refused(enum config_kind kind, const char *text, const char *message);
 
-/* `text` behind what a KeyManager cannot do without, so it begins in line 4. */
-static inline void keymanager_accepted(const char *text)
-{
-    char whole[4096];
-
-    (void)snprintf(whole, sizeof whole, NEEDED "%s", text);
-    accepted(CONFIG_KEYMANAGER, whole);
-}
-
-static inline void keymanager_refused(const char *text, const char *message)
-{
-    char whole[4096];
-
-    (void)snprintf(whole, sizeof whole, NEEDED "%s", text);
-    refused(CONFIG_KEYMANAGER, whole, message);
-}
+/* The same for a KeyManager, with `text` behind NEEDED: it begins in line 4. */
+void keymanager_accepted(const char *text);
+void keymanager_refused(const char *text, const char *message);
 
 #endif

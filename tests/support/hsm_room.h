@@ -1,5 +1,14 @@
 /* What the tests of the hsm room have in common: settings for a SoftHSM of the test's own,
- * requests by name, and calls that must succeed. */
+ * requests by name, and calls that must succeed.
+ *
+ *   register with cmocka_unit_test_setup_teardown(test, room_setup, room_teardown), then
+ *   settings = room_good(); token = room_open(&settings); .. hsm_close(token);
+ *
+ * A `name` is a key's, without the prefix of our labels; its CKA_ID is made of the name too.
+ * The token is the test's, who closes it. Everything else is by value.
+ *
+ * Programs that use these run with every HSM_PROFILE too (softhsm.h): a key may not show at
+ * once there, which is why a test makes keys with room_make() or room_generate(). */
 #ifndef TESTS_HSM_ROOM_H
 #define TESTS_HSM_ROOM_H
 
@@ -13,179 +22,53 @@
 #include "hsm/hsm.h"
 #include "tests/support/softhsm.h"
 
-enum { ROOM_LOOKS = 500, ROOM_LOOK_PAUSE = 10000 /* us */ };
-
 #define ROOM_LABEL "sp1-0123456789abcdef-000001-"
 
-static struct softhsm softhsm;
+extern struct softhsm softhsm; /* with one token, "spire" */
 
-static inline int room_setup(void **state)
-{
-    (void)state;
-    softhsm_make(&softhsm);
-    softhsm_token("spire");
-    return 0;
-}
+int room_setup(void **state);
+int room_teardown(void **state);
 
-static inline int room_teardown(void **state)
-{
-    (void)state;
-    softhsm_remove(&softhsm);
-    return 0;
-}
+/* What a name may have: a YubiHSM has little room. */
+uint32_t room_id_length(void);
+size_t room_label_max(void);
 
-/* A YubiHSM has little room for names. */
-static inline uint32_t room_id_length(void)
-{
-    return softhsm_is("yubihsm") ? 2 : HSM_ID_MAX;
-}
+/* ---- opening ---- */
 
-static inline size_t room_label_max(void)
-{
-    return softhsm_is("yubihsm") ? 40 : HSM_LABEL_MAX;
-}
+/* The right PIN file and four sessions: for the token of that URI, or for "spire". */
+struct hsm_settings room_settings(const char *uri);
+struct hsm_settings room_good(void);
 
-static inline struct hsm_settings room_settings(const char *uri)
-{
-    struct hsm_settings settings = {.pin_kind = HSM_PIN_FILE, .sessions = 4};
+/* room_good() with faulty.so, which follows this script; softhsm_script() changes it. */
+struct hsm_settings room_faulty(const char *script);
 
-    softhsm_module(settings.module, sizeof settings.module);
-    (void)snprintf(settings.token, sizeof settings.token, "%s", uri);
-    (void)snprintf(settings.pin_text, sizeof settings.pin_text, "%s", softhsm.pin_file);
-    (void)snprintf(settings.latch, sizeof settings.latch, "%s/latch", softhsm.folder);
-    return settings;
-}
+/* Opening succeeds, or the test fails. room_opens() closes the token again. */
+struct hsm_token *room_open(const struct hsm_settings *settings);
+void room_opens(const struct hsm_settings *settings);
 
-static inline struct hsm_settings room_good(void)
-{
-    return room_settings("pkcs11:token=spire");
-}
+/* Opening fails with this code and says `words`, but not the PIN. */
+struct fault room_refused(const struct hsm_settings *settings, enum fault_code code,
+                          const char *words);
 
-static inline struct hsm_token *room_open(const struct hsm_settings *settings)
-{
-    struct hsm_token *token = NULL;
-    struct hsm_token_info info;
-    struct fault fault = {.code = FAULT_NONE};
+/* ---- requests ---- */
 
-    if (hsm_open(settings, &token, &info, &fault) != 0)
-        fail_msg("hsm_open: %s", fault.message);
-    return token;
-}
+struct hsm_request room_request(enum hsm_op op, const char *name, enum hsm_key_type type);
 
-/* The call must fail, with this code, and say this. */
-static inline struct fault room_refused(const struct hsm_settings *settings, enum fault_code code,
-                                        const char *words)
-{
-    struct hsm_token *token = NULL;
-    struct hsm_token_info info;
-    struct fault fault = {.code = FAULT_NONE};
+/* SIGN. Another `salt`, another digest. */
+struct hsm_request room_signature(const char *name, const struct hsm_public_key *key,
+                                  enum hsm_hash hash, uint32_t salt);
 
-    assert_int_equal(hsm_open(settings, &token, &info, &fault), -1);
-    assert_null(token);
-    if (fault.code != code || !strstr(fault.message, words))
-        fail_msg("code %d, '%s'", (int)fault.code, fault.message);
-    assert_null(strstr(fault.message, SOFTHSM_PIN));
-    return fault;
-}
+/* hsm_execute(), with whatever comes of it; or the test fails if it fails. */
+struct hsm_reply room_execute(struct hsm_token *token, const struct hsm_request *request);
+struct hsm_reply room_must(struct hsm_token *token, const struct hsm_request *request);
 
-static inline void room_opens(const struct hsm_settings *settings)
-{
-    hsm_close(room_open(settings));
-}
+/* GENERATE as the product has it done: a key of which it is not known whether it was made is
+ * looked for until it shows. The key of room_generate() is whole, or the test fails. */
+struct hsm_reply room_make(struct hsm_token *token, const struct hsm_request *request);
+struct hsm_public_key room_generate(struct hsm_token *token, const char *name,
+                                    enum hsm_key_type type);
 
-/* A request about the key `name` of ours, whose id is made of the name too. */
-static inline struct hsm_request room_request(enum hsm_op op, const char *name,
-                                              enum hsm_key_type type)
-{
-    struct hsm_request request = {.op = op, .type = type, .prefix = "sp1-"};
-
-    (void)snprintf(request.key.label, sizeof request.key.label, "%s%s", ROOM_LABEL, name);
-    request.key.id_length = room_id_length();
-    memset(request.key.id, 0x40, request.key.id_length);
-    memcpy(request.key.id, name, strnlen(name, request.key.id_length));
-    return request;
-}
-
-static inline struct hsm_reply room_execute(struct hsm_token *token,
-                                            const struct hsm_request *request)
-{
-    struct hsm_reply reply;
-
-    hsm_execute(token, request, &reply, NULL, NULL);
-    return reply;
-}
-
-static inline struct hsm_reply room_must(struct hsm_token *token, const struct hsm_request *request)
-{
-    struct hsm_reply reply = room_execute(token, request);
-
-    if (reply.fault.code != FAULT_NONE)
-        fail_msg("operation %d: %s", (int)request->op, reply.fault.message);
-    return reply;
-}
-
-/* A token that is full says so, and has room again. */
-static inline void room_make_room(struct hsm_token *token, const struct hsm_request *request)
-{
-    assert_int_equal(room_execute(token, request).fault.code, FAULT_RESOURCE_EXHAUSTED);
-    softhsm_habits("");
-}
-
-/* GENERATE as the front has it done: what may have been made is looked for until it shows. */
-static inline struct hsm_reply room_make(struct hsm_token *token, const struct hsm_request *request)
-{
-    struct hsm_request look = *request;
-    struct hsm_reply reply;
-
-    if (softhsm_is("full"))
-        room_make_room(token, request);
-    reply = room_execute(token, request);
-    look.op = HSM_PROVE;
-    for (int looks = 0; *softhsm_profile() != '\0' && looks < ROOM_LOOKS; looks++) {
-        if (reply.fault.code != FAULT_ABORTED && reply.fault.code != FAULT_PERMISSION_DENIED &&
-            (reply.fault.code != FAULT_NONE || reply.state != HSM_ABSENT))
-            break;
-        (void)usleep(ROOM_LOOK_PAUSE);
-        reply = room_execute(token, &look);
-    }
-    if (softhsm_is("full"))
-        softhsm_habits(softhsm_profile());
-    if (reply.fault.code != FAULT_NONE)
-        fail_msg("%s: %s", request->key.label, reply.fault.message);
-    return reply;
-}
-
-static inline struct hsm_public_key room_generate(struct hsm_token *token, const char *name,
-                                                  enum hsm_key_type type)
-{
-    struct hsm_request request = room_request(HSM_GENERATE, name, type);
-    struct hsm_reply reply = room_make(token, &request);
-
-    if (reply.state != HSM_COMPLETE)
-        fail_msg("%s is not whole: state %d, %s", name, (int)reply.state, reply.why);
-    return reply.public_key;
-}
-
-static inline enum hsm_state room_state(struct hsm_token *token, const char *name)
-{
-    struct hsm_request request = room_request(HSM_PROVE, name, HSM_KEY_NONE);
-
-    return room_must(token, &request).state;
-}
-
-/* A SIGN request over a digest that is different in each call's first bytes. */
-static inline struct hsm_request room_signature(const char *name, const struct hsm_public_key *key,
-                                                enum hsm_hash hash, uint32_t salt)
-{
-    struct hsm_request request = room_request(HSM_SIGN, name, key->type);
-
-    request.hash = hash;
-    request.digest_length = (uint32_t)hsm_hash_length(hash);
-    for (uint32_t i = 0; i < request.digest_length; i++)
-        request.digest[i] = (uint8_t)(i * 7 + 1);
-    memcpy(request.digest, &salt, sizeof salt);
-    memcpy(request.fingerprint, key->fingerprint, sizeof request.fingerprint);
-    return request;
-}
+/* What PROVE says of the key. */
+enum hsm_state room_state(struct hsm_token *token, const char *name);
 
 #endif

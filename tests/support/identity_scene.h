@@ -1,112 +1,49 @@
-/* A place for an identity file, and one that stands for /dev/shm: for the tests of identity.h. */
+/* A place for an identity file, for the tests of plugin/keys/identity.h.
+ *
+ * Register tests with AT(): *state is then a struct place, a folder of the test's own that is
+ * empty. The test fails at its end if a file is left there beside the identity.
+ *
+ * This is a stand-in: it replaces identity_place(), so that what the product keeps in
+ * /dev/shm is in the test's folder. The Makefile links it to the programs it names. */
 #ifndef TESTS_IDENTITY_SCENE_H
 #define TESTS_IDENTITY_SCENE_H
 
-#include "plugin/keys/identity.h"
-
-#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
 
 #include <cmocka.h>
+
+#include "plugin/keys/identity.h"
 
 enum { UUID_LENGTH = 36 };
 
 struct place {
     char folder[64];
-    struct config config;
+    struct config config; /* key_identifier_file is in the folder, trust domain example.org */
 };
 
-static char in_memory[IDENTITY_PLACE_MAX]; /* stands for /dev/shm/... */
-
-void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
-{
-    (void)scope;
-    memcpy(path, in_memory, sizeof in_memory);
-}
-
-static inline int make_place(void **state)
-{
-    struct place *place = calloc(1, sizeof *place);
-
-    (void)snprintf(place->folder, sizeof place->folder, "/tmp/identity-XXXXXX");
-    if (!mkdtemp(place->folder))
-        return -1;
-    (void)snprintf(place->config.keymanager.key_identifier_file,
-                   sizeof place->config.keymanager.key_identifier_file, "%s/id", place->folder);
-    (void)snprintf(place->config.trust_domain, sizeof place->config.trust_domain, "example.org");
-    (void)snprintf(in_memory, sizeof in_memory, "%.40s/memory", place->folder);
-    *state = place;
-    return 0;
-}
-
-static inline int remove_place(void **state)
-{
-    struct place *place = *state;
-
-    (void)unlink(place->config.keymanager.key_identifier_file);
-    (void)unlink(in_memory);
-    if (rmdir(place->folder) != 0) /* nothing else is left in it, no temporary file either */
-        return -1;
-    free(place);
-    return 0;
-}
-
-static inline void put(const struct place *place, const void *bytes, size_t length, mode_t mode)
-{
-    int fd = open(place->config.keymanager.key_identifier_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, bytes, length), (ssize_t)length);
-    assert_int_equal(fchmod(fd, mode), 0);
-    (void)close(fd);
-}
-
-static inline void put_text(const struct place *place, const char *text)
-{
-    put(place, text, strlen(text), 0600);
-}
-
-static inline struct identity take(const struct place *place)
-{
-    struct identity identity;
-
-    assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
-    return identity;
-}
-
-static inline void assert_is(const struct identity *identity, const char *text)
-{
-    assert_int_equal(identity->length, strlen(text));
-    assert_memory_equal(identity->bytes, text, identity->length);
-}
-
-static inline void assert_refused(const struct place *place, const char *why)
-{
-    struct identity identity = {.lock = 77};
-    struct fault fault = {.code = FAULT_NONE};
-
-    assert_int_equal(identity_open(&place->config, NULL, &identity, &fault), -1);
-    assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
-    assert_non_null(strstr(fault.message, why));
-    assert_non_null(strstr(fault.message, place->config.keymanager.key_identifier_file));
-    assert_int_equal(identity.lock, 77);
-}
-
-static inline struct place *with_value(void **state)
-{
-    struct place *place = *state;
-
-    place->config.keymanager.key_identifier_file[0] = '\0';
-    (void)strcpy(place->config.keymanager.key_identifier_value, "server-7");
-    return place;
-}
+extern char in_memory[IDENTITY_PLACE_MAX]; /* the path that replaces the one in /dev/shm */
 
 #define AT(test) cmocka_unit_test_setup_teardown(test, make_place, remove_place)
+int make_place(void **state);
+int remove_place(void **state);
+
+/* Write the identity file by hand: any bytes and mode, or a text with mode 0600. */
+void put(const struct place *place, const void *bytes, size_t length, mode_t mode);
+void put_text(const struct place *place, const char *text);
+
+/* The place, configured with key_identifier_value "server-7" in place of a file. */
+struct place *with_value(void **state);
+
+/* identity_open() succeeds. The caller holds the lock in it. */
+struct identity take(const struct place *place);
+
+/* identity_open() fails, says `why` and the file's name, and touches nothing. */
+void assert_refused(const struct place *place, const char *why);
+
+void assert_is(const struct identity *identity, const char *text);
 
 #endif

@@ -1,16 +1,14 @@
-/* A directory of the test's own, with a file in it that is published. */
+/* A directory of the test's own, with the path of a file in it that is to be published.
+ *
+ * Register tests with SCENE(): *state is then a struct scene. The file is not there yet.
+ * The directory goes with the test, whatever is in it, mounts included. */
 #ifndef TESTS_PUBLISH_SCENE_H
 #define TESTS_PUBLISH_SCENE_H
 
-#include <dirent.h>
-#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mount.h>
-#include <unistd.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <cmocka.h>
 
@@ -21,85 +19,24 @@ struct scene {
     char path[96];
 };
 
-static inline int open_scene(void **state)
-{
-    struct scene *scene = calloc(1, sizeof *scene);
-
-    (void)snprintf(scene->directory, sizeof scene->directory, "/tmp/publish-XXXXXX");
-    if (!mkdtemp(scene->directory))
-        return -1;
-    (void)snprintf(scene->path, sizeof scene->path, "%s/bundle.json", scene->directory);
-    *state = scene;
-    return 0;
-}
-
-static inline void empty(const char *directory)
-{
-    DIR *entries = opendir(directory);
-    const struct dirent *entry;
-
-    while (entries && (entry = readdir(entries)))
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            (void)(unlinkat(dirfd(entries), entry->d_name, 0) != 0 &&
-                   unlinkat(dirfd(entries), entry->d_name, AT_REMOVEDIR) != 0);
-    if (entries)
-        (void)closedir(entries);
-}
-
-static inline int close_scene(void **state)
-{
-    struct scene *scene = *state;
-
-    (void)umount2(scene->directory, MNT_DETACH); /* what a failed test left */
-    empty(scene->directory);
-    (void)rmdir(scene->directory);
-    free(scene);
-    return 0;
-}
-
-static inline int publish(const struct scene *scene, const char *text,
-                          enum publish_outcome *outcome, struct fault *fault)
-{
-    const struct publish job = {
-        .path = scene->path, .bytes = text, .length = strlen(text), .mode = 0644};
-
-    return publish_file(&job, outcome, fault);
-}
-
-static inline void assert_published(const struct scene *scene, const char *text,
-                                    enum publish_outcome expected)
-{
-    enum publish_outcome outcome = PUBLISH_KEPT;
-    struct fault fault = {0};
-
-    if (publish(scene, text, &outcome, &fault) != 0)
-        fail_msg("not published: %s", fault.message);
-    assert_int_equal(outcome, expected);
-}
-
-static inline void write_text(const char *path, const char *text)
-{
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
-
-    assert_true(fd >= 0);
-    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
-    (void)close(fd);
-}
-
-/* Entries of the directory whose name has `part` in it. */
-static inline int count(const struct scene *scene, const char *part)
-{
-    DIR *entries = opendir(scene->directory);
-    const struct dirent *entry;
-    int found = 0;
-
-    while ((entry = readdir(entries)))
-        if (strstr(entry->d_name, part))
-            found++;
-    (void)closedir(entries);
-    return found;
-}
-
 #define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
+int open_scene(void **state);
+int close_scene(void **state);
+
+/* Publishes the text at the scene's path, mode 0644. As publish_file(). */
+int publish(const struct scene *scene, const char *text, enum publish_outcome *outcome,
+            struct fault *fault);
+
+/* It is published with this outcome, or the test fails. */
+void assert_published(const struct scene *scene, const char *text, enum publish_outcome expected);
+
+/* Removes everything in the directory that is no full folder. */
+void empty(const char *directory);
+
+/* Makes or replaces a file by hand, mode 0644. */
+void write_text(const char *path, const char *text);
+
+/* How many entries of the directory have `part` in their name. */
+int count(const struct scene *scene, const char *part);
 
 #endif

@@ -1,4 +1,7 @@
-/* The project's own files, read by tests that hold one of them against others. */
+/* The project's own files, for tests that compare one of them with others.
+ *
+ * Call go_home() first: the tests may be started from anywhere below the top folder. Paths
+ * are relative to the top folder from then on. */
 #ifndef TESTS_SOURCE_TEXT_H
 #define TESTS_SOURCE_TEXT_H
 
@@ -6,32 +9,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 #include <cmocka.h>
 
-/* To the top folder, from wherever the test is started; `file` is one that is there. */
-static inline void go_home(const char *file)
-{
-    for (int up = 0; access(file, R_OK) != 0; up++) {
-        assert_int_not_equal(up, 3);
-        assert_int_equal(chdir(".."), 0);
-    }
-}
+/* Goes to the top folder, which is where `file` is. */
+void go_home(const char *file);
 
-/* The file behind the text, for which there are `room` bytes in all. */
-static inline void append_file(const char *path, char *text, size_t room)
-{
-    size_t used = strlen(text);
-    FILE *file = fopen(path, "r");
-
-    assert_non_null(file);
-    used += fread(text + used, 1, room - used - 1, file);
-    assert_true(used < room - 1);
-    text[used] = '\0';
-    (void)fclose(file);
-}
+/* Appends the file to `text`, which ends with a NUL and has `room` bytes in all. Fails the
+ * test if the file is absent or too long. */
+void append_file(const char *path, char *text, size_t room);
 
 #endif

@@ -1,33 +1,33 @@
-/* For tests of faulty.so on SoftHSM. Each step is a process of its own, as some are to die;
- * its exit status says how it went. */
+/* For tests of faulty.so itself, on a SoftHSM: plain PKCS#11 calls, without the product.
+ *
+ * Each step is a function that runs in a process of its own, as some are to die. Its exit
+ * status says how it went: CHECK, RV and OK end the step with a line on stderr.
+ *
+ *   static void step_x(void) { begin_with("C_Sign 1 before CKR_DEVICE_ERROR"); .. }
+ *   in the test: run(step_x), or WTERMSIG(status_of(step_x)) of one that dies
+ *
+ * Objects on the token stay from step to step; make_token() and remove_token() are the
+ * group's setup and teardown. */
 #ifndef TESTS_STEPS_H
 #define TESTS_STEPS_H
 
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <pthread.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
-#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 #include <p11-kit/pkcs11.h>
 
-#define SOFTHSM "/usr/lib/softhsm/libsofthsm2.so"
+int make_token(void **state);
+int remove_token(void **state);
 
-static char folder[] = "/tmp/faulty.XXXXXX";
-static char script_path[64];
-static char module_path[512];
+/* In the test: runs the step, which must succeed; or returns its status, as waitpid(2). */
+void run(void (*step)(void));
+int status_of(void (*step)(void));
 
 /* ---- in the steps ---- */
 
@@ -50,237 +50,36 @@ static char module_path[512];
     } while (0)
 #define OK(call) RV(CKR_OK, call)
 
-static CK_FUNCTION_LIST *p11;
-static CK_SLOT_ID slot;
-static CK_SESSION_HANDLE session;
-static uint8_t pin[] = "1234";
+extern char script_path[64];
+extern CK_FUNCTION_LIST *p11; /* faulty.so, after load() */
+extern CK_SLOT_ID slot;       /* these two after begin() */
+extern CK_SESSION_HANDLE session;
+extern uint8_t pin[5]; /* with its NUL */
 
-static inline void script(const char *text)
-{
-    char name[96];
-    uint64_t bell[] = {(uint64_t)getpid() << 32 | (uint64_t)clock()};
-    static uint32_t rung;
-    FILE *file;
-    int fd;
+/* What faulty.so does from its next call on. */
+void script(const char *text);
 
-    (void)snprintf(name, sizeof name, "%s.new", script_path);
-    file = fopen(name, "w");
-    CHECK(file && fputs(text, file) >= 0 && fclose(file) == 0);
-    CHECK(rename(name, script_path) == 0);
-    (void)snprintf(name, sizeof name, "%s.page", script_path);
-    fd = open(name, O_WRONLY | O_CREAT, 0600);
-    bell[0] += ++rung;
-    CHECK(fd >= 0 && pwrite(fd, bell, sizeof bell, 0) == (ssize_t)sizeof bell && close(fd) == 0);
-}
+/* Loads faulty.so; initializes it, opens `session` and logs in; or all, after script(). */
+void load(void);
+void begin(void);
+void begin_with(const char *text);
 
-static inline int64_t milliseconds(void)
-{
-    struct timespec now;
+void open_session(CK_SESSION_HANDLE *opened);
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000) + now.tv_nsec / 1000000;
-}
+/* A P-256 key pair: keys[0] is the public key. `more` is one more attribute of it. */
+CK_RV generate(const char *label, CK_OBJECT_HANDLE keys[2]);
+CK_RV generate_with(const char *label, const void *id, CK_ULONG id_length, CK_OBJECT_HANDLE keys[2],
+                    CK_ATTRIBUTE *more);
 
-static inline void load(void)
-{
-    CK_RV (*get)(CK_FUNCTION_LIST **) = NULL;
-    void *library = dlopen(module_path, RTLD_NOW | RTLD_LOCAL);
-    void *symbol = library ? dlsym(library, "C_GetFunctionList") : NULL;
-
-    memcpy(&get, &symbol, sizeof get);
-    CHECK(get && get(&p11) == CKR_OK);
-}
-
-static inline void open_session(CK_SESSION_HANDLE *opened)
-{
-    OK(p11->C_OpenSession(slot, CKF_SERIAL_SESSION | CKF_RW_SESSION, NULL, NULL, opened));
-}
-
-static inline void begin(void)
-{
-    CK_C_INITIALIZE_ARGS threads = {.flags = CKF_OS_LOCKING_OK};
-    CK_ULONG count = 4;
-    CK_SLOT_ID slots[4];
-    CK_TOKEN_INFO info;
-
-    OK(p11->C_Initialize(&threads));
-    OK(p11->C_GetSlotList(CK_TRUE, slots, &count));
-    for (CK_ULONG i = 0; i < count; i++)
-        if (p11->C_GetTokenInfo(slots[i], &info) == CKR_OK &&
-            (info.flags & CKF_TOKEN_INITIALIZED) != 0)
-            slot = slots[i];
-    open_session(&session);
-    OK(p11->C_Login(session, CKU_USER, pin, sizeof pin - 1));
-}
-
-static inline void begin_with(const char *text)
-{
-    script(text);
-    load();
-    begin();
-}
-
-static inline CK_RV generate_with(const char *label, const void *id, CK_ULONG id_length,
-                                  CK_OBJECT_HANDLE keys[2], CK_ATTRIBUTE *more)
-{
-    static uint8_t p256[] = {0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07};
-    CK_MECHANISM mechanism = {CKM_EC_KEY_PAIR_GEN, NULL, 0};
-    CK_BBOOL yes = CK_TRUE;
-    uint8_t text[128];
-    uint8_t bytes[16];
-    CK_ATTRIBUTE public[] = {{CKA_TOKEN, &yes, 1},
-                             {CKA_LABEL, text, strlen(label)},
-                             {CKA_ID, bytes, id_length},
-                             {CKA_EC_PARAMS, p256, sizeof p256},
-                             {CKA_VERIFY, &yes, 1}};
-    CK_ATTRIBUTE private[] = {{CKA_TOKEN, &yes, 1},
-                              {CKA_LABEL, text, strlen(label)},
-                              {CKA_ID, bytes, id_length},
-                              {CKA_SIGN, &yes, 1},
-                              {CKA_PRIVATE, &yes, 1}};
-
-    memcpy(text, label, strlen(label));
-    memcpy(bytes, id, id_length);
-    if (more)
-    public[4] = *more;
-    return p11->C_GenerateKeyPair(session, &mechanism, public, 5, private, 5, &keys[0], &keys[1]);
-}
-
-static inline CK_RV generate(const char *label, CK_OBJECT_HANDLE keys[2])
-{
-    return generate_with(label, "0123456789abcdef", 16, keys, NULL);
-}
-
-static inline CK_RV sign_in(CK_SESSION_HANDLE where, CK_OBJECT_HANDLE key)
-{
-    CK_MECHANISM mechanism = {CKM_ECDSA, NULL, 0};
-    uint8_t digest[32] = {1};
-    uint8_t signature[64];
-    CK_ULONG length = sizeof signature;
-    CK_RV rv = p11->C_SignInit(where, &mechanism, key);
-
-    return rv == CKR_OK ? p11->C_Sign(where, digest, sizeof digest, signature, &length) : rv;
-}
-
-static inline CK_RV sign(CK_OBJECT_HANDLE key)
-{
-    return sign_in(session, key);
-}
+CK_RV sign(CK_OBJECT_HANDLE key);
+CK_RV sign_in(CK_SESSION_HANDLE where, CK_OBJECT_HANDLE key);
 
 /* How many objects have the label. */
-static inline CK_ULONG find(const char *label)
-{
-    uint8_t text[128];
-    CK_ATTRIBUTE by_label = {CKA_LABEL, text, strlen(label)};
-    CK_OBJECT_HANDLE objects[8];
-    CK_ULONG count = 0;
-    CK_ULONG all = 0;
+CK_ULONG find(const char *label);
 
-    memcpy(text, label, strlen(label));
-    OK(p11->C_FindObjectsInit(session, &by_label, 1));
-    do {
-        OK(p11->C_FindObjects(session, objects, 8, &count));
-        all += count;
-    } while (count > 0);
-    OK(p11->C_FindObjectsFinal(session));
-    return all;
-}
+/* CKA_EC_POINT. *length is the room for it, then what C_GetAttributeValue says. */
+CK_RV get_point(CK_OBJECT_HANDLE key, uint8_t *point, CK_ULONG *length);
 
-static inline CK_RV get_point(CK_OBJECT_HANDLE key, uint8_t *point, CK_ULONG *length)
-{
-    CK_ATTRIBUTE wanted = {CKA_EC_POINT, point, *length};
-    CK_RV rv = p11->C_GetAttributeValue(session, key, &wanted, 1);
-
-    *length = wanted.ulValueLen;
-    return rv;
-}
-
-/* ---- in the test ---- */
-
-static inline int status_of(void (*step)(void))
-{
-    static const struct rlimit no_core = {0, 0};
-    int status = 0;
-    pid_t child;
-
-    (void)fflush(NULL);
-    child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        (void)setrlimit(RLIMIT_CORE, &no_core);
-        step();
-        _exit(EXIT_SUCCESS);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return status;
-}
-
-static inline void run(void (*step)(void))
-{
-    assert_int_equal(status_of(step), 0);
-}
-
-/* ---- the token of all tests ---- */
-
-static inline void step_init(void)
-{
-    uint8_t so_pin[] = "5678";
-    uint8_t label[32];
-    CK_ULONG one = 1;
-
-    load();
-    OK(p11->C_Initialize(NULL));
-    OK(p11->C_GetSlotList(CK_TRUE, &slot, &one));
-    memset(label, ' ', sizeof label);
-    OK(p11->C_InitToken(slot, so_pin, 4, label));
-    open_session(&session);
-    OK(p11->C_Login(session, CKU_SO, so_pin, 4));
-    OK(p11->C_InitPIN(session, pin, 4));
-}
-
-static inline void write_text(const char *path, const char *text)
-{
-    FILE *file = fopen(path, "w");
-
-    assert_non_null(file);
-    assert_true(fputs(text, file) >= 0);
-    assert_int_equal(fclose(file), 0);
-}
-
-/* faulty.so is built beside the folder of the tests. */
-static inline int make_token(void **state)
-{
-    char text[128];
-    char path[64];
-    ssize_t length = readlink("/proc/self/exe", module_path, sizeof module_path - 16);
-
-    (void)state;
-    assert_true(length > 0);
-    module_path[length] = '\0';
-    *strrchr(module_path, '/') = '\0';
-    (void)strcpy(strrchr(module_path, '/'), "/faulty.so");
-    assert_non_null(mkdtemp(folder));
-    (void)snprintf(path, sizeof path, "%s/tokens", folder);
-    assert_int_equal(mkdir(path, 0700), 0);
-    (void)snprintf(text, sizeof text, "directories.tokendir = %s/tokens\nlog.level = ERROR\n",
-                   folder);
-    (void)snprintf(path, sizeof path, "%s/softhsm2.conf", folder);
-    write_text(path, text);
-    (void)snprintf(script_path, sizeof script_path, "%s/script", folder);
-    (void)setenv("SOFTHSM2_CONF", path, 1);
-    (void)setenv("FAULTY_MODULE", SOFTHSM, 1);
-    (void)setenv("FAULTY_SCRIPT", script_path, 1);
-    run(step_init);
-    return 0;
-}
-
-static inline int remove_token(void **state)
-{
-    char command[64];
-
-    (void)state;
-    (void)snprintf(command, sizeof command, "rm -rf %s", folder);
-    return system(command);
-}
+int64_t milliseconds(void); /* CLOCK_MONOTONIC */
 
 #endif

@@ -1,41 +1,38 @@
-/* A supervisor with real worker processes: the test program started again. One program includes
- * this once. */
+/* A supervisor with real worker processes, and requests whose answers are waited for.
+ *
+ *   the group:   make_script, remove_script; the workers' token is supervisor_token.h
+ *   each test:   PLAY(test), in which
+ *     start();                            a supervisor; its token is open when this returns
+ *     ask(&call, HSM_SIGN, "wait");       as many as wanted
+ *     assert_done(&call);                 or assert_fails(), once for each
+ *     finish();                           it ends, and leaves no process and no descriptor
+ *
+ * A struct call is the test's and lives until its answer is there: the supervisor's thread
+ * writes into it. Nobody waits longer than PATIENCE_S. */
 #ifndef TESTS_SUPERVISOR_STAGE_H
 #define TESTS_SUPERVISOR_STAGE_H
 
-#include "plugin/worker/supervisor.h"
-
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
 
 #include <cmocka.h>
 
-#include "hsm/base/clock.h"
-#include "plugin/worker/child.h"
-#include "plugin/worker/program.h"
+#include "plugin/worker/supervisor.h"
 #include "tests/support/supervisor_token.h"
 
-static struct {
+/* The counts change with the mutex held, and `changed` is signalled. */
+extern struct front {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     struct supervisor *supervisor;
     unsigned ended;
-    unsigned ticks;
-    int fds;
-} front = {.mutex = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    unsigned ticks; /* five a second */
+    int fds;        /* open before the test */
+} front;
 
 /* A request and what became of it. */
 struct call {
@@ -43,274 +40,58 @@ struct call {
     int64_t deadline;
     unsigned answers;
     struct hsm_reply reply;
-    unsigned items;
-    unsigned fresh_starts;
+    unsigned items;        /* of a SCAN, in order; more than ITEMS if they were not */
+    unsigned fresh_starts; /* of its items */
 };
 
-static inline void changed(void)
-{
-    (void)pthread_cond_broadcast(&front.changed);
-    (void)pthread_mutex_unlock(&front.mutex);
-}
-
-static inline void answered(void *context, const struct hsm_reply *reply)
-{
-    struct call *call = context;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    call->answers++;
-    call->reply = *reply;
-    changed();
-}
-
-static inline unsigned answers_of(const struct call *call)
-{
-    unsigned answers;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    answers = call->answers;
-    (void)pthread_mutex_unlock(&front.mutex);
-    return answers;
-}
-
-static inline void found(void *context, const struct hsm_item *item)
-{
-    struct call *call = context;
-
-    if (item && strtoul(item->key.label, NULL, 10) == call->items) {
-        call->items++;
-        return;
-    }
-    call->fresh_starts += !item;
-    call->items = item ? ITEMS + 1 : 0; /* out of order: never right again */
-}
-
-static inline void count_tick(void *context)
-{
-    (void)context;
-    (void)pthread_mutex_lock(&front.mutex);
-    front.ticks++;
-    changed();
-}
-
-static inline void count_end(void *context)
-{
-    (void)context;
-    (void)pthread_mutex_lock(&front.mutex);
-    front.ended++;
-    changed();
-}
-
-/* With the mutex held. False: the test is stuck. */
-static inline bool wait_for_change(void)
-{
-    struct timespec until;
-
-    (void)clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += PATIENCE_S;
-    return pthread_cond_timedwait(&front.changed, &front.mutex, &until) == 0;
-}
-
-/* Waits until `count` changes `by`; false if it does not. */
-static inline bool await_more(const unsigned *count, unsigned by)
-{
-    bool moving = true;
-    unsigned from;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    from = *count;
-    while (*count - from < by && moving)
-        moving = wait_for_change();
-    (void)pthread_mutex_unlock(&front.mutex);
-    return moving;
-}
-
-static inline void submit(struct call *call)
-{
-    supervisor_submit(front.supervisor, &(struct supervisor_request){.request = &call->request,
-                                                                     .deadline = call->deadline,
-                                                                     .done = answered,
-                                                                     .item = found,
-                                                                     .context = call});
-}
-
-static inline void ask(struct call *call, enum hsm_op op, const char *label)
-{
-    static uint8_t serial;
-
-    *call = (struct call){.request = {.op = op, .digest_length = HSM_DIGEST_MAX},
-                          .deadline = clock_now() + PATIENCE_S * CLOCK_SECOND};
-    (void)snprintf(call->request.key.label, sizeof call->request.key.label, "%s", label);
-    memset(call->request.digest, ++serial, sizeof call->request.digest);
-    submit(call);
-}
-
-static inline void hear(struct call *call)
-{
-    bool moving = true;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    while (call->answers == 0 && moving)
-        moving = wait_for_change();
-    (void)pthread_mutex_unlock(&front.mutex);
-    assert_int_equal(call->answers, 1);
-}
-
-static inline void assert_done(struct call *call)
-{
-    hear(call);
-    if (call->reply.fault.code != FAULT_NONE)
-        print_error("%s\n", call->reply.fault.message);
-    assert_int_equal(call->reply.fault.code, FAULT_NONE);
-    assert_memory_equal(call->reply.signature, call->request.digest, HSM_DIGEST_MAX);
-}
-
-static inline void assert_fails(struct call *call, enum fault_code code, const char *why)
-{
-    hear(call);
-    if (!strstr(call->reply.fault.message, why))
-        print_error("%s\n", call->reply.fault.message);
-    assert_int_equal(call->reply.fault.code, code);
-    assert_non_null(strstr(call->reply.fault.message, why));
-}
-
-static inline void assert_done_at_once(void)
-{
-    struct call call;
-
-    ask(&call, HSM_SIGN, "echo");
-    assert_done(&call);
-}
-
-static inline void await_waiting(unsigned count)
-{
-    while (script->waiting != count)
-        nap();
-}
-
-static inline struct supervisor_options usual(void)
-{
-    return (struct supervisor_options){.settings = {.sessions = SESSIONS},
-                                       .lock = -1,
-                                       .operation_limit = PATIENCE_S * CLOCK_SECOND,
-                                       .generate_limit = PATIENCE_S * CLOCK_SECOND,
-                                       .tick = count_tick,
-                                       .ended = count_end};
-}
-
-static inline void start_with(const struct supervisor_options *options)
-{
-    assert_int_equal(supervisor_start(options, &front.supervisor, NULL), 0);
-}
-
-static inline void await_token(void)
-{
-    const atomic_bool cancel = false;
-    struct hsm_token_info info;
-    struct fault fault;
-    int64_t deadline = clock_now() + PATIENCE_S * CLOCK_SECOND;
-
-    if (supervisor_wait(front.supervisor, deadline, &cancel, &info, &fault) != 0)
-        fail_msg("%s", fault.message);
-    assert_string_equal(info.label, "made up");
-}
-
-static inline void start(void)
-{
-    const struct supervisor_options options = usual();
-
-    start_with(&options);
-    await_token();
-}
-
-static inline void await_end(void)
-{
-    bool moving = true;
-
-    (void)pthread_mutex_lock(&front.mutex);
-    while (front.ended == 0 && moving)
-        moving = wait_for_change();
-    (void)pthread_mutex_unlock(&front.mutex);
-    assert_int_equal(front.ended, 1);
-}
-
-static inline int count_fds(void)
-{
-    DIR *folder = opendir("/proc/self/fd");
-    int count = 0;
-
-    while (readdir(folder))
-        count++;
-    (void)closedir(folder);
-    return count;
-}
-
-/* Nothing is left of it: no process, no descriptor. */
-static inline void end(void)
-{
-    supervisor_retire(front.supervisor);
-    await_end();
-    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
-    assert_int_equal(errno, ECHILD);
-    assert_int_equal(count_fds(), front.fds);
-}
-
-static inline int begin_test(void **state)
-{
-    (void)state;
-    memset(script, 0, sizeof *script);
-    front.supervisor = NULL;
-    front.ended = 0;
-    front.ticks = 0;
-    front.fds = count_fds();
-    return 0;
-}
-
-/* After a test that failed half-way. */
-static inline int end_test(void **state)
-{
-    (void)state;
-    if (!front.supervisor || front.ended > 0)
-        return 0;
-    script->gate = true;
-    supervisor_abandon(front.supervisor);
-    supervisor_retire(front.supervisor);
-    (void)kill(script->pid, SIGKILL);
-    while (waitpid(-1, NULL, 0) > 0)
-        continue;
-    return 0;
-}
-
-/* Whose supervisor was abandoned: it may be in the middle of a call, and is let be. */
-static inline void reap_worker(void)
-{
-    assert_int_equal(kill(script->pid, SIGKILL), 0);
-    assert_int_equal(waitpid(script->pid, NULL, 0), script->pid);
-}
-
-static inline int make_script(void **state)
-{
-    char path[] = "/tmp/unit-supervisor-XXXXXX";
-    int fd = mkostemp(path, O_CLOEXEC);
-    int result;
-
-    (void)state;
-    result = ftruncate(fd, sizeof *script) == 0 && map_script(fd) == 0 &&
-                     setenv(script_variable, path, 1) == 0
-                 ? 0
-                 : -1;
-    (void)close(fd);
-    program_is("/proc/self/exe", NULL); /* the test is its own worker */
-    child_prepare();
-    return result;
-}
-
-static inline int remove_script(void **state)
-{
-    (void)state;
-    return unlink(getenv(script_variable));
-}
-
 #define PLAY(test) cmocka_unit_test_setup_teardown(test, begin_test, end_test)
+int make_script(void **state);
+int remove_script(void **state);
+int begin_test(void **state);
+int end_test(void **state); /* also clears up after a test that failed half-way */
+
+/* ---- the supervisor ---- */
+
+/* start() = start_with(usual()), then await_token(). */
+struct supervisor_options usual(void);
+void start_with(const struct supervisor_options *options);
+void await_token(void);
+void start(void);
+
+/* finish() = retire, await_end(), and nothing may be left. */
+void await_end(void);
+void finish(void);
+
+/* Ends the worker of a supervisor that was abandoned: it may be in the middle of a call. */
+void reap_worker(void);
+
+int count_fds(void);
+
+/* ---- requests ---- */
+
+/* A call with that label and a digest of its own; or submits one the test has filled in. */
+void ask(struct call *call, enum hsm_op op, const char *label);
+void submit(struct call *call);
+
+/* Each waits for the answer, which must be the only one. assert_done: a good one. */
+void hear(struct call *call);
+void assert_done(struct call *call);
+void assert_fails(struct call *call, enum fault_code code, const char *why);
+void assert_done_at_once(void); /* a signature more */
+
+/* Answers so far, without waiting. */
+unsigned answers_of(const struct call *call);
+
+/* ---- waiting ---- */
+
+void await_waiting(unsigned count); /* until so many requests are in "wait" */
+
+/* Until *count, which the mutex guards, is `by` more; false if it does not come to that. */
+bool await_more(const unsigned *count, unsigned by);
+
+/* For a test's own counts. The caller has locked the mutex. changed() signals and unlocks it.
+ * wait_for_change() waits for that with it locked, or returns false: the test is stuck. */
+void changed(void);
+bool wait_for_change(void);
 
 #endif

@@ -1,236 +1,53 @@
-/* The token of supervisor_stage.h's workers: made up, it does what a request's label says, and
- * what the script says, a page shared by the test and all its workers. */
+/* The token of supervisor_stage.h's workers. It does what a request's label says.
+ *
+ * This is a stand-in: it replaces hsm_open(), hsm_execute() and the rest of hsm/hsm.h behind
+ * hsm_worker(). A worker is the test program started again, with "worker" as its argument,
+ * upon which main() returns become_worker().
+ *
+ * Labels, where a SCAN does in the middle of its items what others do at once:
+ *
+ *   wait, slow        until script->gate is open; 30 ms
+ *   queue             until then, saying all the time that it waits for a session
+ *   die, hang, rave   SIGKILL, no end, a packet that is no frame    } only while
+ *   fail, miss        FAULT_UNAVAILABLE, FAULT_NOT_FOUND            } script->faults_left > 0
+ *   fork              leaves a child that holds all descriptors until the gate is open
+ *   shrink            reply.items = could it shorten the shared page?
+ *   tell lock         reply.items = the inode of descriptor 5
+ *   tell inheritable  reply.items = how many descriptors a program started would inherit
+ *
+ * Every reply has the digest as its signature. Any other label does nothing more. */
 #ifndef TESTS_SUPERVISOR_TOKEN_H
 #define TESTS_SUPERVISOR_TOKEN_H
 
-#include <fcntl.h>
-#include <signal.h>
 #include <stdatomic.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
-
-#include "hsm/hsm.h"
+#include <stdbool.h>
+#include <sys/types.h>
 
 enum { WORKER_SOCKET = 3, WORKER_PAGE = 4, WORKER_LOCK = 5, SESSIONS = 4 };
-enum { PATIENCE_S = 60, ITEMS = 20 };
+enum { PATIENCE_S = 60 /* then a test is stuck */, ITEMS = 20 /* of every SCAN */ };
 
-static const char script_variable[] = "UNIT_SUPERVISOR_SCRIPT";
+#define script_variable "UNIT_SUPERVISOR_SCRIPT"
 
-/* Calls that hang are left behind on purpose. */
-const char *__tsan_default_options(void);
-const char *__tsan_default_options(void)
-{
-    return "report_thread_leaks=0";
-}
-
+/* What hsm_open() does. */
 enum opening { OPENS, DIES, NEVER_OPENS, REFUSES, PIN_IS_WRONG, ABSENT };
 
-static struct script {
+/* A page shared by the test and all its workers; zeros before each test. */
+extern struct script {
     _Atomic enum opening opening;
-    _Atomic pid_t pid;
+    _Atomic pid_t pid; /* of the last worker that began to open */
     atomic_uint starts;
-    atomic_int mischief; /* how often die, hang, rave, fail and miss still do what they say */
-    atomic_bool gate;    /* "wait" may go on */
-    atomic_uint waiting;
+    atomic_int faults_left; /* how often the labels above still do what they say */
+    atomic_bool gate;
+    atomic_uint waiting; /* in "wait" */
     atomic_uint pings;
 } * script;
 
-static inline int map_script(int fd)
-{
-    script = mmap(NULL, sizeof *script, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    return script == MAP_FAILED ? -1 : 0;
-}
+/* 0, or -1. `fd` is of a file as long as the struct. */
+int map_script(int fd);
 
-static inline void nap(void)
-{
-    (void)nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-}
+/* For main() of a worker; script_variable is the path of the script's file. */
+int become_worker(void);
 
-int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
-             struct hsm_token_info *info, struct fault *fault)
-{
-    atomic_fetch_add(&script->starts, 1);
-    script->pid = getpid();
-    switch (script->opening) {
-    case DIES:
-        (void)raise(SIGKILL);
-        break;
-    case NEVER_OPENS:
-        for (;;)
-            (void)pause();
-    case REFUSES:
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN refused");
-    case PIN_IS_WRONG:
-        (void)fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN refused");
-        fault->ckr = 0xa0; /* CKR_PIN_INCORRECT */
-        return -1;
-    case ABSENT:
-        return fault_set(fault, FAULT_UNAVAILABLE, "no such token");
-    default:
-        break;
-    }
-    *token = (struct hsm_token *)script;
-    *info = (struct hsm_token_info){.label = "made up", .sessions = settings->sessions};
-    return 0;
-}
-
-void hsm_close(struct hsm_token *token)
-{
-    (void)token;
-}
-
-static hsm_waits_fn *waits;
-
-void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *fn)
-{
-    (void)token;
-    waits = fn;
-}
-
-static inline bool mischief(void)
-{
-    return atomic_fetch_sub(&script->mischief, 1) > 0;
-}
-
-static inline void do_wait(struct hsm_reply *reply)
-{
-    (void)reply;
-    atomic_fetch_add(&script->waiting, 1);
-    while (!script->gate)
-        nap();
-    atomic_fetch_sub(&script->waiting, 1);
-}
-
-static inline void do_queue(struct hsm_reply *reply)
-{
-    (void)reply;
-    while (!script->gate) {
-        nap();
-        waits();
-    }
-}
-
-static inline void do_slow(struct hsm_reply *reply)
-{
-    (void)reply;
-    for (unsigned i = 0; i < 30; i++)
-        nap();
-}
-
-static inline void do_die(struct hsm_reply *reply)
-{
-    (void)reply;
-    if (mischief())
-        (void)raise(SIGKILL);
-}
-
-static inline void do_hang(struct hsm_reply *reply)
-{
-    (void)reply;
-    while (mischief())
-        for (;;)
-            (void)pause();
-}
-
-static inline void do_rave(struct hsm_reply *reply)
-{
-    (void)reply;
-    if (mischief())
-        (void)send(WORKER_SOCKET, "\377 is no frame", 14, MSG_NOSIGNAL);
-}
-
-static inline void do_fail(struct hsm_reply *reply)
-{
-    if (mischief())
-        (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
-}
-
-static inline void do_miss(struct hsm_reply *reply)
-{
-    if (mischief())
-        (void)fault_set(&reply->fault, FAULT_NOT_FOUND, "no such key");
-}
-
-static inline void do_tell_lock(struct hsm_reply *reply)
-{
-    struct stat st;
-
-    reply->items = fstat(WORKER_LOCK, &st) == 0 ? (uint32_t)st.st_ino : 0;
-}
-
-static inline void do_shrink(struct hsm_reply *reply)
-{
-    reply->items = ftruncate(WORKER_PAGE, 0) == 0;
-}
-
-/* As a library may that has a helper: it is there until the gate opens. */
-static inline void do_fork(struct hsm_reply *reply)
-{
-    (void)reply;
-    if (fork() != 0)
-        return;
-    while (!script->gate)
-        nap();
-    _exit(EXIT_SUCCESS);
-}
-
-static inline void do_tell_inheritable(struct hsm_reply *reply)
-{
-    for (int fd = WORKER_SOCKET; fd <= WORKER_LOCK; fd++)
-        reply->items += fcntl(fd, F_GETFD) == 0;
-}
-
-static const struct {
-    const char *label;
-    void (*act)(struct hsm_reply *reply);
-} deeds[] = {
-    {"wait", do_wait},   {"slow", do_slow},           {"die", do_die},
-    {"hang", do_hang},   {"rave", do_rave},           {"fail", do_fail},
-    {"miss", do_miss},   {"tell lock", do_tell_lock}, {"shrink", do_shrink},
-    {"queue", do_queue}, {"fork", do_fork},           {"tell inheritable", do_tell_inheritable},
-};
-
-static inline void act(const char *label, struct hsm_reply *reply)
-{
-    for (size_t i = 0; i < sizeof deeds / sizeof deeds[0]; i++)
-        if (strcmp(label, deeds[i].label) == 0)
-            deeds[i].act(reply);
-}
-
-void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
-                 struct hsm_reply *reply, hsm_item_fn *item, void *context)
-{
-    struct hsm_item found = {.state = HSM_COMPLETE};
-
-    (void)token;
-    if (request->op == HSM_PING)
-        atomic_fetch_add(&script->pings, 1);
-    for (unsigned i = 0; request->op == HSM_SCAN && i < ITEMS; i++) {
-        (void)snprintf(found.key.label, sizeof found.key.label, "%u", i);
-        item(context, &found);
-        if (i == ITEMS / 2)
-            act(request->key.label, reply);
-    }
-    if (request->op != HSM_SCAN)
-        act(request->key.label, reply);
-    reply->signature_length = sizeof request->digest;
-    memcpy(reply->signature, request->digest, sizeof request->digest);
-}
-
-static inline int become_worker(void)
-{
-    const char *path = getenv(script_variable);
-    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
-
-    if (fd < 0 || map_script(fd) != 0)
-        return EXIT_FAILURE;
-    return hsm_worker(WORKER_SOCKET, WORKER_PAGE);
-}
+void nap(void); /* a millisecond */
 
 #endif

@@ -2,6 +2,9 @@
  * not written. That the readers are the real ones is shown in peers/bundle. */
 #include "plugin/bundle/bundle.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include <jansson.h>
 
 #include "tests/support/bundle_sample.h"

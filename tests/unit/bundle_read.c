@@ -2,6 +2,8 @@
 #include "plugin/bundle/bundle.h"
 
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include <openssl/pem.h>
 

@@ -1,7 +1,9 @@
 /* The table of crash points in plugin/keys/keymanager.h: each test it names is there, and runs. */
 #include <glob.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "tests/support/source_text.h"
 

@@ -2,7 +2,12 @@
 #include "tests/support/identity_scene.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 /* ---- made and read ---- */
 

@@ -1,6 +1,9 @@
 /* An identity is locked against a second server. */
+#include <fcntl.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "tests/support/identity_scene.h"
 

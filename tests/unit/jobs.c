@@ -1,6 +1,8 @@
 /* The supervisor's books: who is sent next, and what a number stands for. */
 #include "tests/support/jobs_books.h"
 
+#include <string.h>
+
 #include "hsm/wire/frame.h"
 
 /* ---- order ---- */

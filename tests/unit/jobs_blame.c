@@ -1,6 +1,8 @@
 /* The supervisor's books: requests at which workers die, and keys that fail. */
 #include "tests/support/jobs_books.h"
 
+#include <stdio.h>
+
 /* ---- what kills workers ---- */
 
 static struct job *with_deaths(struct job *job, unsigned deaths)

@@ -1,7 +1,25 @@
 /* The life of keys, with worker processes that die: this program started again, on a token
  * that is a page shared with the test. */
+#include "plugin/keys/keymanager.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "hsm/base/clock.h"
+#include "plugin/worker/child.h"
 #include "plugin/worker/program.h"
 #include "tests/support/keymanager_token.h"
+
+enum { DESTROYED_AGAIN_S = 7 }; /* a destruction that failed has been repeated by then */
 
 /* ---- SPIRE ---- */
 
@@ -152,7 +170,8 @@ static void superseded_keys_stay_where_the_role_may_not_destroy(void **state)
     (void)make_key();
     crash_and_restart();
     (void)make_key();
-    token->mischief = SLOW; /* what is to be destroyed would be by the time this gives up */
+    /* by the time this gives up, what is to be destroyed would be */
+    token->misbehaviour = GENERATES_SLOWLY;
     ask(&impatient, CLOCK_SECOND);
     hear(&impatient, FAULT_DEADLINE_EXCEEDED);
     assert_int_equal(objects(), 3);
@@ -165,11 +184,11 @@ static void a_key_that_may_not_be_destroyed_is_left_alone(void **state)
     struct answer third;
 
     (void)state;
-    token->mischief = MAY_NOT_DESTROY;
+    token->misbehaviour = REFUSES_TO_DESTROY;
     (void)make_key();
     while (token->refused == 0)
         nap();
-    token->mischief = NONE;
+    token->misbehaviour = BEHAVES;
     third = make_key();
     while (objects() > 2) /* the second one goes */
         nap();
@@ -182,15 +201,16 @@ static void a_key_that_may_not_be_destroyed_is_left_alone(void **state)
 
 static void a_worker_that_dies_while_generating_costs_nothing(void **state)
 {
-    static const enum mischief ways[] = {DIES_BEFORE, DIES_HALF_WAY, DIES_AFTER};
+    static const enum misbehaviour ways[] = {DIES_BEFORE_GENERATING, DIES_WITH_HALF_A_KEY,
+                                             DIES_AFTER_GENERATING};
 
     (void)state;
     for (size_t i = 0; i < sizeof ways / sizeof ways[0]; i++) {
         struct answer answer;
 
-        token->mischief = ways[i];
+        token->misbehaviour = ways[i];
         answer = make_key();
-        assert_int_equal(token->mischief, NONE);
+        assert_int_equal(token->misbehaviour, BEHAVES);
         assert_string_equal(sign_once().label, answer.label);
         assert_left(answer.label);
     }
@@ -202,11 +222,11 @@ static void what_a_failed_generation_may_yet_show_is_looked_for_however_looking_
     int64_t until = clock_now() + PATIENCE_S * CLOCK_SECOND;
 
     (void)state;
-    token->mischief = DIES_WITHOUT_SESSION;
+    token->misbehaviour = DIES_HOLDING_SESSIONS;
     (void)make_key();
-    while (token->looks < 2 && clock_now() < until)
+    while (token->destroyed_in_vain < 2 && clock_now() < until)
         nap();
-    assert_int_equal(token->looks, 2);
+    assert_int_equal(token->destroyed_in_vain, 2);
 }
 
 static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **state)
@@ -215,7 +235,7 @@ static void a_slow_generation_outlives_its_caller_and_goes_to_the_next(void **st
     struct answer next;
 
     (void)state;
-    token->mischief = SLOW;
+    token->misbehaviour = GENERATES_SLOWLY;
     ask(&impatient, CLOCK_SECOND / 2);
     hear(&impatient, FAULT_DEADLINE_EXCEEDED);
     token->gate = true;
@@ -234,7 +254,7 @@ static void a_key_is_made_though_the_token_takes_long_to_search(void **state)
     (void)state;
     config.keymanager.operation_timeout = CLOCK_SECOND;
     crash_and_restart();
-    token->mischief = SLOW_SCANS;
+    token->misbehaviour = SCANS_SLOWLY;
     assert_left(make_key().label);
     crash_and_restart();
     assert_left(make_key().label);
@@ -254,7 +274,7 @@ static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
     struct answer slow = {.count = 0};
 
     (void)state;
-    token->mischief = SLOW_BUT_FOR_CA;
+    token->misbehaviour = CA_KEYS_FAIL_REST_SLOW;
     keymanager_generate(keymanager, "x509-CA-A", HSM_EC_P256, deadline, generated, &failing);
     keymanager_generate(keymanager, "JWT-Signer-A", HSM_EC_P384, deadline, generated, &slow);
     hear(&failing, FAULT_UNAVAILABLE);
@@ -263,7 +283,7 @@ static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
     hear(&slow, FAULT_DEADLINE_EXCEEDED);
     assert_says(&slow, "failed to generate key \"JWT-Signer-A\" (ec-p384)");
     assert_says(&slow, "needs longer");
-    token->mischief = NONE;
+    token->misbehaviour = BEHAVES;
     token->gate = true;
     deadline = clock_now() + PATIENCE_S * CLOCK_SECOND;
     failing = slow = (struct answer){.count = 0};
@@ -279,13 +299,13 @@ static void a_token_that_was_write_protected_wants_a_restart(void **state)
     struct answer served = make_key();
 
     (void)state;
-    token->mischief = WRITE_PROTECTED;
+    token->misbehaviour = WRITE_PROTECTED;
     crash_and_restart();
     ask(&refused, CLOCK_SECOND);
     hear(&refused, FAULT_FAILED_PRECONDITION);
     assert_non_null(strstr(refused.fault.message, "restart"));
     assert_string_equal(sign_once().label, served.label);
-    token->mischief = NONE;
+    token->misbehaviour = BEHAVES;
     crash_and_restart();
     assert_string_not_equal(make_key().label, served.label);
 }
@@ -295,7 +315,7 @@ static void callers_who_ask_at_once_get_one_key(void **state)
     struct answer answers[8];
 
     (void)state;
-    token->mischief = SLOW;
+    token->misbehaviour = GENERATES_SLOWLY;
     for (size_t i = 0; i < 8; i++)
         ask(&answers[i], PATIENCE_S * CLOCK_SECOND);
     token->gate = true;
@@ -312,7 +332,7 @@ static void a_key_of_another_type_is_made_after_the_one_under_way(void **state)
     struct answer answers[4];
 
     (void)state;
-    token->mischief = SLOW;
+    token->misbehaviour = GENERATES_SLOWLY;
     for (size_t i = 0; i < 4; i++)
         ask_for(types[i], &answers[i], PATIENCE_S * CLOCK_SECOND);
     token->gate = true;
@@ -337,10 +357,10 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     assert_true(label_parse(served.label, &label));
     label.generation -= 2;
     label_format(&label, name.label);
-    put(&name, HSM_EC_P256, 2);
+    put(&name, HSM_EC_P256, WHOLE);
     label.generation += 3; /* a crash half-way, later than the served key */
     label_format(&label, name.label);
-    put(&name, HSM_EC_P256, 1);
+    put(&name, HSM_EC_P256, HALF);
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
     assert_left(served.label);
@@ -351,8 +371,8 @@ static void a_fresh_key_of_which_half_shows_at_first_is_waited_for(void **state)
     struct answer served = make_key();
 
     (void)state;
-    lookup(served.label)->there = 1;
-    token->mischief = HALF_IS_LATE;
+    lookup(served.label)->there = HALF;
+    token->misbehaviour = HALVES_COMPLETE_LATER;
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
     assert_left(served.label);
@@ -363,9 +383,9 @@ static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
     struct answer served = make_key();
 
     (void)state;
-    token->mischief = SCAN_FAILS;
+    token->misbehaviour = SCAN_FAILS_AT_ITS_END;
     open_keymanager();
-    assert_int_equal(token->mischief, NONE);
+    assert_int_equal(token->misbehaviour, BEHAVES);
     assert_string_equal(sign_once().label, served.label);
 }
 
@@ -379,14 +399,14 @@ static void keys_of_a_second_server_with_our_identity_are_not_touched(void **sta
     int64_t tried;
 
     (void)state;
-    token->mischief = HAS_NO_SESSION;
+    token->misbehaviour = NO_SESSION_LEFT;
     served = make_key();
-    await(NONE);
+    await(BEHAVES);
     tried = clock_now();
     assert_true(label_parse(served.label, &label));
     label.generation += 5;
     label_format(&label, name.label);
-    put(&name, HSM_EC_P256, 2);
+    put(&name, HSM_EC_P256, WHOLE);
     ask(&refused, PATIENCE_S * CLOCK_SECOND);
     hear(&refused, FAULT_FAILED_PRECONDITION);
     assert_non_null(strstr(refused.fault.message, "another process"));
@@ -403,13 +423,13 @@ static void a_reconfiguration_keeps_the_keys_and_hands_over_who_waits(void **sta
     struct answer second;
 
     (void)state;
-    token->mischief = SLOW_BUT_FOR_CA;
+    token->misbehaviour = CA_KEYS_FAIL_REST_SLOW;
     ask(&second, PATIENCE_S * CLOCK_SECOND);
     while (token->refused == 0)
         nap();
     open_keymanager();
     assert_string_equal(sign_once().label, first.label);
-    token->mischief = NONE;
+    token->misbehaviour = BEHAVES;
     hear(&second, FAULT_NONE);
     assert_left(second.label);
 }
@@ -419,7 +439,7 @@ static void ending_answers_who_waits_for_a_key(void **state)
     struct answer answer;
 
     (void)state;
-    token->mischief = SLOW;
+    token->misbehaviour = GENERATES_SLOWLY;
     ask(&answer, PATIENCE_S * CLOCK_SECOND);
     keymanager_abandon(keymanager);
     hear(&answer, FAULT_UNAVAILABLE);

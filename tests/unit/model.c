@@ -12,7 +12,19 @@
  *     it is what tells generations apart that a lagging token does not show.
  *
  * UNIT_MODEL_SEED repeats one history, and tells it; UNIT_MODEL_HISTORIES makes it more. */
-#include "tests/support/model.h"
+#include "plugin/keys/keymanager.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hsm/base/clock.h"
+#include "plugin/keys/identity.h"
+#include "tests/support/model_world.h"
 
 /* ---- SPIRE ---- */
 
@@ -220,12 +232,6 @@ static void identify(struct server *server)
     label_scope(server->config.trust_domain, bytes, strlen(bytes), &server->scope);
 }
 
-void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
-{
-    (void)scope;
-    (void)snprintf(path, IDENTITY_PLACE_MAX, "%.40s/place-%u", folder, world.opening);
-}
-
 static void forget_place(unsigned index)
 {
     char path[IDENTITY_PLACE_MAX];
@@ -362,6 +368,7 @@ static void run(enum sharing sharing, uint64_t seed)
     memset(&world, 0, sizeof world);
     world.random = seed;
     world.sharing = sharing;
+    world.meanwhile = some_steps;
     world.seconds = 1000;
     world.moody = chance() % 2 == 0;
     populate();

@@ -1,12 +1,19 @@
 /* When the file is written and when it is not, and that a failure leaves the old one. */
 #include "plugin/bundle/publish.h"
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
 #include <sys/file.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include "hsm/base/clock.h"
 #include "tests/support/publish_scene.h"

@@ -1,7 +1,9 @@
 /* What README.md says the log says must be what the log says. (Its option tables are
  * unit/config.c's.) */
 #include <glob.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "hsm/base/scope.h"
 #include "tests/support/source_text.h"

@@ -1,4 +1,14 @@
 /* Workers that die, hang, rave, and whose token fails: what becomes of the requests. */
+#include "plugin/worker/supervisor.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+
+#include "hsm/base/clock.h"
 #include "tests/support/supervisor_stage.h"
 
 enum { IN_FLIGHT = 32, KILLS = 50, BETWEEN_KILLS = 50 };
@@ -67,7 +77,7 @@ static void fifty_kills_under_load_cost_no_signature(void **state)
     assert_int_equal(bad, 0);
     assert_int_equal(supervisor_restarts(front.supervisor), KILLS);
     assert_int_equal(script->starts, KILLS + 1);
-    end();
+    finish();
 }
 
 static void a_generation_in_flight_is_not_repeated(void **state)
@@ -84,7 +94,7 @@ static void a_generation_in_flight_is_not_repeated(void **state)
     assert_fails(&generate, FAULT_ABORTED, "ended in the middle");
     script->gate = true;
     assert_done(&sign);
-    end();
+    finish();
 }
 
 static void a_scan_that_is_cut_short_starts_over(void **state)
@@ -96,13 +106,13 @@ static void a_scan_that_is_cut_short_starts_over(void **state)
     for (size_t i = 0; i < 2; i++) {
         struct call scan;
 
-        script->mischief = 2;
+        script->faults_left = 2;
         ask(&scan, HSM_SCAN, ways[i]);
         assert_done(&scan);
         assert_int_equal(scan.fresh_starts, 2);
         assert_int_equal(scan.items, ITEMS);
     }
-    end();
+    finish();
 }
 
 static void a_worker_that_raves_is_replaced(void **state)
@@ -111,13 +121,13 @@ static void a_worker_that_raves_is_replaced(void **state)
 
     (void)state;
     start();
-    script->mischief = 1;
+    script->faults_left = 1;
     ask(&call, HSM_SIGN, "rave");
     hear(&call); /* its answer may have been behind the nonsense, or it is asked again */
     assert_int_equal(call.reply.fault.code, FAULT_NONE);
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
     assert_done_at_once();
-    end();
+    finish();
 }
 
 static void a_request_that_kills_workers_is_given_up_alone(void **state)
@@ -127,7 +137,7 @@ static void a_request_that_kills_workers_is_given_up_alone(void **state)
 
     (void)state;
     start();
-    script->mischief = 1000;
+    script->faults_left = 1000;
     ask(&others[0], HSM_SIGN, "slow");
     ask(&killer, HSM_SIGN, "die");
     for (size_t i = 1; i < 3 * SESSIONS; i++)
@@ -137,7 +147,7 @@ static void a_request_that_kills_workers_is_given_up_alone(void **state)
         assert_done(&others[i]);
     assert_done_at_once();
     assert_int_equal(supervisor_restarts(front.supervisor), 3);
-    end();
+    finish();
 }
 
 static void a_worker_that_dies_at_every_start_is_started_less_and_less(void **state)
@@ -162,7 +172,7 @@ static void a_worker_that_dies_at_every_start_is_started_less_and_less(void **st
     script->opening = OPENS;
     await_token();
     assert_done_at_once();
-    end();
+    finish();
 }
 
 static void what_went_wrong_lately_is_the_reason_given(void **state)
@@ -183,7 +193,7 @@ static void what_went_wrong_lately_is_the_reason_given(void **state)
     script->opening = OPENS;
     assert_done_at_once();
     assert_false(supervisor_away(front.supervisor, &fault));
-    end();
+    finish();
 }
 
 /* ---- a worker that hangs ---- */
@@ -197,13 +207,13 @@ static void a_worker_that_hangs_is_replaced_and_others_go_on(void **state)
     options.operation_limit = CLOCK_SECOND / 2;
     start_with(&options);
     await_token();
-    script->mischief = 1;
+    script->faults_left = 1;
     ask(&hang, HSM_SIGN, "hang");
     for (unsigned i = 0; i < 100; i++)
         assert_done_at_once();
     assert_done(&hang);
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
-    end();
+    finish();
 }
 
 static void a_request_that_always_hangs_is_given_up_alone(void **state)
@@ -216,7 +226,7 @@ static void a_request_that_always_hangs_is_given_up_alone(void **state)
     options.operation_limit = CLOCK_SECOND / 2;
     start_with(&options);
     await_token();
-    script->mischief = 1000;
+    script->faults_left = 1000;
     ask(&hang, HSM_SIGN, "hang");
     while (answers_of(&hang) == 0)
         for (size_t i = 0; i < SESSIONS; i++) {
@@ -225,7 +235,7 @@ static void a_request_that_always_hangs_is_given_up_alone(void **state)
         }
     assert_fails(&hang, FAULT_UNAVAILABLE, "given up");
     assert_int_equal(supervisor_restarts(front.supervisor), 3);
-    end();
+    finish();
 }
 
 static void a_slow_generation_is_let_be_and_signatures_pass_it(void **state)
@@ -246,7 +256,7 @@ static void a_slow_generation_is_let_be_and_signatures_pass_it(void **state)
     for (size_t i = 0; i < SESSIONS; i++)
         assert_done(&slow[i]);
     assert_int_equal(supervisor_restarts(front.supervisor), 0);
-    end();
+    finish();
 }
 
 static void a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs(void **state)
@@ -263,7 +273,7 @@ static void a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs(
     script->gate = true;
     assert_done(&queue);
     assert_int_equal(supervisor_restarts(front.supervisor), 0);
-    end();
+    finish();
 }
 
 /* ---- a token that fails ---- */
@@ -275,13 +285,13 @@ static void what_a_fresh_process_may_mend_is_asked_again(void **state)
     (void)state;
     start();
     for (int round = 1; round <= 3; round++) { /* what has done well since is not held against it */
-        script->mischief = 2;
+        script->faults_left = 2;
         ask(&call, HSM_SIGN, "fail");
         assert_done(&call);
         assert_done_at_once();
         assert_int_equal(supervisor_restarts(front.supervisor), 2 * round);
     }
-    end();
+    finish();
 }
 
 static void a_token_that_fails_for_everybody_is_asked_until_it_does_not(void **state)
@@ -290,13 +300,13 @@ static void a_token_that_fails_for_everybody_is_asked_until_it_does_not(void **s
 
     (void)state;
     start();
-    script->mischief = 5;
+    script->faults_left = 5;
     for (size_t i = 0; i < IN_FLIGHT; i++)
         ask(&calls[i], HSM_SIGN, "fail");
     for (size_t i = 0; i < IN_FLIGHT; i++)
         assert_done(&calls[i]);
     assert_in_range(supervisor_restarts(front.supervisor), 1, 5);
-    end();
+    finish();
 }
 
 static void fails_alone(enum hsm_op op)
@@ -304,13 +314,13 @@ static void fails_alone(enum hsm_op op)
     struct call call;
 
     start();
-    script->mischief = 1000;
+    script->faults_left = 1000;
     ask(&call, op, "fail");
     while (answers_of(&call) == 0)
         assert_done_at_once();
     assert_fails(&call, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
     assert_true(supervisor_restarts(front.supervisor) <= 3);
-    end();
+    finish();
 }
 
 /* Many ask for it, again and again: that it fails is found out for all of them at once. */
@@ -320,7 +330,7 @@ static void a_key_that_always_fails_costs_the_others_three_workers_in_all(void *
 
     (void)state;
     start();
-    script->mischief = 1000;
+    script->faults_left = 1000;
     for (unsigned round = 0; round < 3; round++) {
         for (size_t i = 0; i < IN_FLIGHT; i++)
             ask(&calls[i], HSM_SIGN, "fail");
@@ -331,10 +341,10 @@ static void a_key_that_always_fails_costs_the_others_three_workers_in_all(void *
         }
     }
     assert_in_range(supervisor_restarts(front.supervisor), 1, 3);
-    script->mischief = 0;
+    script->faults_left = 0;
     ask(&calls[0], HSM_SIGN, "fail");
     assert_done(&calls[0]);
-    end();
+    finish();
 }
 
 /* So many ask for it at once that they could take every worker. */
@@ -346,7 +356,7 @@ static void ends_workers(const char *way)
     options.operation_limit = CLOCK_SECOND / 2;
     start_with(&options);
     await_token();
-    script->mischief = 1000;
+    script->faults_left = 1000;
     for (unsigned round = 0; round < 3; round++) {
         for (size_t i = 0; i < IN_FLIGHT; i++)
             ask(&calls[i], HSM_SIGN, way);
@@ -357,7 +367,7 @@ static void ends_workers(const char *way)
         }
     }
     assert_int_equal(supervisor_restarts(front.supervisor), 3);
-    end();
+    finish();
 }
 
 static void a_key_that_always_crashes_the_module_costs_the_others_three_workers_in_all(void **state)
@@ -394,14 +404,14 @@ static void who_was_only_beside_a_failure_is_not_given_up(void **state)
     ask(&scan, HSM_SCAN, "wait");
     for (unsigned i = 1; i <= 3; i++) {
         await_waiting(i); /* those of ended workers count on */
-        script->mischief = 1;
+        script->faults_left = 1;
         ask(&fail, HSM_SIGN, "fail");
         assert_done(&fail);
     }
     script->gate = true;
     assert_done(&scan);
     assert_int_equal(scan.fresh_starts, 3);
-    end();
+    finish();
 }
 
 static void a_key_that_is_not_found_gets_one_fresh_look(void **state)
@@ -410,11 +420,11 @@ static void a_key_that_is_not_found_gets_one_fresh_look(void **state)
 
     (void)state;
     start();
-    script->mischief = 1;
+    script->faults_left = 1;
     ask(&call, HSM_SIGN, "miss");
     assert_done(&call);
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
-    script->mischief = 1000;
+    script->faults_left = 1000;
     ask(&call, HSM_SIGN, "miss");
     assert_fails(&call, FAULT_NOT_FOUND, "no such key");
     assert_int_equal(supervisor_restarts(front.supervisor), 2);
@@ -423,7 +433,7 @@ static void a_key_that_is_not_found_gets_one_fresh_look(void **state)
         assert_fails(&call, FAULT_NOT_FOUND, "no such key");
     }
     assert_int_equal(supervisor_restarts(front.supervisor), 2);
-    end();
+    finish();
 }
 
 static void a_worker_cannot_pull_the_shared_page_away_from_under_us(void **state)
@@ -437,7 +447,7 @@ static void a_worker_cannot_pull_the_shared_page_away_from_under_us(void **state
     assert_int_equal(call.reply.items, 0);
     assert_true(await_more(&front.ticks, 2)); /* which look at the page */
     assert_done_at_once();
-    end();
+    finish();
 }
 
 static void an_idle_token_is_kept_alive(void **state)
@@ -451,7 +461,7 @@ static void an_idle_token_is_kept_alive(void **state)
     while (script->pings < 3)
         nap();
     assert_int_equal(supervisor_restarts(front.supervisor), 0);
-    end();
+    finish();
 }
 
 int main(int argc, char **argv)

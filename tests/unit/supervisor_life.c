@@ -1,4 +1,18 @@
 /* The beginning and the end of a supervisor, its limits, and what its worker inherits. */
+#include "plugin/worker/supervisor.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "hsm/base/clock.h"
 #include "tests/support/supervisor_stage.h"
 
 /* ---- opening ---- */
@@ -16,7 +30,7 @@ static void a_refusal_for_good_is_not_waited_out(void **state)
     assert_int_equal(supervisor_wait(front.supervisor, CLOCK_NEVER, &cancel, &info, &fault), -1);
     assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
     assert_string_equal(fault.message, "PIN refused");
-    end();
+    finish();
 }
 
 /* Of a PIN that no file holds nothing but this remembers that it was wrong. */
@@ -29,7 +43,7 @@ static void a_refused_pin_is_not_tried_again_by_another_worker(void **state)
     start_with(&options);
     assert_true(await_more(&front.ticks, 15)); /* three seconds */
     assert_int_equal(script->starts, 1);
-    end();
+    finish();
 }
 
 static void an_idle_worker_is_not_taken_for_one_that_hangs(void **state)
@@ -43,7 +57,7 @@ static void an_idle_worker_is_not_taken_for_one_that_hangs(void **state)
     assert_true(await_more(&front.ticks, 5)); /* a second */
     assert_done_at_once();
     assert_int_equal(supervisor_restarts(front.supervisor), 0);
-    end();
+    finish();
 }
 
 static void an_absent_token_is_waited_for(void **state)
@@ -61,7 +75,7 @@ static void an_absent_token_is_waited_for(void **state)
     await_token();
     assert_done(&call);
     assert_int_equal(supervisor_restarts(front.supervisor), 0);
-    end();
+    finish();
 }
 
 static atomic_bool called_off;
@@ -86,7 +100,7 @@ static void waiting_for_a_token_that_never_opens_can_be_called_off(void **state)
     assert_int_equal(supervisor_wait(front.supervisor, CLOCK_NEVER, &called_off, &info, &fault),
                      -1);
     assert_int_equal(fault.code, FAULT_UNAVAILABLE);
-    end();
+    finish();
 }
 
 /* ---- deadlines and limits ---- */
@@ -108,7 +122,7 @@ static void a_late_answer_reaches_nobody(void **state)
     for (size_t i = 0; i < 2 * SESSIONS; i++)
         assert_done(&next[i]);
     assert_int_equal(late.answers, 1);
-    end();
+    finish();
 }
 
 static void more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end(void **state)
@@ -175,9 +189,9 @@ static pid_t get_stuck(struct call *hang)
 {
     char pid[16];
 
-    script->mischief = 1;
+    script->faults_left = 1;
     ask(hang, HSM_SIGN, "hang");
-    while (script->mischief > 0)
+    while (script->faults_left > 0)
         nap();
     (void)snprintf(pid, sizeof pid, "%d", (int)script->pid);
     write_freezer("cgroup.procs", pid);
@@ -219,7 +233,7 @@ static void a_worker_that_cannot_be_killed_is_left_behind_and_a_second_one_is_wa
     write_freezer("freezer.state", "THAWED");
     assert_done(&hang);
     assert_int_equal(supervisor_restarts(front.supervisor), 2);
-    end();
+    finish();
 }
 
 static void retiring_waits_for_a_worker_that_was_left_behind(void **state)
@@ -301,7 +315,7 @@ static void retiring_works_while_the_token_is_away(void **state)
         start_with(&options);
         while (script->starts < 1)
             nap();
-        end();
+        finish();
     }
 }
 
@@ -353,7 +367,7 @@ static void a_worker_that_was_stopped_while_it_was_idle_is_replaced(void **state
     assert_int_equal(waitid(P_PID, (id_t)script->pid, &stopped, WSTOPPED), 0);
     assert_done_at_once();
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
-    end();
+    finish();
 }
 
 static void a_worker_whose_child_holds_its_socket_is_replaced_when_it_ends(void **state)
@@ -368,7 +382,7 @@ static void a_worker_whose_child_holds_its_socket_is_replaced_when_it_ends(void 
     assert_done_at_once();
     assert_int_equal(supervisor_restarts(front.supervisor), 1);
     script->gate = true;
-    end();
+    finish();
 }
 
 static void programs_that_a_library_starts_get_nothing_of_the_worker(void **state)
@@ -384,7 +398,7 @@ static void programs_that_a_library_starts_get_nothing_of_the_worker(void **stat
     assert_done(&call);
     assert_int_equal(call.reply.items, 0);
     front.fds++;
-    end();
+    finish();
     (void)close(options.lock);
 }
 

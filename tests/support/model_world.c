@@ -1,111 +1,27 @@
-/* The made-up token and supervisor of unit/model.c, and time, which stands still. */
-#ifndef TESTS_MODEL_H
-#define TESTS_MODEL_H
+/* The world of model_world.h. */
+#include "tests/support/model_world.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
-#include <setjmp.h>
-#include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
+#include <time.h>
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/identity.h"
-#include "plugin/keys/inventory.h"
-#include "plugin/keys/keymanager.h"
 #include "plugin/report/log.h"
-#include "plugin/worker/supervisor.h"
 
-enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
-#ifdef __SANITIZE_THREAD__ /* there is one thread */
-enum { HISTORIES = 100 };
-#else
-enum { HISTORIES = 1500 };
-#endif
+const char *const ids[IDS] = {"JWT-Signer-A", "JWT-Signer-B"};
 
-enum sharing {
-    OWN_FILES,  /* each server has its own key_identifier_file */
-    ONE_FILE,   /* the same server, started where the other one ended */
-    OWN_VALUES, /* key_identifier_value, different */
-    ONE_PLACE,  /* the same value on one host, where the second is refused while the first runs */
-    ONE_VALUE,  /* the same on two hosts: two servers that should not share it */
-    SHARINGS,
-};
-
-static const char *const ids[IDS] = {"JWT-Signer-A", "JWT-Signer-B"};
-
-struct object {
-    bool there;
-    enum hsm_state state; /* HALF, COMPLETE or UNFIT */
-    unsigned hidden;      /* from so many searches yet */
-    bool in_halves;       /* which find one half of it meanwhile */
-    unsigned number;
-    const struct server *maker;
-    unsigned life; /* of the maker */
-    struct hsm_key_name name;
-    struct label label;
-};
-
-struct pending {
-    struct hsm_request request;
-    struct supervisor_request how;
-};
-
-/* What SPIRE knows of its keys when it starts again; object numbers, 0 = none. */
-struct journal {
-    unsigned needed[IDS];
-};
-
-struct server {
-    struct keymanager *keymanager; /* NULL: not running */
-    struct supervisor_options options;
-    struct config config;
-    struct label_scope scope;
-    struct journal *journal;
-    struct pending queue[QUEUE];
-    unsigned waiting;
-    unsigned dies_in; /* steps of the start under way; 0 = lives */
-    bool loading;
-    bool dead; /* nothing it does reaches the token */
-    bool asked[IDS];
-    bool retired;
-    bool moved;    /* to where it cannot tell its earlier keys from others' */
-    unsigned life; /* starts so far */
-    bool seen_rival;
-    unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
-    bool seen[OBJECTS];
-};
-
-static struct {
-    uint64_t random;
-    enum sharing sharing;
-    struct object objects[OBJECTS];
-    unsigned made;
-    struct object backup[OBJECTS];
-    struct server servers[SERVERS];
-    struct journal journals[SERVERS];
-    unsigned opening; /* the server whose identity is read just now */
-    int64_t seconds;
-    int64_t skew; /* of the calendar's clock */
-    bool moody;   /* and that clock goes back */
-    bool calm;    /* nothing fails any more */
-    unsigned rivalries;
-    unsigned set_back; /* times the clock was */
-    char violation[320];
-} world;
-
-static char folder[64];
-static bool telling;
+struct world world;
+char folder[64];
+bool telling;
 
 /* ---- chance and time ---- */
 
-static uint64_t chance(void)
+uint64_t chance(void)
 {
     uint64_t x = world.random += UINT64_C(0x9e3779b97f4a7c15);
 
@@ -114,7 +30,7 @@ static uint64_t chance(void)
     return x ^ (x >> 31);
 }
 
-static bool one_in(unsigned n)
+bool one_in(unsigned n)
 {
     return !world.calm && chance() % n == 0;
 }
@@ -147,23 +63,22 @@ time_t time(time_t *now)
 
 /* ---- what is said ---- */
 
-/* Of two servers on one host one runs at a time, as with a file. */
-static bool take_turns(void)
+bool take_turns(void)
 {
     return world.sharing == ONE_FILE || world.sharing == ONE_PLACE;
 }
 
-static bool has_values(void)
+bool has_values(void)
 {
     return world.sharing >= OWN_VALUES;
 }
 
-static unsigned index_of(const struct server *server)
+unsigned index_of(const struct server *server)
 {
     return (unsigned)(server - world.servers);
 }
 
-static void tell(const struct server *server, const char *what, const struct object *object)
+void tell(const struct server *server, const char *what, const struct object *object)
 {
     if (!telling)
         return;
@@ -173,7 +88,7 @@ static void tell(const struct server *server, const char *what, const struct obj
     print_message("\n");
 }
 
-static void violated(const struct server *server, const char *what, const struct object *object)
+void violated(const struct server *server, const char *what, const struct object *object)
 {
     tell(server, what, object);
     if (world.violation[0] == '\0')
@@ -202,9 +117,17 @@ void log_fault(enum log_level level, const struct fault *fault, const char *mess
         world.rivalries++;
 }
 
+/* ---- files ---- */
+
+void identity_place(const struct label_scope *scope, char path[IDENTITY_PLACE_MAX])
+{
+    (void)scope;
+    (void)snprintf(path, IDENTITY_PLACE_MAX, "%.40s/place-%u", folder, world.opening);
+}
+
 /* ---- the token ---- */
 
-static struct object *lookup(const struct hsm_key_name *name)
+struct object *lookup(const struct hsm_key_name *name)
 {
     for (unsigned i = 0; i < world.made; i++) {
         struct object *object = &world.objects[i];
@@ -265,7 +188,7 @@ static void generate(struct server *server, const struct hsm_request *request,
         show(object, object->state, reply);
 }
 
-static bool serves(const struct server *server, const struct object *object)
+bool serves(const struct server *server, const struct object *object)
 {
     struct catalogue_key *key;
     bool same;
@@ -350,7 +273,7 @@ static void scan(struct server *server, const struct hsm_request *request, hsm_i
     }
 }
 
-static void execute(struct server *server, const struct pending *pending)
+void execute(struct server *server, const struct pending *pending)
 {
     const struct hsm_request *request = &pending->request;
     struct hsm_reply reply = {.state = HSM_ABSENT};
@@ -370,9 +293,6 @@ static void execute(struct server *server, const struct pending *pending)
 }
 
 /* ---- the supervisor ---- */
-
-/* What a server does meanwhile: unit/model.c. */
-static void some_steps(struct server *server, unsigned most);
 
 static struct server *server_of(struct supervisor *supervisor)
 {
@@ -414,7 +334,7 @@ void supervisor_submit(struct supervisor *supervisor, const struct supervisor_re
     struct pending pending = {.request = *how->request, .how = *how};
 
     if (server->loading && !world.calm) {
-        some_steps(&world.servers[1 - index_of(server)], 3);
+        world.meanwhile(&world.servers[1 - index_of(server)], 3);
         if (server->dies_in > 0 && --server->dies_in == 0)
             server->dead = true;
     }
@@ -424,7 +344,7 @@ void supervisor_submit(struct supervisor *supervisor, const struct supervisor_re
         server->queue[server->waiting++] = pending;
 }
 
-static void drain(struct server *server)
+void drain(struct server *server)
 {
     while (server->waiting > 0) {
         struct pending first = server->queue[0];
@@ -450,5 +370,3 @@ bool supervisor_away(struct supervisor *supervisor, struct fault *fault)
     (void)fault;
     return false;
 }
-
-#endif

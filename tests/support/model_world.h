@@ -1,0 +1,143 @@
+/* The world of unit/model.c: a token, a supervisor for each of two servers, and time.
+ *
+ * This is a stand-in: it replaces supervisor.h, log.h, identity_place(), clock_gettime(),
+ * time() and pthread_cond_timedwait(). Nothing here runs by itself: there is one thread, and
+ * time passes when the model says so.
+ *
+ *   1. clear the world; set the seed, sharing, seconds and meanwhile; fill in servers[].config
+ *   2. set server.loading and call keymanager_open(): it gets the supervisor of that server
+ *   3. execute() or drain() what the servers ask the token for
+ *   4. world.violation is empty if nothing happened that must not
+ *
+ * chance() decides all that is uncertain, so that a seed gives the same history again. */
+#ifndef TESTS_MODEL_WORLD_H
+#define TESTS_MODEL_WORLD_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "plugin/keys/keymanager.h"
+#include "plugin/worker/supervisor.h"
+
+enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
+#ifdef __SANITIZE_THREAD__ /* there is one thread */
+enum { HISTORIES = 100 };
+#else
+enum { HISTORIES = 1500 };
+#endif
+
+enum sharing {
+    OWN_FILES,  /* each server has its own key_identifier_file */
+    ONE_FILE,   /* the same server, started where the other one ended */
+    OWN_VALUES, /* key_identifier_value, different */
+    ONE_PLACE,  /* the same value on one host, where the second is refused while the first runs */
+    ONE_VALUE,  /* the same on two hosts: two servers that should not share it */
+    SHARINGS,
+};
+
+extern const char *const ids[IDS]; /* key ids */
+
+struct object {
+    bool there;
+    enum hsm_state state; /* HALF, COMPLETE or UNFIT */
+    unsigned hidden;      /* from so many searches yet */
+    bool in_halves;       /* which find one half of it meanwhile */
+    unsigned number;
+    const struct server *maker;
+    unsigned life; /* of the maker */
+    struct hsm_key_name name;
+    struct label label;
+};
+
+struct pending {
+    struct hsm_request request;
+    struct supervisor_request how;
+};
+
+/* What SPIRE knows of its keys when it starts again; object numbers, 0 = none. */
+struct journal {
+    unsigned needed[IDS];
+};
+
+struct server {
+    struct keymanager *keymanager; /* NULL: not running */
+    struct supervisor_options options;
+    struct config config;
+    struct label_scope scope;
+    struct journal *journal;
+    struct pending queue[QUEUE];
+    unsigned waiting;
+    unsigned dies_in; /* steps of the start under way; 0 = lives */
+    bool loading;
+    bool dead; /* nothing it does reaches the token */
+    bool asked[IDS];
+    bool retired;
+    bool moved;    /* to where it cannot tell its earlier keys from others' */
+    unsigned life; /* starts so far */
+    bool seen_rival;
+    unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
+    bool seen[OBJECTS];
+};
+
+extern struct world {
+    uint64_t random; /* the seed, at first */
+    enum sharing sharing;
+    struct object objects[OBJECTS];
+    unsigned made;
+    struct object backup[OBJECTS];
+    struct server servers[SERVERS];
+    struct journal journals[SERVERS];
+    /* while the other server starts: this one does at most so much */
+    void (*meanwhile)(struct server *server, unsigned most);
+    unsigned opening; /* the server whose identity is read just now */
+    int64_t seconds;
+    int64_t skew; /* of the calendar's clock */
+    bool moody;   /* and that clock goes back */
+    bool calm;    /* nothing fails any more */
+    unsigned rivalries;
+    unsigned set_back; /* so often was the clock */
+    char violation[320];
+} world;
+
+extern char folder[64]; /* of the identity files; the model's */
+extern bool telling;    /* the history, line by line */
+
+/* ---- chance ---- */
+
+uint64_t chance(void);
+bool one_in(unsigned n); /* never when world.calm */
+
+/* ---- what is said ---- */
+
+/* Tells a step of the history. `object` may be NULL in both. */
+void tell(const struct server *server, const char *what, const struct object *object);
+
+/* Something that must not happen: the first one is kept in world.violation. */
+void violated(const struct server *server, const char *what, const struct object *object);
+
+/* ---- servers ---- */
+
+unsigned index_of(const struct server *server);
+
+/* Of two servers on one host one runs at a time, as with a file. */
+bool take_turns(void);
+bool has_values(void); /* key_identifier_value, not a file */
+
+/* Is this the object that the server signs with? */
+bool serves(const struct server *server, const struct object *object);
+
+/* ---- the token ---- */
+
+/* The object of that name as it is, whatever a search would show; or NULL. */
+struct object *lookup(const struct hsm_key_name *name);
+
+/* What a server has asked for is done and answered: one request, or all in turn. */
+void execute(struct server *server, const struct pending *pending);
+void drain(struct server *server);
+
+#endif
