@@ -14,9 +14,9 @@ ifneq ($(SAN),)
 HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
 endif
 DEFS     = -D_GNU_SOURCE -I. -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>/dev/null)
-$(BUILD)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
-$(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: DEFS += -DVERSION='"$(VERSION)"'
-$(BUILD)/hsm/wire/frame_build.o: DEFS += -DFRAME_ID='"$(shell cat hsm/wire/*.[ch] hsm/base/fault.h | sha256sum | cut -c 1-30)"'
+$(BUILD)/hsm/module.o: private DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
+$(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: private DEFS += -DVERSION='"$(VERSION)"'
+$(BUILD)/hsm/wire/frame_build.o: private DEFS += -DFRAME_ID='"$(shell cat hsm/wire/*.[ch] hsm/base/fault.h | sha256sum | cut -c 1-30)"'
 CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
 # The worker's libcrypto is its own, so that no module's can be taken for it, nor it for theirs.

@@ -53,8 +53,8 @@ IMAGE_TREE = /opt/spire-hsm
 IMAGE_LOADER = $(IMAGE_TREE)/lib/$(notdir $(shell patchelf --print-interpreter $(BUILD)/spire-hsm))
 IMAGE_LINK = -Wl,--dynamic-linker=$(IMAGE_LOADER) -Wl,--disable-new-dtags -Wl,-rpath,$(IMAGE_TREE)/lib
 
-$(IMAGE)/hsm/module.o: DEFS += -DMODULE_FOLDER='"$(IMAGE_TREE)/lib/pkcs11"'
-$(IMAGE)/plugin/main.o: DEFS := -I$(IMAGE) $(DEFS) -DVERSION='"$(VERSION)"'
+$(IMAGE)/hsm/module.o: private DEFS += -DMODULE_FOLDER='"$(IMAGE_TREE)/lib/pkcs11"'
+$(IMAGE)/plugin/main.o: private DEFS := -I$(IMAGE) $(DEFS) -DVERSION='"$(VERSION)"'
 $(IMAGE)/plugin/main.o: $(IMAGE)/plugin/worker_hash.h $(BUILD)/version
 $(IMAGE)/%.o: %.c | $(PROTO:=.h)
 	@mkdir -p $(@D)
