@@ -1,4 +1,5 @@
-/* The rules of faulty.so's scripts. */
+/* Scripts of faulty.so: which call fails, how and how often. Each rule is tried on a SoftHSM with
+ * plain PKCS#11 calls, in processes of its own. */
 #include "tests/support/steps.h"
 
 #include <pthread.h>

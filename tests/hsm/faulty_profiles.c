@@ -1,4 +1,5 @@
-/* The profiles of faulty.so: habits of real tokens. */
+/* Profiles of faulty.so: each shows the habit of a real token that it is named after. For every
+ * profile there is a step, which makes PKCS#11 calls in a process of its own. */
 #include "tests/support/steps.h"
 
 #include <pthread.h>

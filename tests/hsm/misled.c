@@ -1,4 +1,5 @@
-/* Tokens that mislead: what they say in passing must not cost a key. */
+/* Tokens that give misleading answers for a moment: a failed read, a search during a login, a
+ * stale handle. None of them may make the product give up a key, or take another one for it. */
 #include "tests/support/hsm_bent.h"
 
 #include <pthread.h>

@@ -1,3 +1,10 @@
+/* The profiles of faulty.so: PKCS#11 functions with the habits of real tokens.
+ *
+ * faulty_module.c calls a habit_* function in place of the real one. Each does what the script's
+ * habits say, which are read anew at every call, and calls the real module for the rest.
+ *
+ * This file keeps the open sessions of its process, to close idle ones and to limit their number.
+ * What must outlive a process, as the age of a new object, is in faulty_state.c. */
 #include "tests/support/faulty.h"
 
 #include <pthread.h>

@@ -1,3 +1,7 @@
+/* Scripts of faulty.so, as text: parsed into rules and habits.
+ *
+ * The grammar is at the head of faulty_module.c. To add an action or a profile, add a row to
+ * actions[] or profiles[]. A script that cannot be parsed gives a message with its line. */
 #include "tests/support/faulty.h"
 
 #include <errno.h>

@@ -1,3 +1,11 @@
+/* The state of faulty.so: which script is in force, and which of its faults are due.
+ *
+ * Every call of the module passes faulty_before() and faulty_after(). They reload a script that
+ * has changed, count the call for each rule, and carry out the actions that are due.
+ *
+ * State that belongs to the token, and not to one process, is in the page: a file that every
+ * process maps. There are the shared counts, the age of new objects, and the open sessions of
+ * each process. A dead process leaves its sessions there until they have lingered enough. */
 #include "tests/support/faulty.h"
 
 #include <errno.h>

@@ -77,9 +77,8 @@ struct server {
     bool dead; /* nothing it does reaches the token */
     bool asked[IDS];
     bool retired;
-    bool moved;    /* to where it cannot tell its earlier keys from others' */
-    unsigned life; /* starts so far */
-    bool seen_rival;
+    bool moved;               /* to where it cannot tell its earlier keys from others' */
+    unsigned life;            /* starts so far */
     unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
     bool seen[OBJECTS];
 };

@@ -1,5 +1,8 @@
-/* With --markdown it prints the option tables as README.md must have them; the manual page
- * packaging/man/spire-hsm.conf.5 has the same, each row as an item of its list. */
+/* plugin_data as a whole: which options each plugin type has, needs and refuses, and how several
+ * mistakes are reported at once. Single values are in unit/config_values.c.
+ *
+ * With --markdown the program prints the option tables instead. A test compares them with
+ * README.md, another one compares the manual page packaging/man/spire-hsm.conf.5. */
 #include "plugin/config/config.h"
 
 #include <setjmp.h>

@@ -1,3 +1,5 @@
+/* Faults: a code for SPIRE and a sentence for people. A sentence that is too long is cut between
+ * two characters and never inside one. */
 #include "hsm/base/fault.h"
 
 #include <errno.h>

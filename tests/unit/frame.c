@@ -1,3 +1,5 @@
+/* Packets between the plugin and its worker: what is encoded is decoded unchanged. Packets that
+ * are cut, changed or from another build are refused, and the refusal says why. */
 #include "hsm/wire/frame.h"
 
 #include <fcntl.h>

@@ -1,3 +1,5 @@
+/* Public keys as tokens spell them: every spelling of a key becomes the same key. Keys that
+ * SPIRE has no use for, or that are malformed, are refused. OpenSSL makes the samples. */
 #include "hsm/wire/pubkey.h"
 
 #include <setjmp.h>

@@ -1,3 +1,5 @@
+/* Signing, apart from the token: which PKCS#11 mechanism and parameters a request becomes, and
+ * how the token's raw answer becomes a signature that Go accepts. */
 #include "hsm/sign.h"
 #include "hsm/wire/hash.h"
 

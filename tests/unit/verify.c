@@ -1,3 +1,5 @@
+/* The check of a signature with its public key: it accepts what OpenSSL signs, with that key and
+ * that padding only. */
 #include "hsm/wire/pubkey.h"
 
 #include <setjmp.h>

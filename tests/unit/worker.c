@@ -1,6 +1,12 @@
-/* The worker process with a token made up here: the tests are the front. The token does
- * what a request's label says; "wait" needs a byte from descriptor 5, where the identity
- * lock would be. */
+/* The worker process, hsm_worker(), with a made-up token in it and the test as its front.
+ *
+ * The functions of hsm/hsm.h are replaced in this file. Each test forks a worker, which gets the
+ * descriptors it would get in production: the socket (3), the shared page (4) and the identity
+ * lock (5). The test then sends it frames by hand and reads the answers.
+ *
+ * The token does what a request's label says. "wait" ends when the test writes a byte to the
+ * pipe that is descriptor 5 here. "die" and "hang" do that; "report" describes the process. Any
+ * other label is answered at once, with the digest's first byte as the signature. */
 #include "hsm/hsm.h"
 
 #include <fcntl.h>
