@@ -28,7 +28,7 @@ struct handles {
     size_t room;
 };
 
-struct survey {
+struct findings {
     struct handles objects;
     CK_OBJECT_HANDLE readable; /* one that can be read, or CK_INVALID_HANDLE */
     struct fault unreadable;   /* what came of the latest that cannot */
@@ -44,10 +44,10 @@ static void release_handles(struct handles *handles)
     free(handles->list);
 }
 
-static void release_survey(struct survey *survey)
+static void release_findings(struct findings *findings)
 {
-    release_handles(&survey->objects);
-    free(survey->records);
+    release_handles(&findings->objects);
+    free(findings->records);
 }
 
 /* ---- walking ---- */
@@ -165,22 +165,22 @@ static bool is_ours(const struct glimpse *glimpse, const char *prefix)
            glimpse->id_length <= HSM_ID_MAX;
 }
 
-static int add_record(struct survey *survey, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
-                      struct fault *fault)
+static int add_record(struct findings *findings, const struct glimpse *glimpse,
+                      CK_OBJECT_HANDLE handle, struct fault *fault)
 {
     struct record *record;
 
-    if (survey->record_count == survey->record_room) {
-        size_t room = 2 * survey->record_room + 64;
+    if (findings->record_count == findings->record_room) {
+        size_t room = 2 * findings->record_room + 64;
         struct record *grown =
-            room <= RECORDS_MAX ? realloc(survey->records, room * sizeof *grown) : NULL;
+            room <= RECORDS_MAX ? realloc(findings->records, room * sizeof *grown) : NULL;
 
         if (!grown)
             return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "too many keys on the token");
-        survey->records = grown;
-        survey->record_room = room;
+        findings->records = grown;
+        findings->record_room = room;
     }
-    record = &survey->records[survey->record_count++];
+    record = &findings->records[findings->record_count++];
     memset(record, 0, sizeof *record);
     memcpy(record->name.label, glimpse->label, glimpse->label_length);
     memcpy(record->name.id, glimpse->id, glimpse->id_length);
@@ -190,48 +190,48 @@ static int add_record(struct survey *survey, const struct glimpse *glimpse, CK_O
     return 0;
 }
 
-static int note(struct survey *survey, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
+static int note(struct findings *findings, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
                 const char *prefix, struct fault *fault)
 {
     if (glimpse->class != CKO_PRIVATE_KEY && glimpse->class != CKO_PUBLIC_KEY)
         return 0;
     if (is_ours(glimpse, prefix))
-        return add_record(survey, glimpse, handle, fault);
+        return add_record(findings, glimpse, handle, fault);
     if (glimpse->label_length == 0 && glimpse->id_length == 0)
-        survey->nameless++;
+        findings->nameless++;
     else
-        survey->foreign++;
+        findings->foreign++;
     return 0;
 }
 
 /* An object may go while we walk. One that cannot be read is put back into the list, at the
  * front of it, which has been dealt with by then. */
 static int look_at(const struct call *call, const struct session *session, CK_OBJECT_HANDLE handle,
-                   struct survey *survey, struct fault *fault)
+                   struct findings *findings, struct fault *fault)
 {
     struct glimpse glimpse;
 
     if (look(session, handle, &glimpse, fault) == 0) {
-        survey->readable = handle;
-        return note(survey, &glimpse, handle, call->request->prefix, fault);
+        findings->readable = handle;
+        return note(findings, &glimpse, handle, call->request->prefix, fault);
     }
     if (rv_class(fault->ckr) == RV_HANDLE)
         return 0;
     if (fault->ckr != CKR_GENERAL_ERROR && fault->ckr != CKR_FUNCTION_FAILED)
         return -1;
-    survey->objects.list[survey->objects.count++] = handle;
-    survey->unreadable = *fault;
+    findings->objects.list[findings->objects.count++] = handle;
+    findings->unreadable = *fault;
     return 0;
 }
 
 static int look_at_all(const struct call *call, const struct session *session,
-                       struct survey *survey, struct fault *fault)
+                       struct findings *findings, struct fault *fault)
 {
-    size_t count = survey->objects.count;
+    size_t count = findings->objects.count;
 
-    survey->objects.count = 0;
+    findings->objects.count = 0;
     for (size_t i = 0; i < count; i++)
-        if (look_at(call, session, survey->objects.list[i], survey, fault) != 0)
+        if (look_at(call, session, findings->objects.list[i], findings, fault) != 0)
             return -1;
     return 0;
 }
@@ -248,21 +248,21 @@ static bool is_in(const struct handles *handles, CK_OBJECT_HANDLE handle)
  * the middle of writing is so for ever, and counts as nameless. But a token may be away for
  * the moment, and what we cannot read may be a key of ours: so something else must be
  * readable just now, or the token itself not call it a key. */
-static int explain_unreadable(const struct session *session, struct survey *survey,
+static int explain_unreadable(const struct session *session, struct findings *findings,
                               struct fault *fault)
 {
     OWNED(release_handles) struct handles keys = {.list = NULL};
-    const struct handles *left = &survey->objects;
+    const struct handles *left = &findings->objects;
     struct glimpse glimpse;
 
-    survey->nameless += (uint32_t)left->count;
-    if (left->count == 0 || (survey->readable != CK_INVALID_HANDLE &&
-                             look(session, survey->readable, &glimpse, fault) == 0))
+    findings->nameless += (uint32_t)left->count;
+    if (left->count == 0 || (findings->readable != CK_INVALID_HANDLE &&
+                             look(session, findings->readable, &glimpse, fault) == 0))
         return 0;
     if (enumerate_class(session, CKO_PRIVATE_KEY, &keys, fault) != 0 ||
         enumerate_class(session, CKO_PUBLIC_KEY, &keys, fault) != 0)
         return -1;
-    *fault = survey->unreadable;
+    *fault = findings->unreadable;
     for (size_t i = 0; i < left->count; i++)
         if (is_in(&keys, left->list[i]))
             return -1;
@@ -293,17 +293,17 @@ static enum hsm_state state_of(uint32_t private_keys, uint32_t public_keys)
 }
 
 /* A group: the records of one name, which stand side by side. Returns where it ends. */
-static size_t take_group(const struct survey *survey, size_t start, uint32_t halves[2],
+static size_t take_group(const struct findings *findings, size_t start, uint32_t halves[2],
                          struct hint *hint)
 {
-    const struct record *first = &survey->records[start];
+    const struct record *first = &findings->records[start];
     size_t next = start;
 
     halves[false] = 0;
     halves[true] = 0;
     hint->name = first->name;
-    for (; next < survey->record_count; next++) {
-        const struct record *record = &survey->records[next];
+    for (; next < findings->record_count; next++) {
+        const struct record *record = &findings->records[next];
 
         if (compare_names(&record->name, &first->name) != 0)
             break;
@@ -318,44 +318,44 @@ static size_t take_group(const struct survey *survey, size_t start, uint32_t hal
 
 /* Nothing is told before all is known, so that a walk that is done over tells nothing
  * twice. Without memory for hints there are none. */
-static void tell(const struct call *call, const struct survey *survey, uint32_t logins)
+static void tell(const struct call *call, const struct findings *findings, uint32_t logins)
 {
-    struct hint *hints = calloc(survey->record_count / 2 + 1, sizeof *hints);
+    struct hint *hints = calloc(findings->record_count / 2 + 1, sizeof *hints);
     size_t hint_count = 0;
     size_t next;
 
-    for (size_t i = 0; i < survey->record_count; i = next) {
-        struct hsm_item item = {.key = survey->records[i].name};
+    for (size_t i = 0; i < findings->record_count; i = next) {
+        struct hsm_item item = {.key = findings->records[i].name};
         struct hint hint;
         uint32_t halves[2];
 
-        next = take_group(survey, i, halves, &hint);
+        next = take_group(findings, i, halves, &hint);
         item.state = state_of(halves[true], halves[false]);
         if (hints && halves[true] == 1 && halves[false] == 1)
             hints[hint_count++] = hint;
         call->item(call->item_context, &item);
         call->reply->items++;
     }
-    call->reply->nameless = survey->nameless;
-    call->reply->foreign = survey->foreign;
+    call->reply->nameless = findings->nameless;
+    call->reply->foreign = findings->foreign;
     hints_replace(&call->token->hints, hints, hint_count, logins);
 }
 
 static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
 {
-    OWNED(release_survey) struct survey survey = {.readable = CK_INVALID_HANDLE};
+    OWNED(release_findings) struct findings findings = {.readable = CK_INVALID_HANDLE};
     uint32_t logins = call->token->pool.logins;
 
     if (session_check(&call->token->pool, session, fault) != 0 ||
-        enumerate(session, &survey.objects, fault) != 0 ||
-        look_at_all(call, session, &survey, fault) != 0 || /* and those left over once more */
-        look_at_all(call, session, &survey, fault) != 0 ||
-        explain_unreadable(session, &survey, fault) != 0 ||
+        enumerate(session, &findings.objects, fault) != 0 ||
+        look_at_all(call, session, &findings, fault) != 0 || /* and those left over once more */
+        look_at_all(call, session, &findings, fault) != 0 ||
+        explain_unreadable(session, &findings, fault) != 0 ||
         session_check_since(&call->token->pool, session, logins, fault) != 0)
         return -1;
-    if (survey.record_count > 0)
-        qsort(survey.records, survey.record_count, sizeof *survey.records, compare_records);
-    tell(call, &survey, logins);
+    if (findings.record_count > 0)
+        qsort(findings.records, findings.record_count, sizeof *findings.records, compare_records);
+    tell(call, &findings, logins);
     return 0;
 }
 

@@ -160,18 +160,18 @@ static void check_types(struct check *check)
     }
 }
 
-static void survey(struct check *check)
+static void take_census(struct check *check)
 {
     struct fault fault;
     char text[TABLE_CELL];
 
-    if (command_survey(&check->token, &fault) != 0) {
+    if (command_census(&check->token, &fault) != 0) {
         row_fault(check, "objects", "cannot be listed", &fault, advice_for(&fault));
         return;
     }
     (void)snprintf(text, sizeof text, "%zu keys of SPIRE's, %u foreign, %u without name",
-                   check->token.survey.found.count, check->token.survey.foreign,
-                   check->token.survey.nameless);
+                   check->token.census.found.count, check->token.census.foreign,
+                   check->token.census.nameless);
     row(check, FINE, "objects", text);
 }
 
@@ -339,7 +339,7 @@ static void clear_away(struct check *check)
 
     if (label_next_generation(time(NULL), 0, &now, NULL) != 0)
         return;
-    while (survey_next(&check->token.survey, &server))
+    while (census_next(&check->token.census, &server))
         for (size_t i = 0; i < server.count; i++) {
             const struct inventory_item *item = &server.items[i];
             struct trial trial = {.check = check, .what = "earlier trial", .name = item->name};
@@ -381,7 +381,7 @@ static void run(struct check *check)
     check_sessions(check);
     check_writing(check);
     check_types(check);
-    survey(check);
+    take_census(check);
     try_all(check);
 }
 

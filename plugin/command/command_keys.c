@@ -76,7 +76,7 @@ static void fill(const struct names *names, struct inventory *server, struct inv
     else if (names->named && label_same_scope(scope, &names->other))
         line->server = names->named;
     date(line->age, line->made);
-    line->state = survey_state_name(survey_state(server, item));
+    line->state = census_state_name(census_state(server, item));
     print_hex(item->name.id, item->name.id_length, line->cka_id);
     if (item->proven && item->state == HSM_COMPLETE)
         tell_public_key(item, line);
@@ -106,24 +106,24 @@ static void add_row(struct table *table, const struct line *line)
 static void print_table(const struct command_token *token, const struct names *names)
 {
     OWNED(table_free) struct table table = {.rows = NULL};
-    const struct survey *survey = &token->survey;
+    const struct census *census = &token->census;
     struct inventory server = {.items = NULL};
     struct line line;
 
     table_row(&table, "TRUST DOMAIN", "SERVER", "KEY ID", "GENERATION", "TYPE", "AGE", "STATE",
               NULL);
-    while (survey_next(survey, &server))
+    while (census_next(census, &server))
         for (size_t i = 0; i < server.count; i++) {
             fill(names, &server, &server.items[i], &line);
             add_row(&table, &line);
         }
-    if (survey->found.count > 0)
+    if (census->found.count > 0)
         table_print(&table, stdout);
     (void)printf("%zu key%s of SPIRE's on token \"%s\" (serial %s); not SPIRE's: %u foreign key "
                  "object%s, %u without name\n",
-                 survey->found.count, survey->found.count == 1 ? "" : "s", token->info.label,
-                 token->info.serial, survey->foreign, survey->foreign == 1 ? "" : "s",
-                 survey->nameless);
+                 census->found.count, census->found.count == 1 ? "" : "s", token->info.label,
+                 token->info.serial, census->foreign, census->foreign == 1 ? "" : "s",
+                 census->nameless);
 }
 
 /* ---- JSON ---- */
@@ -167,14 +167,14 @@ static json_t *key_json(const struct line *line)
 
 static int print_json(const struct command_token *token, const struct names *names)
 {
-    const struct survey *survey = &token->survey;
+    const struct census *census = &token->census;
     struct inventory server = {.items = NULL};
     json_t *keys = json_array();
     json_t *document;
     struct line line;
     int result;
 
-    while (survey_next(survey, &server))
+    while (census_next(census, &server))
         for (size_t i = 0; i < server.count; i++) {
             fill(names, &server, &server.items[i], &line);
             (void)json_array_append_new(keys, key_json(&line));
@@ -182,8 +182,8 @@ static int print_json(const struct command_token *token, const struct names *nam
     document = json_pack("{s{ss ss ss ss ss} so si si}", "token", "label", token->info.label,
                          "serial", token->info.serial, "manufacturer", token->info.manufacturer,
                          "model", token->info.model, "library", token->info.library, "keys", keys,
-                         "foreign_objects", (int)survey->foreign, "nameless_objects",
-                         (int)survey->nameless);
+                         "foreign_objects", (int)census->foreign, "nameless_objects",
+                         (int)census->nameless);
     result = document ? json_dumpf(document, stdout, JSON_INDENT(2)) : -1;
     (void)fputc('\n', stdout);
     json_decref(document);
@@ -221,9 +221,9 @@ static int run(const struct command_options *options, const struct config *confi
 
     if (find_names(options, config, &names, fault) != 0 ||
         command_open_token(&config->keymanager, -1, &token, fault) != 0 ||
-        command_survey(&token, fault) != 0)
+        command_census(&token, fault) != 0)
         return -1;
-    while (survey_next(&token.survey, &server))
+    while (census_next(&token.census, &server))
         command_prove(&token, &server);
     if (!options->json)
         print_table(&token, &names);

@@ -4,8 +4,8 @@
 
 #include <pthread.h>
 
+#include "plugin/command/census.h"
 #include "plugin/command/command.h"
-#include "plugin/command/survey.h"
 #include "plugin/config/config.h"
 #include "plugin/keys/identity.h"
 #include "plugin/worker/supervisor.h"
@@ -68,7 +68,7 @@ char *command_read_file(const char *path, size_t most, size_t *length, struct fa
 struct command_token {
     struct supervisor *supervisor; /* NULL: not open */
     struct hsm_token_info info;
-    struct survey survey;
+    struct census census;
     int64_t limit; /* call_timeout, ns */
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -87,8 +87,8 @@ void command_close_token(struct command_token *token);
 void command_execute(struct command_token *token, const struct hsm_request *request,
                      struct hsm_reply *reply);
 
-/* Who is on the token, into token->survey. */
-int command_survey(struct command_token *token, struct fault *fault);
+/* Who is on the token, into token->census. */
+int command_census(struct command_token *token, struct fault *fault);
 
 /* Looks closer at these keys. One that cannot be looked at stays unproven, with the reason
  * in `why`. */

@@ -13,7 +13,7 @@ static const int64_t least = 24 * 3600 * CLOCK_SECOND;
 struct prune {
     const struct command_options *options;
     const struct config *config;
-    struct survey_rule rule;
+    struct census_rule rule;
     struct identity own;
     struct identity named;
     struct command_token token;
@@ -34,7 +34,7 @@ static int read_floor(const struct command_options *options, uint32_t *seconds, 
     return 0;
 }
 
-static int read_target(const struct command_options *options, enum survey_target *target,
+static int read_target(const struct command_options *options, enum census_target *target,
                        struct fault *fault)
 {
     bool named = options->server_id || options->server_id_file;
@@ -45,14 +45,14 @@ static int read_target(const struct command_options *options, enum survey_target
     if (options->other_servers && named)
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
                          "--other-servers takes them all: it does not go with --server-id");
-    *target = named ? SURVEY_NAMED : options->other_servers ? SURVEY_OTHERS : SURVEY_OWN;
+    *target = named ? CENSUS_NAMED : options->other_servers ? CENSUS_OTHERS : CENSUS_OWN;
     return 0;
 }
 
 /* Only what is to be destroyed needs the lock, and a dry run destroys nothing. */
 static int read_own(struct prune *prune, struct fault *fault)
 {
-    bool lock = prune->options->yes && prune->rule.target == SURVEY_OWN;
+    bool lock = prune->options->yes && prune->rule.target == CENSUS_OWN;
 
     if (command_identity(prune->config, lock, &prune->own, &prune->rule.own, fault) == 0)
         return 0;
@@ -66,7 +66,7 @@ static int read_named(struct prune *prune, struct fault *fault)
 {
     struct label_scope scope;
 
-    if (prune->rule.target != SURVEY_NAMED)
+    if (prune->rule.target != CENSUS_NAMED)
         return 0;
     if (command_named(prune->options, prune->config, prune->options->yes, &prune->named, &scope,
                       fault) != 0)
@@ -74,7 +74,7 @@ static int read_named(struct prune *prune, struct fault *fault)
     memcpy(prune->rule.named, scope.server, sizeof scope.server);
     if (!label_same_scope(&scope, &prune->rule.own))
         return 0;
-    prune->rule.target = SURVEY_OWN;
+    prune->rule.target = CENSUS_OWN;
     if (prune->named.lock >= 0)
         return 0;
     return read_own(prune, fault);
@@ -82,7 +82,7 @@ static int read_named(struct prune *prune, struct fault *fault)
 
 static int prepare(struct prune *prune, struct fault *fault)
 {
-    struct survey_rule *rule = &prune->rule;
+    struct census_rule *rule = &prune->rule;
 
     if (read_floor(prune->options, &rule->floor, fault) != 0 ||
         read_target(prune->options, &rule->target, fault) != 0 ||
@@ -109,7 +109,7 @@ static const char *reason(const struct prune *prune, struct inventory *server,
 {
     if (!label_same_scope(&item->label.scope, &prune->rule.own))
         return "other server";
-    return survey_state(server, item) == SURVEY_HALF ? "half a key" : "superseded";
+    return census_state(server, item) == CENSUS_HALF ? "half a key" : "superseded";
 }
 
 static void take(struct prune *prune, struct inventory *server, struct inventory_item *item,
@@ -143,10 +143,10 @@ static size_t choose(struct prune *prune, struct inventory *server)
 {
     size_t chosen = 0;
 
-    if (survey_needs_proof(&prune->rule, server))
+    if (census_needs_proof(&prune->rule, server))
         command_prove(&prune->token, server);
     for (size_t i = 0; i < server->count; i++)
-        chosen += survey_prunes(&prune->rule, server, &server->items[i]);
+        chosen += census_prunes(&prune->rule, server, &server->items[i]);
     return chosen;
 }
 
@@ -162,14 +162,14 @@ static int prune_all(struct prune *prune, struct fault *fault)
     struct inventory server = {.items = NULL};
 
     if (command_open_token(&prune->config->keymanager, held(prune), &prune->token, fault) != 0 ||
-        command_survey(&prune->token, fault) != 0)
+        command_census(&prune->token, fault) != 0)
         return -1;
     table_row(&table, "SERVER", "KEY ID", "GENERATION", "AGE", "REASON", "", NULL);
-    while (survey_next(&prune->token.survey, &server)) {
+    while (census_next(&prune->token.census, &server)) {
         if (choose(prune, &server) == 0)
             continue;
         for (size_t i = 0; i < server.count; i++)
-            if (survey_prunes(&prune->rule, &server, &server.items[i]))
+            if (census_prunes(&prune->rule, &server, &server.items[i]))
                 take(prune, &server, &server.items[i], &table);
     }
     if (prune->found > 0)

@@ -82,7 +82,7 @@ void command_close_token(struct command_token *token)
 {
     int64_t end = clock_now() + end_limit;
 
-    survey_clear(&token->survey);
+    census_clear(&token->census);
     if (!token->supervisor)
         return;
     supervisor_retire(token->supervisor);
@@ -119,9 +119,9 @@ static void found(void *context, const struct hsm_item *item)
     struct wait *wait = context;
 
     if (item)
-        survey_add(&wait->token->survey, item);
+        census_add(&wait->token->census, item);
     else
-        survey_clear(&wait->token->survey);
+        census_clear(&wait->token->census);
 }
 
 void command_execute(struct command_token *token, const struct hsm_request *request,
@@ -143,23 +143,23 @@ void command_execute(struct command_token *token, const struct hsm_request *requ
     (void)pthread_mutex_unlock(&token->lock);
 }
 
-int command_survey(struct command_token *token, struct fault *fault)
+int command_census(struct command_token *token, struct fault *fault)
 {
     struct hsm_request request = {.op = HSM_SCAN};
     struct hsm_reply reply;
 
     memcpy(request.prefix, everybody, sizeof everybody);
-    survey_clear(&token->survey);
+    census_clear(&token->census);
     command_execute(token, &request, &reply);
     if (reply.fault.code != FAULT_NONE) {
         *fault = reply.fault;
         return fault_prefix(fault, "cannot list the keys on token \"%s\"", token->info.label);
     }
-    if (token->survey.found.out_of_memory)
+    if (token->census.found.out_of_memory)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    token->survey.foreign += reply.foreign;
-    token->survey.nameless = reply.nameless;
-    survey_sort(&token->survey);
+    token->census.foreign += reply.foreign;
+    token->census.nameless = reply.nameless;
+    census_sort(&token->census);
     return 0;
 }
 

@@ -1,6 +1,6 @@
 /* One new key, from a look at the token to being served.
  *
- *   surveying --somebody else makes keys in our name: refused, nothing is destroyed any more
+ *   checking --somebody else makes keys in our name: refused, nothing is destroyed any more
  *       v
  *   generating --whole, proven-----------------------------> served
  *       |  outcome unknown (worker died, ambiguous error)
@@ -25,7 +25,7 @@ enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 
-static void survey(struct attempt *attempt);
+static void check_for_rivals(struct attempt *attempt);
 static void generate(struct attempt *attempt);
 
 static void fail(struct attempt *attempt, const struct fault *fault)
@@ -267,7 +267,7 @@ static void generate(struct attempt *attempt)
     submit(attempt, &request, generated, NULL);
 }
 
-/* ---- surveying ---- */
+/* ---- checking for rivals ---- */
 
 /* With the mutex held: was it there when we came, or made by us? */
 static bool is_known(const struct keymanager *keymanager, const struct inventory_item *item)
@@ -311,7 +311,7 @@ static void refuse_rivalry(struct attempt *attempt, const struct inventory_item 
     fail(attempt, &fault);
 }
 
-static void survey_item(void *context, const struct hsm_item *item)
+static void add_item(void *context, const struct hsm_item *item)
 {
     struct attempt *attempt = context;
 
@@ -321,7 +321,7 @@ static void survey_item(void *context, const struct hsm_item *item)
         inventory_clear(&attempt->inventory);
 }
 
-static void surveyed(void *context, const struct hsm_reply *reply)
+static void rivals_checked(void *context, const struct hsm_reply *reply)
 {
     struct attempt *attempt = context;
     const struct inventory_item *rival = NULL;
@@ -330,7 +330,7 @@ static void surveyed(void *context, const struct hsm_reply *reply)
     if (fault.code == FAULT_NONE && attempt->inventory.out_of_memory)
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
     if (fault.code != FAULT_NONE) {
-        stall(attempt, survey, &fault);
+        stall(attempt, check_for_rivals, &fault);
         return;
     }
     keymanager_searched(attempt->keymanager, attempt->begun);
@@ -341,17 +341,17 @@ static void surveyed(void *context, const struct hsm_reply *reply)
         generate(attempt);
 }
 
-static void survey(struct attempt *attempt)
+static void check_for_rivals(struct attempt *attempt)
 {
     struct hsm_request request = {.op = HSM_SCAN};
 
     attempt->begun = clock_now();
     inventory_clear(&attempt->inventory);
     label_prefix(&attempt->keymanager->identity.scope, request.prefix);
-    submit(attempt, &request, surveyed, survey_item);
+    submit(attempt, &request, rivals_checked, add_item);
 }
 
 void attempt_begin(struct attempt *attempt)
 {
-    survey(attempt);
+    check_for_rivals(attempt);
 }

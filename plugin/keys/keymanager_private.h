@@ -78,11 +78,11 @@ struct attempt {
     enum hsm_key_type type;
     struct hsm_key_name name;
     struct waiters waiters;
-    int64_t begun; /* when the survey was */
+    int64_t begun; /* when the check for rivals began */
     unsigned generations;
     unsigned late_looks;            /* worth it: the token says it has made the key */
     struct fault doubt;             /* what the token said of the last generation */
-    struct inventory inventory;     /* of the survey */
+    struct inventory inventory;     /* of the check for rivals */
     struct fault reason;            /* why it stalled; code FAULT_NONE = it has not */
     void (*step)(struct attempt *); /* to go on with at resume_at; NULL: a request is out */
     int64_t resume_at;

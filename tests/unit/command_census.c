@@ -1,6 +1,6 @@
 /* What `keys` says of a key, and which keys `prune` may take: never another trust domain's,
  * never the newest whole one of our own, never what was in use a moment ago. */
-#include "plugin/command/survey.h"
+#include "plugin/command/census.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,7 +15,7 @@ enum { NOW = 100000000, DAY = 86400 };
 static struct label_scope ours;
 static struct label_scope other_server;
 static struct label_scope other_domain;
-static struct survey survey;
+static struct census census;
 
 static int begin(void **state)
 {
@@ -29,7 +29,7 @@ static int begin(void **state)
 static int end(void **state)
 {
     (void)state;
-    survey_clear(&survey);
+    census_clear(&census);
     return 0;
 }
 
@@ -42,16 +42,16 @@ static void add(const struct label_scope *scope, const char *key_id, uint32_t ge
     (void)snprintf(label.key_id, sizeof label.key_id, "%s", key_id);
     label_format(&label, item.key.label);
     item.key.id_length = HSM_ID_MAX;
-    item.key.id[0] = (uint8_t)survey.found.count;
-    survey_add(&survey, &item);
+    item.key.id[0] = (uint8_t)census.found.count;
+    census_add(&census, &item);
 }
 
 /* As proofs would, but for the last `unproven` of them. */
 static void prove(size_t unproven)
 {
-    survey_sort(&survey);
-    for (size_t i = 0; i + unproven < survey.found.count; i++)
-        survey.found.items[i].proven = true;
+    census_sort(&census);
+    for (size_t i = 0; i + unproven < census.found.count; i++)
+        census.found.items[i].proven = true;
 }
 
 /* The states of all items in order, as letters. */
@@ -62,29 +62,29 @@ static void states_are(const char *expected)
     char found[64] = "";
     size_t length = 0;
 
-    while (survey_next(&survey, &server))
+    while (census_next(&census, &server))
         for (size_t i = 0; i < server.count; i++)
-            found[length++] = letters[survey_state(&server, &server.items[i])];
+            found[length++] = letters[census_state(&server, &server.items[i])];
     assert_string_equal(found, expected);
 }
 
-static struct survey_rule rule(enum survey_target target)
+static struct census_rule rule(enum census_target target)
 {
-    struct survey_rule made = {.target = target, .own = ours, .now = NOW, .floor = DAY};
+    struct census_rule made = {.target = target, .own = ours, .now = NOW, .floor = DAY};
 
     memcpy(made.named, other_server.server, sizeof made.named);
     return made;
 }
 
 /* The pruned items as "generation generation ". */
-static void prunes(struct survey_rule made, const char *expected)
+static void prunes(struct census_rule made, const char *expected)
 {
     struct inventory server = {.items = NULL};
     char found[256] = "";
 
-    while (survey_next(&survey, &server))
+    while (census_next(&census, &server))
         for (size_t i = 0; i < server.count; i++)
-            if (survey_prunes(&made, &server, &server.items[i]))
+            if (census_prunes(&made, &server, &server.items[i]))
                 (void)snprintf(found + strlen(found), sizeof found - strlen(found), "%u ",
                                server.items[i].label.generation);
     assert_string_equal(found, expected);
@@ -97,14 +97,14 @@ static void the_keys_of_each_server_stand_together(void **state)
     size_t keys = 0;
 
     (void)state;
-    assert_false(survey_next(&survey, &server));
+    assert_false(census_next(&census, &server));
     add(&ours, "A", 1, HSM_COMPLETE);
     add(&other_domain, "A", 2, HSM_COMPLETE);
     add(&other_server, "B", 3, HSM_COMPLETE);
     add(&ours, "B", 4, HSM_COMPLETE);
     prove(0);
     server = (struct inventory){.items = NULL};
-    while (survey_next(&survey, &server)) {
+    while (census_next(&census, &server)) {
         servers++;
         keys += server.count;
         for (size_t i = 1; i < server.count; i++)
@@ -121,11 +121,11 @@ static void labels_of_unknown_formats_are_foreign(void **state)
 
     (void)state;
     (void)snprintf(item.key.label, sizeof item.key.label, "sp1-not-ours");
-    survey_add(&survey, &item);
+    census_add(&census, &item);
     (void)snprintf(item.key.label, sizeof item.key.label, "sp2-0123456789abcdef-000001-A");
-    survey_add(&survey, &item);
-    assert_int_equal(survey.found.count, 0);
-    assert_int_equal(survey.foreign, 2);
+    census_add(&census, &item);
+    assert_int_equal(census.found.count, 0);
+    assert_int_equal(census.foreign, 2);
 }
 
 static void the_newest_whole_key_is_current(void **state)
@@ -183,7 +183,7 @@ static void a_superseded_key_goes_a_day_after_its_successor_was_made(void **stat
     add(&ours, "A", NOW - DAY, HSM_COMPLETE);
     add(&ours, "A", NOW - DAY + 1, HSM_COMPLETE);
     prove(0);
-    prunes(rule(SURVEY_OWN), "1000 ");
+    prunes(rule(CENSUS_OWN), "1000 ");
 }
 
 static void the_newest_whole_key_never_goes(void **state)
@@ -194,9 +194,9 @@ static void the_newest_whole_key_never_goes(void **state)
     add(&ours, "C", 1, HSM_COMPLETE);
     add(&ours, "C", 1, HSM_COMPLETE);
     prove(0);
-    prunes(rule(SURVEY_OWN), "");
-    prunes(rule(SURVEY_OTHERS), "");
-    prunes(rule(SURVEY_NAMED), "");
+    prunes(rule(CENSUS_OWN), "");
+    prunes(rule(CENSUS_OTHERS), "");
+    prunes(rule(CENSUS_NAMED), "");
 }
 
 static void an_older_key_stays_while_the_newer_one_is_not_proven(void **state)
@@ -205,7 +205,7 @@ static void an_older_key_stays_while_the_newer_one_is_not_proven(void **state)
     add(&ours, "A", 1000, HSM_COMPLETE);
     add(&ours, "A", 2000, HSM_COMPLETE);
     prove(2);
-    prunes(rule(SURVEY_OWN), "");
+    prunes(rule(CENSUS_OWN), "");
 }
 
 static void an_older_key_stays_while_nothing_newer_may_be_served(void **state)
@@ -214,7 +214,7 @@ static void an_older_key_stays_while_nothing_newer_may_be_served(void **state)
     add(&ours, "A", 1000, HSM_COMPLETE);
     add(&ours, "A", 2000, HSM_UNFIT);
     prove(0);
-    prunes(rule(SURVEY_OWN), "");
+    prunes(rule(CENSUS_OWN), "");
 }
 
 static void a_half_goes_a_day_after_it_was_begun(void **state)
@@ -224,7 +224,7 @@ static void a_half_goes_a_day_after_it_was_begun(void **state)
     add(&ours, "A", NOW - DAY + 1, HSM_HALF);
     add(&ours, "A", NOW + 5, HSM_HALF);
     prove(0);
-    prunes(rule(SURVEY_OWN), "99913600 ");
+    prunes(rule(CENSUS_OWN), "99913600 ");
 }
 
 static void a_private_half_stays_until_a_newer_key_takes_its_place(void **state)
@@ -235,7 +235,7 @@ static void a_private_half_stays_until_a_newer_key_takes_its_place(void **state)
     add(&ours, "B", 3000, HSM_BARE);
     add(&ours, "B", NOW - DAY, HSM_COMPLETE);
     prove(0);
-    prunes(rule(SURVEY_OWN), "3000 ");
+    prunes(rule(CENSUS_OWN), "3000 ");
 }
 
 static void a_half_that_was_not_proven_stays(void **state)
@@ -243,7 +243,7 @@ static void a_half_that_was_not_proven_stays(void **state)
     (void)state;
     add(&ours, "A", 1000, HSM_HALF);
     prove(1);
-    prunes(rule(SURVEY_OWN), "");
+    prunes(rule(CENSUS_OWN), "");
 }
 
 static void other_servers_go_when_they_have_made_no_key_for_a_day(void **state)
@@ -255,8 +255,8 @@ static void other_servers_go_when_they_have_made_no_key_for_a_day(void **state)
     add(&other_server, "B", 4000, HSM_HALF);
     add(&other_domain, "A", 5000, HSM_COMPLETE);
     prove(5);
-    prunes(rule(SURVEY_OTHERS), "3000 4000 ");
-    prunes(rule(SURVEY_NAMED), "3000 4000 ");
+    prunes(rule(CENSUS_OTHERS), "3000 4000 ");
+    prunes(rule(CENSUS_NAMED), "3000 4000 ");
 }
 
 static void a_server_that_made_one_key_today_keeps_them_all(void **state)
@@ -265,13 +265,13 @@ static void a_server_that_made_one_key_today_keeps_them_all(void **state)
     add(&other_server, "A", 3000, HSM_COMPLETE);
     add(&other_server, "B", NOW - DAY + 1, HSM_COMPLETE);
     prove(2);
-    prunes(rule(SURVEY_OTHERS), "");
-    prunes(rule(SURVEY_NAMED), "");
+    prunes(rule(CENSUS_OTHERS), "");
+    prunes(rule(CENSUS_NAMED), "");
 }
 
 static void our_own_name_is_still_our_own(void **state)
 {
-    struct survey_rule named = rule(SURVEY_NAMED);
+    struct census_rule named = rule(CENSUS_NAMED);
 
     (void)state;
     memcpy(named.named, ours.server, sizeof named.named);
@@ -283,22 +283,22 @@ static void our_own_name_is_still_our_own(void **state)
 
 static void only_our_own_keys_are_asked_for_a_proof(void **state)
 {
-    struct survey_rule own = rule(SURVEY_OWN);
-    struct survey_rule others = rule(SURVEY_OTHERS);
+    struct census_rule own = rule(CENSUS_OWN);
+    struct census_rule others = rule(CENSUS_OTHERS);
     struct inventory server = {.items = NULL};
 
     (void)state;
     add(&other_server, "A", 3000, HSM_COMPLETE);
     prove(1);
-    assert_true(survey_next(&survey, &server));
-    assert_false(survey_needs_proof(&own, &server));
-    assert_false(survey_needs_proof(&others, &server));
-    survey_clear(&survey);
+    assert_true(census_next(&census, &server));
+    assert_false(census_needs_proof(&own, &server));
+    assert_false(census_needs_proof(&others, &server));
+    census_clear(&census);
     add(&ours, "A", 3000, HSM_COMPLETE);
     server = (struct inventory){.items = NULL};
-    assert_true(survey_next(&survey, &server));
-    assert_true(survey_needs_proof(&own, &server));
-    assert_false(survey_needs_proof(&others, &server));
+    assert_true(census_next(&census, &server));
+    assert_true(census_needs_proof(&own, &server));
+    assert_false(census_needs_proof(&others, &server));
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin, end)

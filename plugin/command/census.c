@@ -1,16 +1,16 @@
-#include "plugin/command/survey.h"
+#include "plugin/command/census.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-void survey_add(struct survey *survey, const struct hsm_item *item)
+void census_add(struct census *census, const struct hsm_item *item)
 {
     struct label label;
 
     if (label_parse(item->key.label, &label))
-        inventory_add(&survey->found, &label.scope, item);
+        inventory_add(&census->found, &label.scope, item);
     else
-        survey->foreign++;
+        census->foreign++;
 }
 
 static int compare(const void *a, const void *b)
@@ -29,23 +29,23 @@ static int compare(const void *a, const void *b)
            (first->label.generation > second->label.generation);
 }
 
-void survey_sort(struct survey *survey)
+void census_sort(struct census *census)
 {
-    struct inventory *found = &survey->found;
+    struct inventory *found = &census->found;
 
     if (found->count > 1)
         qsort(found->items, found->count, sizeof found->items[0], compare);
 }
 
-void survey_clear(struct survey *survey)
+void census_clear(struct census *census)
 {
-    inventory_clear(&survey->found);
-    *survey = (struct survey){.foreign = 0};
+    inventory_clear(&census->found);
+    *census = (struct census){.foreign = 0};
 }
 
-bool survey_next(const struct survey *survey, struct inventory *server)
+bool census_next(const struct census *census, struct inventory *server)
 {
-    const struct inventory *found = &survey->found;
+    const struct inventory *found = &census->found;
     struct inventory_item *first = server->items ? server->items + server->count : found->items;
     size_t left = first ? (size_t)(found->items + found->count - first) : 0;
 
@@ -59,11 +59,11 @@ bool survey_next(const struct survey *survey, struct inventory *server)
 /* ---- states ---- */
 
 static const char *const state_names[] = {
-    [SURVEY_UNKNOWN] = "unknown", [SURVEY_CURRENT] = "current", [SURVEY_OLDER] = "older",
-    [SURVEY_HALF] = "half",       [SURVEY_UNFIT] = "unfit",     [SURVEY_DUPLICATE] = "duplicate",
+    [CENSUS_UNKNOWN] = "unknown", [CENSUS_CURRENT] = "current", [CENSUS_OLDER] = "older",
+    [CENSUS_HALF] = "half",       [CENSUS_UNFIT] = "unfit",     [CENSUS_DUPLICATE] = "duplicate",
 };
 
-const char *survey_state_name(enum survey_state state)
+const char *census_state_name(enum census_state state)
 {
     return state_names[state];
 }
@@ -75,15 +75,15 @@ static struct inventory_item *served(struct inventory *server, struct inventory_
     return inventory_candidate(server, item);
 }
 
-static enum survey_state state_of_whole(struct inventory *server, struct inventory_item *item)
+static enum census_state state_of_whole(struct inventory *server, struct inventory_item *item)
 {
     const struct inventory_item *current = served(server, item);
 
     if (current == item)
-        return SURVEY_CURRENT;
+        return CENSUS_CURRENT;
     if (current && item->label.generation < current->label.generation)
-        return SURVEY_OLDER;
-    return SURVEY_DUPLICATE;
+        return CENSUS_OLDER;
+    return CENSUS_DUPLICATE;
 }
 
 static bool is_half(const struct inventory_item *item)
@@ -91,30 +91,30 @@ static bool is_half(const struct inventory_item *item)
     return item->state == HSM_HALF || item->state == HSM_BARE;
 }
 
-enum survey_state survey_state(struct inventory *server, struct inventory_item *item)
+enum census_state census_state(struct inventory *server, struct inventory_item *item)
 {
     if (item->state == HSM_DUPLICATE)
-        return SURVEY_DUPLICATE;
+        return CENSUS_DUPLICATE;
     if (!item->proven || item->state == HSM_ABSENT)
-        return SURVEY_UNKNOWN;
+        return CENSUS_UNKNOWN;
     if (is_half(item))
-        return SURVEY_HALF;
-    return item->state == HSM_UNFIT ? SURVEY_UNFIT : state_of_whole(server, item);
+        return CENSUS_HALF;
+    return item->state == HSM_UNFIT ? CENSUS_UNFIT : state_of_whole(server, item);
 }
 
 /* ---- pruning ---- */
 
-static bool is_past(const struct survey_rule *rule, uint32_t generation)
+static bool is_past(const struct census_rule *rule, uint32_t generation)
 {
     return generation <= rule->now && rule->now - generation >= rule->floor;
 }
 
-static bool is_own(const struct survey_rule *rule, const struct inventory_item *item)
+static bool is_own(const struct census_rule *rule, const struct inventory_item *item)
 {
     return label_same_scope(&item->label.scope, &rule->own);
 }
 
-static bool prunes_own(const struct survey_rule *rule, struct inventory *server,
+static bool prunes_own(const struct census_rule *rule, struct inventory *server,
                        struct inventory_item *item)
 {
     const struct inventory_item *current = served(server, item);
@@ -126,21 +126,21 @@ static bool prunes_own(const struct survey_rule *rule, struct inventory *server,
            is_past(rule, item[-1].label.generation);
 }
 
-static bool is_chosen(const struct survey_rule *rule, const struct inventory_item *item)
+static bool is_chosen(const struct census_rule *rule, const struct inventory_item *item)
 {
     if (strcmp(item->label.scope.trust_domain, rule->own.trust_domain) != 0)
         return false;
-    if (rule->target == SURVEY_NAMED)
+    if (rule->target == CENSUS_NAMED)
         return strcmp(item->label.scope.server, rule->named) == 0;
-    return is_own(rule, item) == (rule->target == SURVEY_OWN);
+    return is_own(rule, item) == (rule->target == CENSUS_OWN);
 }
 
-bool survey_needs_proof(const struct survey_rule *rule, const struct inventory *server)
+bool census_needs_proof(const struct census_rule *rule, const struct inventory *server)
 {
     return is_chosen(rule, server->items) && is_own(rule, server->items);
 }
 
-bool survey_prunes(const struct survey_rule *rule, struct inventory *server,
+bool census_prunes(const struct census_rule *rule, struct inventory *server,
                    struct inventory_item *item)
 {
     if (!is_chosen(rule, item))

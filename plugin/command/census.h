@@ -1,0 +1,64 @@
+/* All keys of format 1 on a token, whoever they belong to, and what may be said of each: for
+ * the operators' commands. Pure. */
+#ifndef PLUGIN_COMMAND_CENSUS_H
+#define PLUGIN_COMMAND_CENSUS_H
+
+#include "plugin/keys/inventory.h"
+
+struct census {
+    struct inventory found; /* sorted by trust domain, server, key id; newest first */
+    uint32_t foreign;       /* key objects with other labels */
+    uint32_t nameless;      /* key objects with neither label nor id: a write that was cut off */
+};
+
+void census_add(struct census *census, const struct hsm_item *item);
+void census_sort(struct census *census);
+void census_clear(struct census *census);
+
+/* The first server (`server` all zero before), the next one; false behind the last. `server`
+ * is a view: its items are the census's, and it is not cleared. */
+bool census_next(const struct census *census, struct inventory *server);
+
+enum census_state {
+    CENSUS_UNKNOWN,   /* could not be looked at closely */
+    CENSUS_CURRENT,   /* the one that is served */
+    CENSUS_OLDER,     /* a newer one is served */
+    CENSUS_HALF,      /* half a key pair */
+    CENSUS_UNFIT,     /* not a key that may be served */
+    CENSUS_DUPLICATE, /* there are two of this name, or of this generation */
+};
+
+const char *census_state_name(enum census_state state);
+
+/* `item` is one of `server`, whose items were proven as far as that was possible. */
+enum census_state census_state(struct inventory *server, struct inventory_item *item);
+
+/* ---- what may be pruned ---- */
+
+enum census_target {
+    CENSUS_OWN,    /* leftovers of our own: superseded generations, halves */
+    CENSUS_OTHERS, /* all keys of other servers that have made none for long */
+    CENSUS_NAMED,  /* all keys of one such server */
+};
+
+struct census_rule {
+    enum census_target target;
+    struct label_scope own;
+    char named[LABEL_HASH + 1]; /* server hash, for CENSUS_NAMED */
+    uint32_t now;               /* as a generation */
+    uint32_t floor;             /* seconds; see census_prunes */
+};
+
+/* Is the item to go? Never one of another trust domain, never the newest whole generation of
+ * our own (nor a newer one, nor anything in its place that was not proven). What is ours goes
+ * when it was superseded, or for a public half alone, made, `floor` seconds ago: a private half
+ * may be the key in use. A key's age says nothing about
+ * whether it is in use, so what is another's goes when that server has made no key at all for
+ * `floor` seconds. If we are the one named, what is ours counts as ours. */
+bool census_prunes(const struct census_rule *rule, struct inventory *server,
+                   struct inventory_item *item);
+
+/* Will census_prunes want to know what a proof says of this server's items? */
+bool census_needs_proof(const struct census_rule *rule, const struct inventory *server);
+
+#endif
