@@ -10,8 +10,8 @@
 
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
-#include "plugin/bundle/order.h"
 #include "plugin/bundle/publish.h"
+#include "plugin/bundle/sequence.h"
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 #include "plugin/rpc/message.h"
@@ -28,7 +28,7 @@ static struct {
     bool configured;
     char trust_domain[CONFIG_TRUST_DOMAIN_MAX + 1];
     struct config_bundle settings;
-    struct order order;
+    struct sequence sequence;
     uint64_t last; /* the sequence number this process published last; 0 = none */
 } state;
 
@@ -208,7 +208,7 @@ static int start_watch(struct fault *fault)
 struct attempt {
     uint64_t sequence;
     uint64_t file;
-    enum order_verdict verdict;
+    enum sequence_verdict verdict;
     struct bundle_summary summary;
 };
 
@@ -221,8 +221,9 @@ static bool keep(void *context, const char *bytes, size_t length)
     if (bundle_read(bytes, length, state.settings.format, &there, NULL) != 0)
         return false;
     attempt->file = state.settings.format == BUNDLE_SPIFFE ? there.sequence : state.last;
-    attempt->verdict = order_judge(&state.order, attempt->file, attempt->sequence, clock_now());
-    return attempt->verdict == ORDER_HELD;
+    attempt->verdict =
+        sequence_judge(&state.sequence, attempt->file, attempt->sequence, clock_now());
+    return attempt->verdict == SEQUENCE_HELD;
 }
 
 static int check(void *context, const char *bytes, size_t length, struct fault *fault)
@@ -253,7 +254,7 @@ static void log_held(const struct attempt *attempt)
 
 static void log_written(const struct attempt *attempt, size_t length)
 {
-    if (attempt->verdict == ORDER_RESTORED)
+    if (attempt->verdict == SEQUENCE_RESTORED)
         log_write(LOG_WARN,
                   "the datastore has gone back to a lower sequence number (restored?): the newer "
                   "file is replaced",
@@ -274,7 +275,7 @@ static void settle(const struct attempt *attempt, enum publish_outcome outcome, 
         log_held(attempt);
         return;
     }
-    state.order = (struct order){0};
+    state.sequence = (struct sequence){0};
     state.last = attempt->sequence;
     if (outcome == PUBLISH_WRITTEN) {
         log_written(attempt, length);
@@ -286,7 +287,7 @@ static int publish(const Bundle__Bundle *message, struct fault *fault)
 {
     OWNED(bundle_free_view) struct bundle bundle = {0};
     OWNED(scope_free) char *bytes = NULL;
-    struct attempt attempt = {.sequence = message->sequence_number, .verdict = ORDER_NEWER};
+    struct attempt attempt = {.sequence = message->sequence_number, .verdict = SEQUENCE_NEWER};
     struct publish job = {.path = state.settings.path,
                           .mode = state.settings.mode,
                           .keep = keep,

@@ -9,8 +9,8 @@
  * file still as it was then, means that the datastore went back. Notifiers are only called
  * when something has changed, so the second may well have a higher number than the first.
  * The pause between the two is for replicas that lag. Pure. */
-#ifndef PLUGIN_BUNDLE_ORDER_H
-#define PLUGIN_BUNDLE_ORDER_H
+#ifndef PLUGIN_BUNDLE_SEQUENCE_H
+#define PLUGIN_BUNDLE_SEQUENCE_H
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -18,25 +18,26 @@
 #include "hsm/base/clock.h"
 
 /* A little less than SPIRE's 30 s between two calls of a publisher. */
-#define ORDER_PAUSE (25 * CLOCK_SECOND)
+#define SEQUENCE_PAUSE (25 * CLOCK_SECOND)
 
 /* A lower delivery that was held back. All zero: none. */
-struct order {
+struct sequence {
     bool held;
     uint64_t delivered;
     uint64_t file;
     int64_t since;
 };
 
-enum order_verdict {
-    ORDER_NEWER,    /* or the same: write it, if it differs */
-    ORDER_HELD,     /* keep the file */
-    ORDER_RESTORED, /* lower, but the truth: write it, with a warning */
+enum sequence_verdict {
+    SEQUENCE_NEWER,    /* or the same: write it, if it differs */
+    SEQUENCE_HELD,     /* keep the file */
+    SEQUENCE_RESTORED, /* lower, but the truth: write it, with a warning */
 };
 
 /* Judges `delivered` against the `file`'s number, on clock_now()'s clock, and remembers
- * in *order what was held back. After ORDER_RESTORED it is remembered still, in case
- * writing fails: clear *order once it has been written. */
-enum order_verdict order_judge(struct order *order, uint64_t file, uint64_t delivered, int64_t now);
+ * in *sequence what was held back. After SEQUENCE_RESTORED it is remembered still, in case
+ * writing fails: clear *sequence once it has been written. */
+enum sequence_verdict sequence_judge(struct sequence *sequence, uint64_t file, uint64_t delivered,
+                                     int64_t now);
 
 #endif
