@@ -15,10 +15,10 @@
  * Who owns what: every struct here is a value of the caller's. No pointer is kept
  * after a call returns and none is handed out, except the opaque token.
  *
- * What is mended inside a call: a dead session is replaced, a lost login redone
- * (each PIN tried once), a stale handle found again if label, id and public key
- * are the same. Everything else comes back as a fault; FAULT_UNAVAILABLE means
- * that a fresh process may do better (many modules heal only so). */
+ * Recovered inside a call: a dead session is replaced, a lost login redone (each
+ * PIN tried once), a stale handle found again if label, id and public key are the
+ * same. Everything else comes back as a fault; FAULT_UNAVAILABLE means that a
+ * fresh process may do better (many modules recover only so). */
 #ifndef HSM_HSM_H
 #define HSM_HSM_H
 

@@ -281,7 +281,7 @@ int key_prove(const struct call *call, struct fault *fault)
 
 /* Has the token perhaps made a key although it says it has not? Only an answer that is
  * given before any work rules it out. */
-static bool is_doubtful(uint64_t ckr)
+static bool may_have_made_key(uint64_t ckr)
 {
     switch (rv_class(ckr)) {
     case RV_TEMPLATE:
@@ -296,7 +296,7 @@ static bool is_doubtful(uint64_t ckr)
     }
 }
 
-static int doubt(struct fault *fault)
+static int outcome_unknown(struct fault *fault)
 {
     fault->code = FAULT_ABORTED;
     return -1;
@@ -313,7 +313,7 @@ static int after_full(const struct call *call, const struct session *session, st
         object_destroy_halves(session, &left, NULL) != 0 ||
         find_pair(call, session, &left, &pair, NULL) != 0 ||
         left.private_keys.count + left.public_keys.count > 0)
-        return doubt(fault);
+        return outcome_unknown(fault);
     return -1;
 }
 
@@ -345,17 +345,17 @@ static int check_names(const struct call *call, const struct session *session,
         if (look > 0)
             (void)nanosleep(&moment, NULL);
         if (read_names(session, halves, name, naming, fault) != 0)
-            return doubt(fault);
+            return outcome_unknown(fault);
         if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
             return 0;
         if (naming[0] == OBJECT_UNREADABLE || naming[1] == OBJECT_UNREADABLE) {
             (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
-            return doubt(fault);
+            return outcome_unknown(fault);
         }
     }
     for (size_t i = 0; i < 2; i++)
         if (halves[i] != CK_INVALID_HANDLE && object_destroy(session, halves[i], fault) != 0)
-            return doubt(fault);
+            return outcome_unknown(fault);
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
                      "the token changes labels or ids (of %zu and %u bytes); the key it made "
                      "under another name was destroyed",
@@ -375,8 +375,8 @@ static int generate_step(const struct call *call, const struct session *session,
     while (object_generate(session, request->type, &request->key, tier, &pair, fault) != 0) {
         if (rv_class(fault->ckr) == RV_FULL)
             return after_full(call, session, fault);
-        if (is_doubtful(fault->ckr))
-            return doubt(fault);
+        if (may_have_made_key(fault->ckr))
+            return outcome_unknown(fault);
         if (rv_class(fault->ckr) != RV_TEMPLATE || ++tier == OBJECT_TEMPLATE_TIERS)
             return -1;
     }
@@ -384,7 +384,7 @@ static int generate_step(const struct call *call, const struct session *session,
     return check_names(call, session, &pair, fault);
 }
 
-/* Once the pair exists every fault is a doubt: whether it is good, PROVE will tell. */
+/* Once the pair exists the outcome of every fault is unknown: PROVE tells whether it is good. */
 int key_generate(const struct call *call, struct fault *fault)
 {
     enum hsm_key_type type = call->request->type;
@@ -397,7 +397,7 @@ int key_generate(const struct call *call, struct fault *fault)
         return -1;
     if (token_step(call, prove_step, fault) != 0) {
         (void)fault_prefix(fault, "the key was made, but");
-        return doubt(fault);
+        return outcome_unknown(fault);
     }
     return 0;
 }

@@ -230,14 +230,14 @@ static const struct trait public_traits[] = {
     {CKA_VERIFY_RECOVER, CK_FALSE, 1}, {CKA_MODIFIABLE, CK_FALSE, 1}, {CKA_COPYABLE, CK_FALSE, 1},
 };
 
-/* Values stand in `truth` and in the order form: PKCS#11's pointers are not const. */
+/* Values stand in `truth` and in the struct itself: PKCS#11's pointers are not const. */
 struct template
 {
     CK_ATTRIBUTE attributes[20];
     CK_ULONG count;
 };
 
-struct order {
+struct key_request {
     struct hsm_key_name name;
     struct keytype kind; /* a copy: PKCS#11 wants what it points to writable */
     CK_ULONG bits;
@@ -251,42 +251,42 @@ static void put(struct template *template, CK_ATTRIBUTE_TYPE type, void *value, 
     template->attributes[template->count++] = (CK_ATTRIBUTE){type, value, length};
 }
 
-static void put_traits(struct template *template, struct order *order, unsigned tier,
+static void put_traits(struct template *template, struct key_request *request, unsigned tier,
                        const struct trait *traits, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (tier < traits[i].tiers)
-            put(template, traits[i].type, &order->truth[traits[i].value], sizeof(CK_BBOOL));
+            put(template, traits[i].type, &request->truth[traits[i].value], sizeof(CK_BBOOL));
 }
 
-static void put_name(struct template *template, struct order *order)
+static void put_name(struct template *template, struct key_request *request)
 {
-    put(template, CKA_LABEL, order->name.label, strlen(order->name.label));
-    if (order->name.id_length > 0)
-        put(template, CKA_ID, order->name.id, order->name.id_length);
+    put(template, CKA_LABEL, request->name.label, strlen(request->name.label));
+    if (request->name.id_length > 0)
+        put(template, CKA_ID, request->name.id, request->name.id_length);
 }
 
-static void fill_order(struct order *order, enum hsm_key_type type, const struct hsm_key_name *name,
-                       unsigned tier)
+static void fill_request(struct key_request *request, enum hsm_key_type type,
+                         const struct hsm_key_name *name, unsigned tier)
 {
-    memset(order, 0, sizeof *order);
-    order->name = *name;
-    order->kind = *keytype_find(type);
-    order->bits = order->kind.bits;
-    order->truth[CK_TRUE] = CK_TRUE;
-    put_name(&order->private_half, order);
-    put_name(&order->public_half, order);
-    put_traits(&order->private_half, order, tier, private_traits,
+    memset(request, 0, sizeof *request);
+    request->name = *name;
+    request->kind = *keytype_find(type);
+    request->bits = request->kind.bits;
+    request->truth[CK_TRUE] = CK_TRUE;
+    put_name(&request->private_half, request);
+    put_name(&request->public_half, request);
+    put_traits(&request->private_half, request, tier, private_traits,
                sizeof private_traits / sizeof private_traits[0]);
-    put_traits(&order->public_half, order, tier, public_traits,
+    put_traits(&request->public_half, request, tier, public_traits,
                sizeof public_traits / sizeof public_traits[0]);
-    if (order->kind.rsa) {
-        put(&order->public_half, CKA_MODULUS_BITS, &order->bits, sizeof order->bits);
-        put(&order->public_half, CKA_PUBLIC_EXPONENT, order->kind.parameters,
-            order->kind.parameters_length);
+    if (request->kind.rsa) {
+        put(&request->public_half, CKA_MODULUS_BITS, &request->bits, sizeof request->bits);
+        put(&request->public_half, CKA_PUBLIC_EXPONENT, request->kind.parameters,
+            request->kind.parameters_length);
     } else {
-        put(&order->public_half, CKA_EC_PARAMS, order->kind.parameters,
-            order->kind.parameters_length);
+        put(&request->public_half, CKA_EC_PARAMS, request->kind.parameters,
+            request->kind.parameters_length);
     }
 }
 
@@ -294,16 +294,16 @@ int object_generate(const struct session *session, enum hsm_key_type type,
                     const struct hsm_key_name *name, unsigned tier, struct object_pair *pair,
                     struct fault *fault)
 {
-    struct order order;
+    struct key_request request;
     CK_MECHANISM mechanism = {0};
     struct object_pair made = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
     CK_RV rv;
 
-    fill_order(&order, type, name, tier);
-    mechanism.mechanism = order.kind.generate;
+    fill_request(&request, type, name, tier);
+    mechanism.mechanism = request.kind.generate;
     rv = MODULE_CALL(session->module, C_GenerateKeyPair, session->handle, &mechanism,
-                     order.public_half.attributes, order.public_half.count,
-                     order.private_half.attributes, order.private_half.count, &made.public_key,
+                     request.public_half.attributes, request.public_half.count,
+                     request.private_half.attributes, request.private_half.count, &made.public_key,
                      &made.private_key);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_GenerateKeyPair", fault);
@@ -403,10 +403,11 @@ static const struct demand {
     {CKA_LOCAL, CK_TRUE, true, "CKA_LOCAL"},
 };
 
-/* What the setting "lenient" lets go: a history that cannot be read; and LOCAL=0, which
+/* What the setting "lenient" tolerates: a history that cannot be read; and LOCAL=0, which
  * NSS says of the keys it made itself, if the rest of the history (`told` of two) is there
  * and right. */
-static bool is_let_go(const struct demand *demand, const struct object_value *value, unsigned told)
+static bool is_tolerated(const struct demand *demand, const struct object_value *value,
+                         unsigned told)
 {
     return demand->history && (!value->readable || (demand->type == CKA_LOCAL && told == 2));
 }
@@ -432,7 +433,7 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
             return -1;
         if (holds(&value, &demand->value, sizeof demand->value))
             told += demand->history ? 1 : 0;
-        else if (!lenient || !is_let_go(demand, &value, told))
+        else if (!lenient || !is_tolerated(demand, &value, told))
             judge(demand, &value, why);
     }
     return 0;

@@ -1,6 +1,6 @@
 /* Key objects on the token: making them, finding them, reading and judging their
  * attributes, destroying them. Each function does its calls on the one session it is
- * given and mends nothing: a fault carries the CK_RV for those who do. */
+ * given and never tries to recover: a fault carries the CK_RV for those who do. */
 #ifndef HSM_OBJECT_H
 #define HSM_OBJECT_H
 

@@ -132,7 +132,7 @@ static int login_with(const struct session_pool *pool, struct pin *pin, struct f
     return rv == CKR_OK ? 0 : rv_fault(rv, "C_Login", fault);
 }
 
-/* fault->ckr stays: it decides what is mended how. */
+/* fault->ckr stays: it decides how we recover. */
 static void explain_refusal(const struct session_pool *pool, struct fault *fault)
 {
     static const char *const sources[] = {

@@ -9,7 +9,7 @@
 
 enum { MECHANISMS_MAX = 4096 };
 
-/* ---- doing and mending ---- */
+/* ---- doing and recovering ---- */
 
 /* After any CK_RV but CKR_OK a search or a signature may still be going on in a session. */
 static void put_away(struct session_pool *pool, const struct session *session,
@@ -23,8 +23,8 @@ static void put_away(struct session_pool *pool, const struct session *session,
         session_discard(pool, session);
 }
 
-/* true: mended, do it over. When one session is lost all may be, and with them the login. */
-static bool mend(const struct call *call, bool tried[RV_PERMANENT + 1], struct fault *fault)
+/* true: recovered, do it over. When one session is lost all may be, and with them the login. */
+static bool recover(const struct call *call, bool tried[RV_PERMANENT + 1], struct fault *fault)
 {
     struct hsm_token *token = call->token;
     enum rv_class class = rv_class(fault->ckr);
@@ -57,7 +57,7 @@ int token_step(const struct call *call, step_fn *step, struct fault *fault)
             return 0;
         }
         put_away(pool, &session, fault);
-    } while (mend(call, tried, fault));
+    } while (recover(call, tried, fault));
     return -1;
 }
 
@@ -195,10 +195,10 @@ static void describe(struct hsm_token *token, const CK_TOKEN_INFO *about,
 
 /* Libraries that answer a template they cannot do with CKR_GENERAL_ERROR, which from others
  * is a token that is away: so they are known by name. */
-static const struct habit {
+static const struct quirk {
     const char *library;
     unsigned tier;
-} habits[] = {
+} quirks[] = {
     /* A TPM has one bit for VERIFY and DECRYPT, one for SIGN and ENCRYPT; and tpm2-pkcs11 makes
      * RSA signatures by decrypting. */
     {"TPM2.0 Cryptoki", 2},
@@ -209,9 +209,9 @@ static unsigned first_tier(const struct hsm_settings *settings, const struct hsm
 {
     if (settings->least)
         return OBJECT_TEMPLATE_TIERS - 1;
-    for (size_t i = 0; i < sizeof habits / sizeof habits[0]; i++)
-        if (strcmp(info->library, habits[i].library) == 0)
-            return habits[i].tier;
+    for (size_t i = 0; i < sizeof quirks / sizeof quirks[0]; i++)
+        if (strcmp(info->library, quirks[i].library) == 0)
+            return quirks[i].tier;
     return 0;
 }
 
