@@ -9,7 +9,7 @@
 
 enum { JOBS_MAX = 64 };
 
-struct job {
+struct lane_job {
     const char *what;
     int64_t limit; /* on clock_now()'s clock */
     lane_run *run;
@@ -21,7 +21,7 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     pthread_t thread;
-    struct job jobs[JOBS_MAX]; /* the oldest first */
+    struct lane_job jobs[JOBS_MAX]; /* the oldest first */
     size_t count;
     const char *running; /* what, or NULL */
     bool closed;
@@ -38,9 +38,9 @@ static void unlock(void)
     (void)pthread_mutex_unlock(&lane.lock);
 }
 
-static struct job take(size_t index)
+static struct lane_job take(size_t index)
 {
-    struct job job = lane.jobs[index];
+    struct lane_job job = lane.jobs[index];
 
     lane.count--;
     memmove(lane.jobs + index, lane.jobs + index + 1, (lane.count - index) * sizeof job);
@@ -51,7 +51,7 @@ static void *lane_thread(void *unused)
 {
     lock();
     while (!lane.closed) {
-        struct job job;
+        struct lane_job job;
 
         if (lane.count == 0) {
             (void)pthread_cond_wait(&lane.changed, &lane.lock);
@@ -86,7 +86,7 @@ int lane_open(struct fault *fault)
     return 0;
 }
 
-static void give_up(const struct job *job, const char *why, const char *busy)
+static void give_up(const struct lane_job *job, const char *why, const char *busy)
 {
     struct fault fault;
 
@@ -106,7 +106,7 @@ static const char *refuse(void)
 
 void lane_submit(const char *what, int64_t limit, lane_run *run, lane_give_up *give, void *context)
 {
-    struct job job = {what, CLOCK_NEVER, run, give, context};
+    struct lane_job job = {what, CLOCK_NEVER, run, give, context};
     const char *refusal;
     const char *busy;
 
@@ -125,7 +125,7 @@ void lane_submit(const char *what, int64_t limit, lane_run *run, lane_give_up *g
 }
 
 /* Takes one job that is past its limit (or, when closed, any). */
-static bool take_late(int64_t now, struct job *job, const char **busy)
+static bool take_late(int64_t now, struct lane_job *job, const char **busy)
 {
     bool found = false;
 
@@ -142,7 +142,7 @@ static bool take_late(int64_t now, struct job *job, const char **busy)
 
 void lane_tick(void)
 {
-    struct job job;
+    struct lane_job job;
     const char *busy;
 
     while (take_late(clock_now(), &job, &busy))
@@ -157,7 +157,7 @@ static void wait_until(int64_t end)
 
 void lane_close(int64_t wait)
 {
-    struct job job;
+    struct lane_job job;
     const char *busy;
     bool ended;
 
