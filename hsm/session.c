@@ -289,9 +289,9 @@ void session_pool_close(struct session_pool *pool)
 }
 
 /* What borrowing comes to, decided under the lock and done outside it. */
-enum step { STEP_WAIT, STEP_TAKE, STEP_OPEN, STEP_CLOSE };
+enum borrow_step { BORROW_WAIT, BORROW_TAKE, BORROW_OPEN, BORROW_CLOSE };
 
-static enum step next_step(struct session_pool *pool, struct session *session)
+static enum borrow_step next_step(struct session_pool *pool, struct session *session)
 {
     if (pool->idle_count > 0) {
         uint32_t last = --pool->idle_count;
@@ -299,16 +299,16 @@ static enum step next_step(struct session_pool *pool, struct session *session)
         session->handle = pool->idle[last];
         session->epoch = pool->idle_epochs[last];
         if (session->epoch == pool->epoch)
-            return STEP_TAKE;
+            return BORROW_TAKE;
         pool->open--;
-        return STEP_CLOSE;
+        return BORROW_CLOSE;
     }
     if (pool->open == 0 || (pool->open < pool->limit && clock_now() >= pool->full_until)) {
         pool->open++;
         session->epoch = pool->epoch;
-        return STEP_OPEN;
+        return BORROW_OPEN;
     }
-    return STEP_WAIT;
+    return BORROW_WAIT;
 }
 
 /* Waking one would do for a session that comes back, but not for one that is gone. */
@@ -349,12 +349,12 @@ static void wait_a_while(struct session_pool *pool)
         pool->waits();
 }
 
-static enum step wait_step(struct session_pool *pool, struct session *session)
+static enum borrow_step wait_step(struct session_pool *pool, struct session *session)
 {
-    enum step step;
+    enum borrow_step step;
 
     (void)pthread_mutex_lock(&pool->lock);
-    while ((step = next_step(pool, session)) == STEP_WAIT)
+    while ((step = next_step(pool, session)) == BORROW_WAIT)
         wait_a_while(pool);
     (void)pthread_mutex_unlock(&pool->lock);
     return step;
@@ -367,15 +367,15 @@ int session_borrow(struct session_pool *pool, struct session *session, struct fa
 
     while (!opened) {
         switch (wait_step(pool, &lent)) {
-        case STEP_CLOSE:
+        case BORROW_CLOSE:
             close_session(pool, lent.handle);
             break;
-        case STEP_OPEN:
+        case BORROW_OPEN:
             if (open_one(pool, &lent, &opened, fault) != 0)
                 return -1;
             break;
-        case STEP_TAKE:
-        case STEP_WAIT:
+        case BORROW_TAKE:
+        case BORROW_WAIT:
             opened = true;
             break;
         }

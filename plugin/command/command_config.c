@@ -288,13 +288,13 @@ static int read_needs(const struct hcl_item *server, bool needed[HSM_RSA_4096 + 
 
 /* ---- reading ---- */
 
-struct reading {
+struct file_reading {
     const struct command_options *options;
     struct command_config *made;
     struct config_notes notes;
 };
 
-static int read_data_file(struct reading *r, const char *trust_domain, const char *path,
+static int read_data_file(struct file_reading *r, const char *trust_domain, const char *path,
                           struct fault *fault)
 {
     size_t length;
@@ -306,8 +306,8 @@ static int read_data_file(struct reading *r, const char *trust_domain, const cha
     return 0;
 }
 
-static int read_plugin(struct reading *r, const char *trust_domain, const struct hcl_item *plugin,
-                       struct fault *fault)
+static int read_plugin(struct file_reading *r, const char *trust_domain,
+                       const struct hcl_item *plugin, struct fault *fault)
 {
     const struct hcl_item *data = find(plugin, "plugin_data");
     const struct hcl_item *block = find_block(plugin, "plugin_data");
@@ -331,7 +331,7 @@ static int read_plugin(struct reading *r, const char *trust_domain, const struct
     return 0;
 }
 
-static int read_tree(struct reading *r, const struct hcl_item *root, struct fault *fault)
+static int read_tree(struct file_reading *r, const struct hcl_item *root, struct fault *fault)
 {
     const struct hcl_item *server = find_block(root, "server");
     const struct hcl_item *host = server ? server : find_block(root, "agent");
@@ -372,7 +372,7 @@ static int refuse_text(const char *text, struct fault *fault)
     return -1;
 }
 
-static int read_text(struct reading *r, const char *text, struct fault *fault)
+static int read_text(struct file_reading *r, const char *text, struct fault *fault)
 {
     OWNED(hcl_scope_free) struct hcl *tree = NULL;
 
@@ -382,7 +382,7 @@ static int read_text(struct reading *r, const char *text, struct fault *fault)
 }
 
 /* A file with a NUL is cut short by nobody: hcl_parse_host refuses what strlen would not see. */
-static int read_config(struct reading *r, struct fault *fault)
+static int read_config(struct file_reading *r, struct fault *fault)
 {
     size_t length;
     OWNED(wipe_text)
@@ -407,7 +407,7 @@ static int read_config(struct reading *r, struct fault *fault)
     return read_text(r, expanded, fault);
 }
 
-static int tell_notes(const struct reading *r, struct fault *fault)
+static int tell_notes(const struct file_reading *r, struct fault *fault)
 {
     const struct config_notes *notes = &r->notes;
     size_t count = notes->errors + notes->warnings;
@@ -424,7 +424,7 @@ int command_read_config(const struct command_options *options, struct command_co
                         struct fault *fault)
 {
     struct command_config made = {.config.kind = CONFIG_KEYMANAGER};
-    struct reading reading = {.options = options, .made = &made};
+    struct file_reading reading = {.options = options, .made = &made};
 
     if (!options->config)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "--config FILE is required");

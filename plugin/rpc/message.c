@@ -16,17 +16,17 @@ enum {
 
 enum wire_type { WIRE_VARINT = 0, WIRE_64BIT = 1, WIRE_BYTES = 2, WIRE_32BIT = 5 };
 
-struct reader {
+struct wire_reader {
     const uint8_t *at;
     const uint8_t *end;
 };
 
-static size_t left(const struct reader *reader)
+static size_t left(const struct wire_reader *reader)
 {
     return (size_t)(reader->end - reader->at);
 }
 
-static int read_varint(struct reader *reader, uint64_t *value)
+static int read_varint(struct wire_reader *reader, uint64_t *value)
 {
     uint64_t result = 0;
 
@@ -43,7 +43,7 @@ static int read_varint(struct reader *reader, uint64_t *value)
     return -1;
 }
 
-static int skip(struct reader *reader, uint64_t count)
+static int skip(struct wire_reader *reader, uint64_t count)
 {
     if (count > left(reader))
         return -1;
@@ -52,7 +52,7 @@ static int skip(struct reader *reader, uint64_t count)
 }
 
 /* A field's content: for WIRE_BYTES what the length says, else what was skipped. */
-static int read_content(struct reader *reader, unsigned wire_type, struct reader *content)
+static int read_content(struct wire_reader *reader, unsigned wire_type, struct wire_reader *content)
 {
     uint64_t value;
 
@@ -82,7 +82,7 @@ static int malformed(const ProtobufCMessageDescriptor *type, struct fault *fault
 }
 
 static int check_string(const ProtobufCMessageDescriptor *type,
-                        const ProtobufCFieldDescriptor *field, const struct reader *content,
+                        const ProtobufCFieldDescriptor *field, const struct wire_reader *content,
                         struct fault *fault)
 {
     if (utf8_is_text((const char *)content->at, left(content)))
@@ -92,25 +92,26 @@ static int check_string(const ProtobufCMessageDescriptor *type,
                      field->name, type->short_name);
 }
 
-struct check {
+/* How much of DEPTH_MAX and FIELDS_MAX is used up. */
+struct budget {
     unsigned depth;
     unsigned fields;
 };
 
 /* protobuf-c's strings end at their first NUL, so "a\0b" would become the key id "a";
  * only the wire still shows it. */
-static int check_fields(const ProtobufCMessageDescriptor *type, struct reader reader,
-                        struct check *check, struct fault *fault)
+static int check_fields(const ProtobufCMessageDescriptor *type, struct wire_reader reader,
+                        struct budget *used, struct fault *fault)
 {
-    if (++check->depth > DEPTH_MAX)
+    if (++used->depth > DEPTH_MAX)
         return malformed(type, fault);
     while (reader.at < reader.end) {
         const ProtobufCFieldDescriptor *field;
-        struct reader content;
+        struct wire_reader content;
         uint64_t tag;
         int result = 0;
 
-        if (++check->fields > FIELDS_MAX || read_varint(&reader, &tag) != 0 || tag > UINT32_MAX ||
+        if (++used->fields > FIELDS_MAX || read_varint(&reader, &tag) != 0 || tag > UINT32_MAX ||
             read_content(&reader, (unsigned)(tag & 7), &content) != 0)
             return malformed(type, fault);
         field = (tag & 7) == WIRE_BYTES
@@ -119,22 +120,22 @@ static int check_fields(const ProtobufCMessageDescriptor *type, struct reader re
         if (field && field->type == PROTOBUF_C_TYPE_STRING)
             result = check_string(type, field, &content, fault);
         else if (field && field->type == PROTOBUF_C_TYPE_MESSAGE)
-            result = check_fields(field->descriptor, content, check, fault);
+            result = check_fields(field->descriptor, content, used, fault);
         if (result != 0)
             return -1;
     }
-    check->depth--;
+    used->depth--;
     return 0;
 }
 
 void *message_parse(const ProtobufCMessageDescriptor *type, const uint8_t *bytes, size_t length,
                     struct fault *fault)
 {
-    struct reader reader = {bytes, bytes + length};
-    struct check check = {0};
+    struct wire_reader reader = {bytes, bytes + length};
+    struct budget used = {0};
     ProtobufCMessage *message;
 
-    if (check_fields(type, reader, &check, fault) != 0)
+    if (check_fields(type, reader, &used, fault) != 0)
         return NULL;
     message = protobuf_c_message_unpack(type, NULL, length, bytes);
     if (!message)

@@ -22,7 +22,7 @@ void config_open(const struct role *of_this_process)
 }
 
 /* A call on its way through the slow lane. The bytes are valid until it is answered. */
-struct job {
+struct config_job {
     struct rpc_call *call;
     const uint8_t *bytes;
     size_t length;
@@ -36,7 +36,7 @@ static void free_request(Spire__ConfigureRequest **request)
     message_free(*request);
 }
 
-static Spire__ConfigureRequest *read_request(const struct job *job, struct fault *fault)
+static Spire__ConfigureRequest *read_request(const struct config_job *job, struct fault *fault)
 {
     Spire__ConfigureRequest *request =
         message_parse(&spire__configure_request__descriptor, job->bytes, job->length, fault);
@@ -95,7 +95,7 @@ static int configure(const Spire__ConfigureRequest *request, struct fault *fault
 
 static void run_configure(void *context)
 {
-    OWNED(scope_free) struct job *job = context;
+    OWNED(scope_free) struct config_job *job = context;
     struct fault fault;
     OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, &fault);
 
@@ -120,7 +120,7 @@ static void reply_notes(struct rpc_call *call, bool valid, struct config_notes *
 
 static void run_validate(void *context)
 {
-    OWNED(scope_free) struct job *job = context;
+    OWNED(scope_free) struct config_job *job = context;
     struct fault fault;
     OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, &fault);
     OWNED(config_wipe) struct config config = {.kind = role->kind};
@@ -137,14 +137,14 @@ static void run_validate(void *context)
 
 static void give_up(void *context, const struct fault *fault)
 {
-    OWNED(scope_free) struct job *job = context;
+    OWNED(scope_free) struct config_job *job = context;
 
     rpc_fail(job->call, fault);
 }
 
-static void submit(const char *what, lane_run *run, struct job job)
+static void submit(const char *what, lane_run *run, struct config_job job)
 {
-    struct job *kept = malloc(sizeof *kept);
+    struct config_job *kept = malloc(sizeof *kept);
     struct fault fault;
 
     if (!kept) {
@@ -158,12 +158,12 @@ static void submit(const char *what, lane_run *run, struct job job)
 
 static void on_configure(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit("Configure", run_configure, (struct job){call, bytes, length});
+    submit("Configure", run_configure, (struct config_job){call, bytes, length});
 }
 
 static void on_validate(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit("Validate", run_validate, (struct job){call, bytes, length});
+    submit("Validate", run_validate, (struct config_job){call, bytes, length});
 }
 
 const struct rpc_method config_methods[] = {
