@@ -136,8 +136,8 @@ static CK_ULONG usable(const CK_ATTRIBUTE *attribute, CK_ULONG room)
 
 /* PKCS#11 2.40 5.7.5: attributes that an object lacks do not keep the others from being
  * filled in. */
-static int look(const struct session *session, CK_OBJECT_HANDLE handle, struct glimpse *glimpse,
-                struct fault *fault)
+static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handle,
+                           struct glimpse *glimpse, struct fault *fault)
 {
     CK_ATTRIBUTE template[] = {{CKA_CLASS, &glimpse->class, sizeof glimpse->class},
                                {CKA_LABEL, glimpse->label, sizeof glimpse->label},
@@ -206,12 +206,12 @@ static int note(struct findings *findings, const struct glimpse *glimpse, CK_OBJ
 
 /* An object may go while we walk. One that cannot be read is put back into the list, at the
  * front of it, which has been dealt with by then. */
-static int look_at(const struct call *call, const struct session *session, CK_OBJECT_HANDLE handle,
-                   struct findings *findings, struct fault *fault)
+static int read_object(const struct call *call, const struct session *session,
+                       CK_OBJECT_HANDLE handle, struct findings *findings, struct fault *fault)
 {
     struct glimpse glimpse;
 
-    if (look(session, handle, &glimpse, fault) == 0) {
+    if (read_attributes(session, handle, &glimpse, fault) == 0) {
         findings->readable = handle;
         return note(findings, &glimpse, handle, call->request->prefix, fault);
     }
@@ -224,14 +224,14 @@ static int look_at(const struct call *call, const struct session *session, CK_OB
     return 0;
 }
 
-static int look_at_all(const struct call *call, const struct session *session,
-                       struct findings *findings, struct fault *fault)
+static int read_objects(const struct call *call, const struct session *session,
+                        struct findings *findings, struct fault *fault)
 {
     size_t count = findings->objects.count;
 
     findings->objects.count = 0;
     for (size_t i = 0; i < count; i++)
-        if (look_at(call, session, findings->objects.list[i], findings, fault) != 0)
+        if (read_object(call, session, findings->objects.list[i], findings, fault) != 0)
             return -1;
     return 0;
 }
@@ -257,7 +257,7 @@ static int explain_unreadable(const struct session *session, struct findings *fi
 
     findings->nameless += (uint32_t)left->count;
     if (left->count == 0 || (findings->readable != CK_INVALID_HANDLE &&
-                             look(session, findings->readable, &glimpse, fault) == 0))
+                             read_attributes(session, findings->readable, &glimpse, fault) == 0))
         return 0;
     if (enumerate_class(session, CKO_PRIVATE_KEY, &keys, fault) != 0 ||
         enumerate_class(session, CKO_PUBLIC_KEY, &keys, fault) != 0)
@@ -316,9 +316,9 @@ static size_t take_group(const struct findings *findings, size_t start, uint32_t
     return next;
 }
 
-/* Nothing is told before all is known, so that a walk that is done over tells nothing
+/* Nothing is emitted before all is known, so that a walk that is done over emits nothing
  * twice. Without memory for hints there are none. */
-static void tell(const struct call *call, const struct findings *findings, uint32_t logins)
+static void emit_items(const struct call *call, const struct findings *findings, uint32_t logins)
 {
     struct hint *hints = calloc(findings->record_count / 2 + 1, sizeof *hints);
     size_t hint_count = 0;
@@ -348,14 +348,14 @@ static int scan_step(const struct call *call, const struct session *session, str
 
     if (session_check(&call->token->pool, session, fault) != 0 ||
         enumerate(session, &findings.objects, fault) != 0 ||
-        look_at_all(call, session, &findings, fault) != 0 || /* and those left over once more */
-        look_at_all(call, session, &findings, fault) != 0 ||
+        read_objects(call, session, &findings, fault) != 0 || /* and those left over once more */
+        read_objects(call, session, &findings, fault) != 0 ||
         explain_unreadable(session, &findings, fault) != 0 ||
         session_check_since(&call->token->pool, session, logins, fault) != 0)
         return -1;
     if (findings.record_count > 0)
         qsort(findings.records, findings.record_count, sizeof *findings.records, compare_records);
-    tell(call, &findings, logins);
+    emit_items(call, &findings, logins);
     return 0;
 }
 
