@@ -221,7 +221,7 @@ void module_text(const uint8_t *padded, size_t length, char *text)
     text[used] = '\0';
 }
 
-void module_library(struct module *module, char text[33])
+void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1])
 {
     CK_INFO info;
 

@@ -35,7 +35,7 @@ int module_open(const struct hsm_settings *settings, struct module *module, stru
 void module_close(struct module *module);
 
 /* CK_INFO's libraryDescription, "" if the module does not say. */
-void module_library(struct module *module, char text[33]);
+void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1]);
 
 /* The one initialized token that `uri` (RFC 7512) names. FAULT_UNAVAILABLE: none is there;
  * FAULT_FAILED_PRECONDITION: several are, or it is not initialized, or the URI is none, or

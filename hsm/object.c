@@ -412,16 +412,17 @@ static bool is_tolerated(const struct demand *demand, const struct object_value 
     return demand->history && (!value->readable || (demand->type == CKA_LOCAL && told == 2));
 }
 
-static void judge(const struct demand *demand, const struct object_value *value, char why[160])
+static void judge(const struct demand *demand, const struct object_value *value,
+                  char why[HSM_WHY_MAX])
 {
-    (void)snprintf(why, 160, "%s %s", demand->name,
+    (void)snprintf(why, HSM_WHY_MAX, "%s %s", demand->name,
                    !value->readable            ? "cannot be read"
                    : demand->value != CK_FALSE ? "is not true"
                                                : "is not false");
 }
 
 static int check_demands(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
-                         char why[160], struct fault *fault)
+                         char why[HSM_WHY_MAX], struct fault *fault)
 {
     struct object_value value;
     unsigned told = 0;
@@ -442,7 +443,7 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
 /* CKA_ALWAYS_AUTHENTICATE wants the PIN before every signature. A token that does not know
  * it does not want that. */
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
-                 char why[160], struct fault *fault)
+                 char why[HSM_WHY_MAX], struct fault *fault)
 {
     static const CK_BBOOL yes = CK_TRUE;
     struct object_value value;
@@ -455,7 +456,7 @@ int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bo
     if (object_read(session, private_key, CKA_ALWAYS_AUTHENTICATE, &value, fault) != 0)
         return -1;
     if (holds(&value, &yes, sizeof yes))
-        (void)snprintf(why, 160,
+        (void)snprintf(why, HSM_WHY_MAX,
                        "CKA_ALWAYS_AUTHENTICATE is true: the token wants the PIN for "
                        "every single signature");
     return 0;

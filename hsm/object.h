@@ -70,7 +70,7 @@ int object_public_key(const struct session *session, const struct object_pair *p
 /* Is the private key what we make: on the token, for signing only, made there, never
  * readable? An empty `why` says yes, else it is a clause. */
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
-                 char why[160], struct fault *fault);
+                 char why[HSM_WHY_MAX], struct fault *fault);
 
 /* 0 also if it is gone already. */
 int object_destroy(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault);

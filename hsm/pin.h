@@ -31,7 +31,7 @@ void pin_wipe(struct pin *pin);
 struct pin_latch {
     char file[HSM_PATH_MAX];
     bool set;
-    char serial[17];
+    char serial[HSM_TOKEN_SERIAL_MAX + 1];
     struct file_stamp stamp;
 };
 

@@ -25,7 +25,7 @@ struct session_pool {
     CK_FLAGS flags; /* for C_OpenSession */
     uint32_t limit;
     bool needs_login;
-    char serial[17];
+    char serial[HSM_TOKEN_SERIAL_MAX + 1];
     enum hsm_pin_kind pin_kind;
     char pin_text[HSM_PATH_MAX];
 

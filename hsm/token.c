@@ -180,6 +180,10 @@ static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, s
 
 /* ---- opening and closing ---- */
 
+_Static_assert(sizeof((CK_TOKEN_INFO *)NULL)->label == HSM_TOKEN_TEXT_MAX &&
+                   sizeof((CK_TOKEN_INFO *)NULL)->serialNumber == HSM_TOKEN_SERIAL_MAX,
+               "the token's texts fit");
+
 static void describe(struct hsm_token *token, const CK_TOKEN_INFO *about,
                      struct hsm_token_info *info)
 {

@@ -43,7 +43,7 @@ static struct {
     struct rpc *rpc;
     pthread_t thread;
     int thread_end; /* readable when rpc_run has returned */
-    char path[HANDSHAKE_PATH_MAX];
+    char path[RPC_PATH_MAX];
 } server;
 
 static void raise_event(int event)

@@ -24,6 +24,9 @@ enum {
     HSM_ARGS_MAX = 1024,
     HSM_PIN_MAX = 256,
     HSM_SESSIONS_MAX = 64,
+    HSM_WHY_MAX = 160,        /* a clause that says why a key is not fit, and its NUL */
+    HSM_TOKEN_TEXT_MAX = 32,  /* PKCS#11's label, manufacturerID and libraryDescription */
+    HSM_TOKEN_SERIAL_MAX = 16 /* PKCS#11's serialNumber and model */
 };
 
 /* Numbers as in SPIRE's KeyType and HashAlgorithm (checked where those are seen). */
@@ -84,11 +87,11 @@ struct hsm_settings {
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */
 struct hsm_token_info {
-    char label[33];
-    char manufacturer[33];
-    char model[17];
-    char serial[17];
-    char library[33]; /* CK_INFO libraryDescription */
+    char label[HSM_TOKEN_TEXT_MAX + 1];
+    char manufacturer[HSM_TOKEN_TEXT_MAX + 1];
+    char model[HSM_TOKEN_SERIAL_MAX + 1];
+    char serial[HSM_TOKEN_SERIAL_MAX + 1];
+    char library[HSM_TOKEN_TEXT_MAX + 1]; /* CK_INFO libraryDescription */
     uint64_t slot;
     bool can_generate[HSM_RSA_4096 + 1]; /* by enum hsm_key_type: generate and sign */
     bool write_protected;
@@ -144,7 +147,7 @@ struct hsm_public_key {
 struct hsm_reply {
     struct fault fault;               /* code FAULT_NONE = done, and only then the rest counts */
     enum hsm_state state;             /* GENERATE, PROVE, DESTROY */
-    char why[160];                    /* for HSM_UNFIT, HSM_HALF, HSM_BARE, a clause */
+    char why[HSM_WHY_MAX];            /* for HSM_UNFIT, HSM_HALF, HSM_BARE, a clause */
     struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;

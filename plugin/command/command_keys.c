@@ -27,7 +27,7 @@ struct line {
     const char *state;
     const char *type; /* this and the next two: "" if not known */
     char fingerprint[2 * HSM_FINGERPRINT + 1];
-    char authority_id[41];
+    char authority_id[CATALOGUE_AUTHORITY_ID];
     char cka_id[2 * HSM_ID_MAX + 1];
 };
 

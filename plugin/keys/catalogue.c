@@ -7,6 +7,8 @@
 #include <openssl/sha.h>
 #include <openssl/x509.h>
 
+_Static_assert(CATALOGUE_AUTHORITY_ID == 2 * SHA_DIGEST_LENGTH + 1, "its hexadecimal fits");
+
 void catalogue_open(struct catalogue *catalogue)
 {
     *catalogue = (struct catalogue){.keys = NULL};
@@ -28,7 +30,7 @@ static void hex(const uint8_t *bytes, size_t length, char *text)
         (void)snprintf(text + 2 * i, 3, "%02x", bytes[i]);
 }
 
-static void authority_id(const struct hsm_public_key *key, char text[41])
+static void authority_id(const struct hsm_public_key *key, char text[CATALOGUE_AUTHORITY_ID])
 {
     const unsigned char *der = key->pkix;
     X509_PUBKEY *pkix = d2i_X509_PUBKEY(NULL, &der, (long)key->pkix_length);

@@ -15,13 +15,15 @@
 #include "hsm/wire/types.h"
 #include "plugin/keys/label.h"
 
+enum { CATALOGUE_AUTHORITY_ID = 2 * 20 + 1 }; /* SHA-1 in hexadecimal, and its NUL */
+
 struct catalogue_key {
     char key_id[LABEL_KEY_ID_MAX + 1];
     uint32_t generation;
     struct hsm_key_name name;
     struct hsm_public_key public_key;
     char fingerprint[2 * HSM_FINGERPRINT + 1]; /* hex, as SPIRE's PublicKey carries it */
-    char authority_id[41];                     /* hex SHA-1 of the key bits (RFC 5280 4.2.1.2):
+    char authority_id[CATALOGUE_AUTHORITY_ID]; /* hex SHA-1 of the key bits (RFC 5280 4.2.1.2):
                                                   SPIRE's local_authority_id */
     atomic_uint holders;
     atomic_bool superseded;

@@ -17,7 +17,7 @@ struct inventory_item {
     enum hsm_state state; /* as scanned, then as proven */
     bool proven;          /* HSM_PROVE has answered */
     struct hsm_public_key public_key;
-    char why[160];
+    char why[HSM_WHY_MAX];
 };
 
 struct inventory {

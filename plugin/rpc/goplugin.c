@@ -10,13 +10,13 @@
 #include "proto/goplugin.pb-c.h"
 
 /* SPIRE brokers one service, number 1. */
-enum { ADDRESSES_MAX = 8, ADDRESS_MAX = 108 };
+enum { ADDRESSES_MAX = 8 };
 
 static struct {
     pthread_mutex_t lock;
     struct {
         uint32_t id; /* 0 = free */
-        char path[ADDRESS_MAX];
+        char path[RPC_PATH_MAX];
     } addresses[ADDRESSES_MAX];
 } broker = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -60,7 +60,7 @@ static void remember(uint32_t id, const char *path)
     (void)pthread_mutex_lock(&broker.lock);
     place = place_of(id, true);
     if (place)
-        (void)snprintf(place, ADDRESS_MAX, "%s", path);
+        (void)snprintf(place, RPC_PATH_MAX, "%s", path);
     (void)pthread_mutex_unlock(&broker.lock);
 }
 
@@ -75,7 +75,7 @@ static void broker_start_stream(struct rpc_call *call, const uint8_t *request, s
     if (!info)
         log_fault(LOG_DEBUG, &fault, "broker message ignored", NULL);
     else if (info->service_id > 0 && !info->knock && strcmp(info->network, "unix") == 0 &&
-             strlen(info->address) < ADDRESS_MAX)
+             strlen(info->address) < RPC_PATH_MAX)
         remember(info->service_id, info->address);
 }
 

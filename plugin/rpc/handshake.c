@@ -10,9 +10,12 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "hsm/base/scope.h"
+
+_Static_assert(sizeof((struct sockaddr_un *)NULL)->sun_path == RPC_PATH_MAX, "a path fits");
 
 enum { GROUP_BUFFER = 65536 };
 
@@ -53,7 +56,7 @@ int handshake_check(struct fault *fault)
     return 0;
 }
 
-int handshake_choose(char path[HANDSHAKE_PATH_MAX], struct fault *fault)
+int handshake_choose(char path[RPC_PATH_MAX], struct fault *fault)
 {
     const char *folder = variable("PLUGIN_UNIX_SOCKET_DIR");
     uint64_t name;
@@ -70,8 +73,8 @@ int handshake_choose(char path[HANDSHAKE_PATH_MAX], struct fault *fault)
                          folder);
     if (getrandom(&name, sizeof name, 0) != (ssize_t)sizeof name)
         return fault_errno(fault, FAULT_INTERNAL, errno, "no random bytes");
-    length = snprintf(path, HANDSHAKE_PATH_MAX, "%s/spire-hsm-%016" PRIx64, folder, name);
-    if (length < 0 || length >= HANDSHAKE_PATH_MAX)
+    length = snprintf(path, RPC_PATH_MAX, "%s/spire-hsm-%016" PRIx64, folder, name);
+    if (length < 0 || length >= RPC_PATH_MAX)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "the socket's folder \"%.100s\" is too long a path: set "
                          "PLUGIN_UNIX_SOCKET_DIR or TMPDIR to one of at most 80 bytes",

@@ -8,15 +8,14 @@
 #define PLUGIN_RPC_HANDSHAKE_H
 
 #include "hsm/base/fault.h"
-
-enum { HANDSHAKE_PATH_MAX = 108 }; /* sizeof sun_path */
+#include "plugin/rpc/rpc.h"
 
 /* PLUGIN_CLIENT_CERT (mutual TLS) and PLUGIN_PROTOCOL_VERSIONS without 1 are refused
  * with FAULT_FAILED_PRECONDITION. */
 int handshake_check(struct fault *fault);
 
 /* An unpredictable socket path in $PLUGIN_UNIX_SOCKET_DIR, else $TMPDIR, else /tmp. */
-int handshake_choose(char path[HANDSHAKE_PATH_MAX], struct fault *fault);
+int handshake_choose(char path[RPC_PATH_MAX], struct fault *fault);
 
 /* Opens the socket to the group PLUGIN_UNIX_SOCKET_GROUP (name or number) if it is set. */
 int handshake_share(const char *path, struct fault *fault);

@@ -19,6 +19,8 @@
 
 #include "hsm/base/fault.h"
 
+enum { RPC_PATH_MAX = 108 }; /* a unix socket's path with its NUL: sizeof sun_path */
+
 struct rpc;
 struct rpc_call;
 

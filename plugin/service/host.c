@@ -59,7 +59,7 @@ static bool send_pending(struct rpc *rpc, const char *socket)
 void host_tick(struct rpc *rpc)
 {
     unsigned metric = 0;
-    char socket[108];
+    char socket[RPC_PATH_MAX];
 
     while (metric < METRICS && metrics_pending((enum metric)metric) == 0)
         metric++;

@@ -147,7 +147,7 @@ static void key_is_made_as_it_must_be(void **state)
     CK_OBJECT_HANDLE key;
     struct object_value value;
     struct fault fault;
-    char why[160];
+    char why[HSM_WHY_MAX];
 
     (void)state;
     (void)room_generate(token, "a", HSM_EC_P256);
