@@ -268,7 +268,7 @@ static void signed_done(void *context, const struct hsm_reply *reply)
 static void refuse_to_sign(keymanager_signed *done, void *context, enum fault_code code,
                            const char *key_id)
 {
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
 
     if (code == FAULT_NOT_FOUND)
         (void)fault_set(&reply.fault, code, "key \"%s\" not found", key_id);

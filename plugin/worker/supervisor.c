@@ -35,7 +35,7 @@ void supervisor_pump(struct supervisor *s)
 
 static void refuse(const struct supervisor_request *request, const char *why)
 {
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
 
     (void)fault_set(&reply.fault, FAULT_UNAVAILABLE, "%s", why);
     request->done(request->context, &reply);
@@ -105,7 +105,7 @@ static void answer_late(struct supervisor *s)
 
     supervisor_lock(s);
     while ((job = jobs_late(&s->jobs, now, s->abandoned)) != NULL) {
-        struct hsm_reply reply = {.state = HSM_ABSENT};
+        struct hsm_reply reply = {0};
         supervisor_done *done = job->done;
         void *context = job->context;
 

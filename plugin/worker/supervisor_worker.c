@@ -90,7 +90,7 @@ static int64_t pause_before_start(const struct supervisor *s)
 /* With the mutex held; gives it up while it calls back. */
 static void bury_job(struct supervisor *s, struct job *job)
 {
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
 
     if (job->state == JOB_ABANDONED) {
         jobs_release(&s->jobs, job);

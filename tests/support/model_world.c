@@ -276,7 +276,7 @@ static void scan(struct server *server, const struct hsm_request *request, hsm_i
 void execute(struct server *server, const struct pending *pending)
 {
     const struct hsm_request *request = &pending->request;
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
     bool fails = request->op != HSM_GENERATE && one_in(10);
 
     if (server->dead || fails)

@@ -325,7 +325,7 @@ static void ec_signatures_become_minimal_der(void **state)
     (void)state;
     assert_int_equal(sign_plan(&request, &plan, NULL), 0);
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
-        struct hsm_reply reply = {.state = HSM_ABSENT};
+        struct hsm_reply reply = {0};
 
         assert_int_equal(sign_result(&request, &plan, rows[i].raw, 64, &reply, NULL), 0);
         assert_int_equal(reply.signature_length, rows[i].length);
@@ -336,7 +336,7 @@ static void ec_signatures_become_minimal_der(void **state)
 static void longest_ec_signature_is_whole(void **state)
 {
     struct hsm_request request = request_of(HSM_EC_P384, HSM_SHA384);
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
     const uint8_t *der = reply.signature;
     struct sign_plan plan;
     ECDSA_SIG *signature;
@@ -358,7 +358,7 @@ static void rsa_signatures_go_out_as_they_are(void **state)
     (void)state;
     for (size_t t = 0; t < TYPES; t++) {
         struct hsm_request request = request_of(types[t].type, HSM_SHA256);
-        struct hsm_reply reply = {.state = HSM_ABSENT};
+        struct hsm_reply reply = {0};
         struct sign_plan plan;
         uint8_t raw[512];
 
@@ -378,7 +378,7 @@ static void malformed_answers_of_a_token_are_refused(void **state)
     (void)state;
     for (size_t t = 0; t < TYPES; t++) {
         struct hsm_request request = request_of(types[t].type, HSM_SHA256);
-        struct hsm_reply reply = {.state = HSM_ABSENT};
+        struct hsm_reply reply = {0};
         struct sign_plan plan;
         uint8_t raw[1024];
 
@@ -399,7 +399,7 @@ static void malformed_answers_of_a_token_are_refused(void **state)
 static void zero_in_an_ec_signature_is_refused(void **state)
 {
     struct hsm_request request = request_of(HSM_EC_P256, HSM_SHA256);
-    struct hsm_reply reply = {.state = HSM_ABSENT};
+    struct hsm_reply reply = {0};
     struct fault fault = {.code = FAULT_NONE};
     struct sign_plan plan;
     uint8_t raw[64] = {[31] = 1};
