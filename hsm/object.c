@@ -167,7 +167,7 @@ static int find_among_all(const struct session *session, const struct hsm_key_na
     (void)MODULE_CALL(session->module, C_FindObjectsFinal, session->handle); /* SoftHSM wants it */
     rv = MODULE_CALL(session->module, C_FindObjectsInit, session->handle, NULL, 0);
     if (rv != CKR_OK)
-        return -1;
+        return -1; /* *fault stays the one of the failed search, which is the reason to tell */
     result = sort_all(session, name, &halves, &unread, fault);
     rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
     if (result != 0)
