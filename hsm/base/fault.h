@@ -1,10 +1,11 @@
 /* The one error value. Every function of ours that can fail returns 0 or -1 and,
- * with -1, fills the fault its caller handed in; on success the fault is left
- * untouched, on failure every other output is. Foreign error domains (CK_RV,
- * errno, OpenSSL's queue) become a fault on the line after the call and travel
- * no further.
+ * with -1, fills the fault its caller handed in and leaves every other output
+ * untouched. With 0, the functions at a room's door (hsm_execute, config_read ..)
+ * leave the fault untouched; functions inside the room need not: a fault that was
+ * recovered from may still be in it. Foreign error domains (CK_RV, errno, OpenSSL's
+ * queue) become a fault on the line after the call and travel no further.
  *
- * The codes are gRPC's own numbers (checked where gRPC is seen, plugin/rpc.c),
+ * The codes are gRPC's own numbers (checked where gRPC is seen, plugin/rpc/rpc.c),
  * so a fault is answered to SPIRE as it stands. The message is one sentence for
  * an operator: it names the setting, key id, token or CKR concerned, and never a
  * PIN, key material or raw request bytes. */

@@ -1,4 +1,4 @@
-/* What the command*.c files share. Nobody else includes it. */
+/* What the command*.c files share. Nobody else includes it but tests. */
 #ifndef PLUGIN_COMMAND_COMMAND_PRIVATE_H
 #define PLUGIN_COMMAND_COMMAND_PRIVATE_H
 
@@ -56,7 +56,8 @@ int command_read_config(const struct command_options *options, struct command_co
 void command_wipe_config(struct command_config *config);
 
 /* Text with $NAME and ${NAME} replaced as spire-server's -expandEnv does it: malloc'd, the
- * caller's; NULL when out of memory. Names that are not set are counted. */
+ * caller's; NULL when out of memory. Names that are not set are counted. Declared for
+ * tests. */
 char *command_expand(const char *text, unsigned *unset);
 
 /* At most `most` bytes of a file, with a NUL behind them: malloc'd, the caller's. NULL: see

@@ -5,7 +5,6 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
-#include "plugin/config/config_private.h"
 
 static const int64_t least = 24 * 3600 * CLOCK_SECOND;
 
@@ -26,7 +25,7 @@ static int read_floor(const struct command_options *options, uint32_t *seconds, 
     int64_t duration = least;
 
     if (options->older_than &&
-        (!value_duration(options->older_than, &duration) || duration < least))
+        (!config_duration(options->older_than, &duration) || duration < least))
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
                          "--older-than: expected a duration of 24h or more, such as 720h");
     duration /= CLOCK_SECOND;

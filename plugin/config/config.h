@@ -92,11 +92,16 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
  * do not all fit. FAULT_INVALID_ARGUMENT. */
 int config_fault(const struct config_notes *notes, struct fault *fault);
 
-/* The option table of `kind` as text, two lines an option, and as README.md has it. */
+/* Reads a duration as Go's time.ParseDuration does, but for a minus sign. false: it is none. */
+bool config_duration(const char *text, int64_t *nanoseconds);
+
+/* The option table of `kind` as text, two lines an option. */
 void config_help(enum config_kind kind, FILE *out);
+
+/* For tests: the same as README.md has it. */
 void config_markdown(enum config_kind kind, FILE *out);
 
-/* The name of the table's row `index`, or NULL behind the last one. */
+/* For tests: the name of the table's row `index`, or NULL behind the last one. */
 const char *config_option_name(enum config_kind kind, size_t index);
 
 /* Clears the PIN. */

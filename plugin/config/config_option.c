@@ -228,7 +228,7 @@ static bool read_text(const struct config_option *option, const char *text, int6
 {
     switch (option->kind) {
     case OPTION_DURATION:
-        return value_duration(text, value);
+        return config_duration(text, value);
     case OPTION_INTEGER:
         return value_integer(text, value);
     case OPTION_CHOICE:

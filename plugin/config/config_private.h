@@ -8,9 +8,6 @@
 
 /* ---- config_value.c: text to value ---- */
 
-/* As Go's time.ParseDuration reads it, but for a minus sign. */
-bool value_duration(const char *text, int64_t *nanoseconds);
-
 /* Decimal, 0x.., or octal with a leading 0, as HCL reads a number. */
 bool value_integer(const char *text, int64_t *number);
 

@@ -117,7 +117,7 @@ static bool read_part(const char **text, int64_t *nanoseconds)
                                    nanoseconds);
 }
 
-bool value_duration(const char *text, int64_t *nanoseconds)
+bool config_duration(const char *text, int64_t *nanoseconds)
 {
     int64_t part;
 

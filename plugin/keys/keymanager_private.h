@@ -1,4 +1,5 @@
-/* What keymanager.c, loading.c, rotation.c and disposal.c share. Nobody else includes it. */
+/* What keymanager.c, attempt.c, rotation.c, loading.c and disposal.c share. Nobody else
+ * includes it. */
 #ifndef PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 #define PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 

@@ -86,7 +86,7 @@ void supervisor_abandon(struct supervisor *supervisor);
 /* Is there no worker with an open token just now? Then fault says why. */
 bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
 
-/* How many workers have been started in place of one that ended. For tests and logs. */
+/* How many workers have been started in place of one that ended. For tests. */
 unsigned supervisor_restarts(const struct supervisor *supervisor);
 
 #endif
