@@ -404,6 +404,66 @@ int key_generate(const struct call *call, struct fault *fault)
 
 /* ---- destroying ---- */
 
+/* Does one of the public keys that can be read belong to the key that is meant? What cannot be
+ * read says nothing: half of a key may be gone already. */
+static int check_key(const struct call *call, const struct session *session,
+                     const struct object_halves *found, struct object_pair pair,
+                     struct fault *fault)
+{
+    struct hsm_public_key key;
+    uint32_t next = 0;
+    bool other = false;
+
+    do {
+        if (object_public_key(session, &pair, &key, fault) == 0) {
+            if (is_wanted(call->request, &key))
+                return 0;
+            other = true;
+        } else if (fault->ckr != CKR_OK) {
+            return -1;
+        }
+    } while (next_public_key(found, &next, &pair));
+    if (!other)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "under label %s the token has another key than the one to destroy; it stays",
+                     call->request->key.label);
+}
+
+/* Private keys that do not show for a moment must not cost the key its public half, nor the
+ * private one that shows by the time we get there. */
+static int check_half(const struct call *call, const struct session *session,
+                      struct object_halves *found, struct object_pair *pair, struct fault *fault)
+{
+    static const struct timespec moment = {.tv_nsec = 200 * CLOCK_MILLISECOND};
+
+    if (found->private_keys.count == 0) {
+        (void)nanosleep(&moment, NULL);
+        if (find_pair(call, session, found, pair, fault) != 0)
+            return -1;
+    }
+    if (found->private_keys.count == 0)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "label %s was taken for half a key, but has a private key; it stays",
+                     call->request->key.label);
+}
+
+static int check_expected(const struct call *call, const struct session *session,
+                          struct object_halves *found, struct object_pair *pair,
+                          struct fault *fault)
+{
+    switch (call->request->expect) {
+    case HSM_EXPECT_KEY:
+        return check_key(call, session, found, *pair, fault);
+    case HSM_EXPECT_HALF:
+        return check_half(call, session, found, pair, fault);
+    case HSM_EXPECT_ANY:
+        break;
+    }
+    return 0;
+}
+
 static int destroy_step(const struct call *call, const struct session *session, struct fault *fault)
 {
     struct object_halves left;
@@ -414,7 +474,8 @@ static int destroy_step(const struct call *call, const struct session *session, 
             return -1;
         if (left.private_keys.count + left.public_keys.count == 0)
             return verdict(call, HSM_ABSENT, "");
-        if (object_destroy_halves(session, &left, fault) != 0)
+        if (check_expected(call, session, &left, &pair, fault) != 0 ||
+            object_destroy_halves(session, &left, fault) != 0)
             return -1;
     }
     return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is not seen gone",

@@ -367,13 +367,15 @@ int object_public_key(const struct session *session, const struct object_pair *p
     struct fault why = {0};
     struct fault other = {0};
 
-    if (read_key_type(session, pair->private_key, &type, fault) != 0)
+    if (read_key_type(session,
+                      pair->private_key != CK_INVALID_HANDLE ? pair->private_key : pair->public_key,
+                      &type, fault) != 0)
         return -1;
     if (type != CKK_EC && type != CKK_RSA)
         return fault_set(fault, FAULT_INTERNAL, "it is neither an EC nor an RSA key");
     if (read_both(session, pair->public_key, type == CKK_RSA, key, &why) == 0)
         return 0;
-    if (why.ckr == CKR_OK &&
+    if (why.ckr == CKR_OK && pair->private_key != CK_INVALID_HANDLE &&
         (read_both(session, pair->private_key, type == CKK_RSA, key, &other) == 0 ||
          (other.ckr == CKR_OK && read_info(session, pair->private_key, key, &other) == 0)))
         return 0;

@@ -37,6 +37,7 @@ struct findings {
     size_t record_room;
     uint32_t nameless;
     uint32_t foreign;
+    uint32_t unreadable_count; /* of the nameless */
 };
 
 static void release_handles(struct handles *handles)
@@ -204,8 +205,9 @@ static int note(struct findings *findings, const struct glimpse *glimpse, CK_OBJ
     return 0;
 }
 
-/* An object may go while we walk. One that cannot be read is put back into the list, at the
- * front of it, which has been dealt with by then. */
+/* An object that cannot be read is put back into the list, at the front of it, which has been
+ * dealt with by then. "No such handle" is no better an answer than others: in a failover a
+ * cluster says so of objects that are there. */
 static int read_object(const struct call *call, const struct session *session,
                        CK_OBJECT_HANDLE handle, struct findings *findings, struct fault *fault)
 {
@@ -215,9 +217,8 @@ static int read_object(const struct call *call, const struct session *session,
         findings->readable = handle;
         return note(findings, &glimpse, handle, call->request->prefix, fault);
     }
-    if (rv_class(fault->ckr) == RV_HANDLE)
-        return 0;
-    if (fault->ckr != CKR_GENERAL_ERROR && fault->ckr != CKR_FUNCTION_FAILED)
+    if (rv_class(fault->ckr) != RV_HANDLE && fault->ckr != CKR_GENERAL_ERROR &&
+        fault->ckr != CKR_FUNCTION_FAILED)
         return -1;
     findings->objects.list[findings->objects.count++] = handle;
     findings->unreadable = *fault;
@@ -244,10 +245,29 @@ static bool is_in(const struct handles *handles, CK_OBJECT_HANDLE handle)
     return false;
 }
 
-/* What is left in the list could not be read twice. An object that SoftHSM was killed over in
- * the middle of writing is so for ever, and counts as nameless. But a token may be away for
- * the moment, and what we cannot read may be a key of ours: so something else must be
- * readable just now, or the token itself not call it a key. */
+/* Takes out of the list what another walk does not show: it went while we walked. */
+static int drop_gone(const struct session *session, struct findings *findings, struct fault *fault)
+{
+    OWNED(release_handles) struct handles there = {.list = NULL};
+    struct handles *left = &findings->objects;
+    size_t kept = 0;
+
+    if (left->count == 0)
+        return 0;
+    if (enumerate(session, &there, fault) != 0)
+        return -1;
+    for (size_t i = 0; i < left->count; i++)
+        if (is_in(&there, left->list[i]))
+            left->list[kept++] = left->list[i];
+    left->count = kept;
+    return 0;
+}
+
+/* What is left in the list is there and could not be read twice. An object that SoftHSM was
+ * killed over in the middle of writing is so for ever, and counts as nameless. But a token may
+ * be away for the moment, and what we cannot read may be a key of ours. So who asked is told
+ * how many there are; and something else must be readable just now, or the token itself not
+ * call it a key. */
 static int explain_unreadable(const struct session *session, struct findings *findings,
                               struct fault *fault)
 {
@@ -255,7 +275,10 @@ static int explain_unreadable(const struct session *session, struct findings *fi
     const struct handles *left = &findings->objects;
     struct glimpse glimpse;
 
+    if (drop_gone(session, findings, fault) != 0)
+        return -1;
     findings->nameless += (uint32_t)left->count;
+    findings->unreadable_count = (uint32_t)left->count;
     if (left->count == 0 || (findings->readable != CK_INVALID_HANDLE &&
                              read_attributes(session, findings->readable, &glimpse, fault) == 0))
         return 0;
@@ -337,6 +360,7 @@ static void emit_items(const struct call *call, const struct findings *findings,
         call->reply->items++;
     }
     call->reply->nameless = findings->nameless;
+    call->reply->unreadable = findings->unreadable_count;
     call->reply->foreign = findings->foreign;
     hints_replace(&call->token->hints, hints, hint_count, logins);
 }

@@ -306,6 +306,7 @@ static void put_request(struct writer *w, const struct frame *frame)
     put_name(w, &request->key);
     put_number(w, 1, (uint64_t)request->type);
     put_raw(w, request->fingerprint, sizeof request->fingerprint);
+    put_number(w, 1, (uint64_t)request->expect);
     put_text(w, request->prefix, sizeof request->prefix);
     put_number(w, 1, (uint64_t)request->scheme);
     put_number(w, 1, (uint64_t)request->hash);
@@ -321,6 +322,7 @@ static void get_request(struct reader *r, struct frame *frame)
     get_name(r, &request->key);
     request->type = get_small(r, HSM_KEY_NONE, HSM_RSA_4096, "key type");
     get_raw(r, request->fingerprint, sizeof request->fingerprint, "fingerprint");
+    request->expect = get_small(r, HSM_EXPECT_ANY, HSM_EXPECT_HALF, "expectation");
     get_text(r, request->prefix, sizeof request->prefix, "prefix");
     request->scheme = get_small(r, HSM_PLAIN, HSM_PSS, "scheme");
     request->hash = get_hash(r);
@@ -351,6 +353,7 @@ static void put_reply(struct writer *w, const struct frame *frame)
     put_bytes(w, reply->signature, reply->signature_length, sizeof reply->signature);
     put_number(w, 4, reply->items);
     put_number(w, 4, reply->nameless);
+    put_number(w, 4, reply->unreadable);
     put_number(w, 4, reply->foreign);
 }
 
@@ -365,6 +368,7 @@ static void get_reply(struct reader *r, struct frame *frame)
     reply->signature_length = get_bytes(r, reply->signature, sizeof reply->signature, "signature");
     reply->items = get_number(r, "items");
     reply->nameless = get_number(r, "nameless objects");
+    reply->unreadable = get_number(r, "unreadable objects");
     reply->foreign = get_number(r, "foreign objects");
 }
 

@@ -104,7 +104,8 @@ enum hsm_op {
                      tells. HSM_ABSENT, HSM_HALF, HSM_BARE: made, but not to be seen (whole) yet */
     HSM_PROVE,    /* is `key` here, whole, with the right attributes, and does it sign? */
     HSM_SIGN,
-    HSM_DESTROY, /* both halves of `key`; done only when seen gone */
+    HSM_DESTROY, /* both halves of `key`, if they are what `expect` says; done only when seen
+                    gone */
     HSM_PING,    /* a round trip to the device (C_GenerateRandom) */
 };
 
@@ -115,11 +116,20 @@ struct hsm_key_name {
     uint32_t id_length; /* 0 in a request: whatever id */
 };
 
+/* What HSM_DESTROY must find under the name. Where it finds something else it destroys nothing:
+ * FAULT_FAILED_PRECONDITION. */
+enum hsm_expect {
+    HSM_EXPECT_ANY = 0, /* whatever it is: who asks made it, or asked for it, and never used it */
+    HSM_EXPECT_KEY,     /* the key of `fingerprint`, or what is left of it */
+    HSM_EXPECT_HALF,    /* a public half alone, in two looks a moment apart */
+};
+
 struct hsm_request {
     enum hsm_op op;
     struct hsm_key_name key;              /* all but SCAN and PING */
     enum hsm_key_type type;               /* GENERATE, SIGN; PROVE: NONE = whatever it is */
-    uint8_t fingerprint[HSM_FINGERPRINT]; /* SIGN: sign only with this key. Else unused */
+    uint8_t fingerprint[HSM_FINGERPRINT]; /* SIGN: sign only with this key. DESTROY: see expect */
+    enum hsm_expect expect;               /* DESTROY */
     char prefix[16];                      /* SCAN */
     enum hsm_scheme scheme;               /* SIGN .. */
     enum hsm_hash hash;
@@ -153,7 +163,9 @@ struct hsm_reply {
     uint32_t signature_length;
     uint32_t items;    /* SCAN: items emitted */
     uint32_t nameless; /* SCAN: key objects with neither label nor id (crashed writes) */
-    uint32_t foreign;  /* SCAN: key objects of other labels */
+    uint32_t unreadable; /* SCAN: those of the nameless that the token failed to read just now:
+                            one may be a key of ours */
+    uint32_t foreign;    /* SCAN: key objects of other labels */
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT

@@ -92,12 +92,21 @@ static int prepare(struct prune *prune, struct fault *fault)
 
 /* ---- destroying ---- */
 
+/* Of a server that is not looked into closely, whatever bears its label. */
+static enum hsm_expect expected(const struct inventory_item *item)
+{
+    if (item->proven && item->state == HSM_HALF)
+        return HSM_EXPECT_HALF;
+    return item->proven && item->state == HSM_COMPLETE ? HSM_EXPECT_KEY : HSM_EXPECT_ANY;
+}
+
 /* Seen gone, or the room says why not. */
 static bool destroy(struct prune *prune, const struct inventory_item *item, char why[TABLE_CELL])
 {
-    struct hsm_request request = {.op = HSM_DESTROY, .key = item->name};
+    struct hsm_request request = {.op = HSM_DESTROY, .key = item->name, .expect = expected(item)};
     struct hsm_reply reply;
 
+    memcpy(request.fingerprint, item->public_key.fingerprint, sizeof request.fingerprint);
     command_execute(&prune->token, &request, &reply);
     (void)snprintf(why, TABLE_CELL, "%.*s", TABLE_CELL - 1, reply.fault.message);
     return reply.fault.code == FAULT_NONE;

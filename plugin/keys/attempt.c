@@ -48,7 +48,7 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
         key->ours = true;
     if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
         free(key);
-        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name, NULL);
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
         fail(attempt, &fault);
         return;
@@ -132,7 +132,7 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
     unsigned most = unfit ? UNFIT_MAX : GENERATIONS_MAX;
     struct fault fault;
 
-    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name);
+    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name, NULL);
     if (attempt->generations < most) {
         if (attempt->generations == 1)
             generate(attempt);

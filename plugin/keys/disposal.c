@@ -20,6 +20,7 @@ static const int64_t longest_pause = 600 * CLOCK_SECOND;
 static const char *const events[] = {
     [DISPOSE_SUPERSEDED] = "superseded key destroyed",
     [DISPOSE_LEFTOVER] = "leftover key destroyed",
+    [DISPOSE_HALF] = "leftover key destroyed",
     [DISPOSE_STRAY] = "half-made key cleared away",
 };
 
@@ -33,10 +34,12 @@ struct disposal {
     int64_t pause;
     char key_id[LABEL_KEY_ID_MAX + 1];
     struct hsm_key_name name;
+    bool known; /* its public key's fingerprint */
+    uint8_t fingerprint[HSM_FINGERPRINT];
 };
 
 void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
-                  const struct hsm_key_name *name)
+                  const struct hsm_key_name *name, const struct hsm_public_key *public_key)
 {
     struct disposal *disposal;
 
@@ -50,6 +53,9 @@ void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const 
     disposal->due = clock_now();
     disposal->pause = first_pause;
     disposal->name = *name;
+    disposal->known = public_key && public_key->pkix_length > 0;
+    if (disposal->known)
+        memcpy(disposal->fingerprint, public_key->fingerprint, sizeof disposal->fingerprint);
     (void)snprintf(disposal->key_id, sizeof disposal->key_id, "%s", key_id);
     (void)pthread_mutex_lock(&keymanager->mutex);
     LIST_INSERT_HEAD(&keymanager->disposals, disposal, link);
@@ -77,7 +83,7 @@ static bool settled(struct disposal *disposal, const struct fault *fault)
 
     if (gone && (disposal->kind != DISPOSE_STRAY || ++disposal->looks == STRAY_LOOKS))
         return true;
-    if (fault->code == FAULT_PERMISSION_DENIED)
+    if (fault->code == FAULT_PERMISSION_DENIED || fault->code == FAULT_FAILED_PRECONDITION)
         return true;
     disposal->due = clock_now() + disposal->pause;
     disposal->pause = disposal->pause < longest_pause / 2 ? 2 * disposal->pause : longest_pause;
@@ -90,6 +96,8 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_INFO, NULL, events[disposal->kind]);
     else if (fault->code == FAULT_NONE)
         log_disposal(disposal, LOG_DEBUG, NULL, events[disposal->kind]);
+    else if (fault->code == FAULT_FAILED_PRECONDITION)
+        log_disposal(disposal, LOG_WARN, fault, "key to destroy is not what it was taken for");
     else if (is_settled)
         log_disposal(disposal, LOG_WARN, fault,
                      "token does not allow destroying this key; it stays (set destroy_superseded "
@@ -142,6 +150,11 @@ static void dispose(struct disposal *disposal)
 {
     struct hsm_request request = {.op = HSM_DESTROY, .key = disposal->name};
 
+    if (disposal->kind == DISPOSE_HALF)
+        request.expect = HSM_EXPECT_HALF;
+    else if (disposal->known)
+        request.expect = HSM_EXPECT_KEY;
+    memcpy(request.fingerprint, disposal->fingerprint, sizeof request.fingerprint);
     supervisor_submit(disposal->keymanager->supervisor,
                       &(struct supervisor_request){.request = &request,
                                                    .deadline = clock_now() + request_limit,

@@ -221,7 +221,7 @@ void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key)
     if (!catalogue_drop(key))
         return;
     if (key->superseded && key->ours)
-        disposal_add(keymanager, DISPOSE_SUPERSEDED, key->key_id, &key->name);
+        disposal_add(keymanager, DISPOSE_SUPERSEDED, key->key_id, &key->name, &key->public_key);
     free(key);
 }
 

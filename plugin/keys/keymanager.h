@@ -16,9 +16,10 @@
  *
  *   the process ends before the token generates: the old key, which is served
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
- *   while it generates: a half may be there, and is cleared away at the next Configure; a
- *   private half alone not before there is a newer key
+ *   while it generates: a half may be there, and is cleared away at the next Configure after
+ *   there is a newer key
  *     -> a_restart_serves_the_newest_key_and_clears_what_is_left_over
+ *     -> a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key
  *     -> TestHalvesOfOurKeysAreClearedAwayAndOthersServed
  *   when the pair is whole, but not served yet: the new key is served, the old one goes
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns

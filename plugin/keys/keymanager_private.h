@@ -14,7 +14,8 @@
 /* Why an object is to leave the token. */
 enum disposal_kind {
     DISPOSE_SUPERSEDED, /* a key of ours that a newer one replaced */
-    DISPOSE_LEFTOVER,   /* found at Configure: an older generation, or half a key */
+    DISPOSE_LEFTOVER,   /* found at Configure: an older generation */
+    DISPOSE_HALF,       /* found at Configure: a public half older than the key served */
     DISPOSE_STRAY,      /* what a failed generation may have left, or may yet show (HSM
                            clusters lag): looked for several times */
 };
@@ -94,9 +95,10 @@ struct attempt {
 int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
                 const atomic_bool *cancel, struct fault *fault);
 
-/* disposal.c */
+/* disposal.c: destroys only the key of that public key, or what is left of it; NULL where it
+ * is not known, which a STRAY's and a HALF's never is. */
 void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
-                  const struct hsm_key_name *name);
+                  const struct hsm_key_name *name, const struct hsm_public_key *public_key);
 void disposal_tick(struct keymanager *keymanager);
 void disposal_free_all(struct keymanager *keymanager);
 

@@ -185,6 +185,7 @@ static int prove_all(struct tally *tally, struct fault *fault)
 /* An HSM cluster may show a key late. One that is served has been seen before. */
 static const int64_t lag_patience = 15 * CLOCK_SECOND;
 static const int64_t half_patience = 5 * CLOCK_SECOND;
+static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const uint32_t fresh_age = 30;
 
 static bool same_token(const struct hsm_token_info *a, const struct hsm_token_info *b)
@@ -240,20 +241,45 @@ static bool is_half(const struct inventory_item *item)
 }
 
 /* In a cluster the other half of a key made just before a restart may be on its way. */
-static bool is_one_fresh_half(const struct inventory *inventory)
+static bool is_fresh(const struct inventory_item *item)
 {
+    uint32_t generation = item->label.generation;
     uint32_t now;
 
-    if (label_next_generation(time(NULL), 0, &now, NULL) != 0)
-        return false;
-    for (size_t i = 0; i < inventory->count; i++) {
-        uint32_t generation = inventory->items[i].label.generation;
+    return label_next_generation(time(NULL), 0, &now, NULL) == 0 && generation + fresh_age > now &&
+           generation < now + fresh_age;
+}
 
-        if (is_half(&inventory->items[i]) && generation + fresh_age > now &&
-            generation < now + fresh_age)
+static bool is_one_fresh_half(const struct inventory *inventory)
+{
+    for (size_t i = 0; i < inventory->count; i++)
+        if (is_half(&inventory->items[i]) && is_fresh(&inventory->items[i]))
             return true;
-    }
     return false;
+}
+
+/* A key id of which the token shows halves and no whole key: to believe it is to forget the key. */
+static bool is_one_id_half(struct inventory *inventory)
+{
+    struct inventory_item *item;
+
+    for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
+        if (!inventory_candidate(inventory, item) && is_half(item))
+            return true;
+    return false;
+}
+
+/* How long this look's doubts are worth waiting for, ns. A token shows less than it has while a
+ * member of a cluster is away, or while its operators have not presented their cards. */
+static int64_t worth_waiting(struct tally *tally)
+{
+    struct inventory *inventory = &tally->inventory;
+
+    if (tally->scan.unreadable > 0 || is_one_fresh_half(inventory))
+        return half_patience;
+    if (is_one_id_half(inventory) || (tally->keymanager->identity.existed && inventory->count == 0))
+        return doubt_patience;
+    return 0;
 }
 
 static int take_stock(struct tally *tally, struct keymanager *before, struct fault *fault)
@@ -271,7 +297,7 @@ static int take_stock(struct tally *tally, struct keymanager *before, struct fau
         all = !comparable || compare(tally, before, fault) == 0;
         waited =
             *tally->cancel || clock_now() >= tally->deadline ? lag_patience : clock_now() - begun;
-        if (all && (waited >= half_patience || !is_one_fresh_half(&tally->inventory)))
+        if (all && waited >= worth_waiting(tally))
             return 0;
         if (waited >= lag_patience)
             return -1;
@@ -321,6 +347,11 @@ static int serve(struct keymanager *keymanager, const struct inventory_item *ite
 
 static const uint32_t half_made_age = 3600;
 
+static bool is_public_half(const struct inventory_item *item)
+{
+    return item->state == HSM_HALF && item->proven;
+}
+
 static bool is_old(const struct inventory_item *item)
 {
     uint32_t now;
@@ -329,15 +360,16 @@ static bool is_old(const struct inventory_item *item)
            now - item->label.generation > half_made_age;
 }
 
-/* A private key whose public half is missing may be the one SPIRE signs with: on many tokens
- * whoever gets at them destroys public objects without a PIN, and clusters show them late. It
- * waits for a newer key like a whole one; a public half without a key is nobody's loss. */
+/* Only what is older than a key that is served, and whole, is a leftover. A private key whose
+ * public half is missing may be the one SPIRE signs with: on many tokens whoever gets at them
+ * destroys public objects without a PIN, and clusters show them late. A public half alone may be
+ * a key whose private half the token does not show just now. Both wait for a newer key. */
 static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
                         const struct inventory_item *served)
 {
-    if (item->state == HSM_HALF && item->proven)
-        return is_ours(keymanager, item) || is_old(item);
-    return served && item->label.generation < served->label.generation && is_ours(keymanager, item);
+    if (!served || item->label.generation >= served->label.generation)
+        return false;
+    return is_ours(keymanager, item) || (is_public_half(item) && is_old(item));
 }
 
 /* Two pairs of one generation, and not both of them ours. (It is our own clock that goes
@@ -380,7 +412,8 @@ static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
         if (item != served && !leftover && (item->proven || item->state != HSM_COMPLETE))
             warn_unfit(item);
         if (leftover)
-            disposal_add(keymanager, DISPOSE_LEFTOVER, item->label.key_id, &item->name);
+            disposal_add(keymanager, is_public_half(item) ? DISPOSE_HALF : DISPOSE_LEFTOVER,
+                         item->label.key_id, &item->name, &item->public_key);
         if (stays(keymanager, item, served, leftover))
             keymanager->older++;
     }

@@ -335,6 +335,35 @@ static void half_keys_are_seen_and_can_be_destroyed(void **state)
     hsm_close(token);
 }
 
+/* What is to be destroyed is told with the request: something else of the name stays. */
+static void only_what_is_expected_is_destroyed(void **state)
+{
+    struct hsm_token *token = open_token();
+    struct hsm_request request = room_request(HSM_DESTROY, "a", HSM_KEY_NONE);
+    struct hsm_public_key a;
+    struct hsm_reply reply;
+
+    (void)state;
+    a = room_generate(token, "a", HSM_EC_P256);
+    request.expect = HSM_EXPECT_HALF; /* its private half had not been seen */
+    reply = room_execute(token, &request);
+    assert_int_equal(reply.fault.code, FAULT_FAILED_PRECONDITION);
+    request.expect = HSM_EXPECT_KEY; /* another key was meant */
+    reply = room_execute(token, &request);
+    assert_int_equal(reply.fault.code, FAULT_FAILED_PRECONDITION);
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+    destroy_half(token, "a", CKO_PRIVATE_KEY); /* a crash in the middle of destroying it */
+    memcpy(request.fingerprint, a.fingerprint, sizeof request.fingerprint);
+    (void)room_must(token, &request);
+    assert_int_equal(room_state(token, "a"), HSM_ABSENT);
+    (void)room_generate(token, "a", HSM_EC_P256);
+    destroy_half(token, "a", CKO_PRIVATE_KEY);
+    request.expect = HSM_EXPECT_HALF;
+    (void)room_must(token, &request);
+    assert_int_equal(room_state(token, "a"), HSM_ABSENT);
+    hsm_close(token);
+}
+
 static void planted_key_is_not_taken_for_ours(void **state)
 {
     struct hsm_token *token = open_token();
@@ -477,6 +506,7 @@ int main(void)
         TEST(many_threads_sign_at_once),
         TEST(destroyed_key_is_gone_for_good),
         TEST(half_keys_are_seen_and_can_be_destroyed),
+        TEST(only_what_is_expected_is_destroyed),
         TEST(planted_key_is_not_taken_for_ours),
         TEST(others_keys_are_counted_and_never_touched),
         TEST(pairs_seen_by_a_scan_are_proven_from_what_is_there_now),

@@ -151,7 +151,8 @@ static void sign(const struct hsm_request *request, struct hsm_reply *reply)
     reply->signature_length = HSM_ID_MAX;
 }
 
-static void destroy(struct object *object, struct hsm_reply *reply)
+static void destroy(const struct hsm_request *request, struct object *object,
+                    struct hsm_reply *reply)
 {
     if (once(NO_SESSION_LEFT)) {
         (void)fault_set(&reply->fault, FAULT_RESOURCE_EXHAUSTED, "CKR_SESSION_COUNT");
@@ -159,6 +160,10 @@ static void destroy(struct object *object, struct hsm_reply *reply)
     }
     if (!object) {
         atomic_fetch_add(&token->destroyed_in_vain, 1);
+        return;
+    }
+    if (request->expect == HSM_EXPECT_HALF && object->there == WHOLE) {
+        (void)fault_set(&reply->fault, FAULT_FAILED_PRECONDITION, "it is whole");
         return;
     }
     if (token->misbehaviour != REFUSES_TO_DESTROY) {
@@ -220,5 +225,5 @@ void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
     else if (request->op == HSM_PROVE && object)
         tell(object, reply);
     else if (request->op == HSM_DESTROY)
-        destroy(object, reply);
+        destroy(request, object, reply);
 }

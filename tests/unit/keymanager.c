@@ -358,12 +358,50 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     label.generation -= 2;
     label_format(&label, name.label);
     put(&name, HSM_EC_P256, WHOLE);
-    label.generation += 3; /* a crash half-way, later than the served key */
+    label.generation--;
     label_format(&label, name.label);
     put(&name, HSM_EC_P256, HALF);
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
     assert_left(served.label);
+}
+
+/* It may be a key whose private half does not show just now, and the one SPIRE signs with. */
+static void a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key(void **state)
+{
+    struct hsm_key_name half = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct label label;
+
+    (void)state;
+    assert_true(label_parse(served.label, &label));
+    label.generation++; /* a crash half-way, later than the served key */
+    label_format(&label, half.label);
+    put(&half, HSM_EC_P256, HALF);
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    served = make_key();
+    assert_non_null(lookup(half.label));
+    crash_and_restart();
+    assert_left(served.label);
+}
+
+static void a_token_that_shows_halves_alone_at_a_start_loses_none(void **state)
+{
+    struct hsm_key_name old = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct answer made = make_key();
+    struct label label;
+
+    (void)state;
+    assert_true(label_parse(made.label, &label));
+    label.generation -= 1000;
+    label_format(&label, old.label);
+    put(&old, HSM_EC_P256, HALF);
+    lookup(made.label)->there = ABSENT;
+    token->misbehaviour = HALVES_COMPLETE_LATER;
+    crash_and_restart();
+    assert_string_equal(sign_once().label, old.label);
+    assert_left(old.label);
 }
 
 static void a_fresh_key_of_which_half_shows_at_first_is_waited_for(void **state)
@@ -497,6 +535,8 @@ int main(int argc, char **argv)
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
+        PLAY(a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key),
+        PLAY(a_token_that_shows_halves_alone_at_a_start_loses_none),
         PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),
         PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
         PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
