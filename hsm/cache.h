@@ -6,7 +6,11 @@
 #ifndef HSM_CACHE_H
 #define HSM_CACHE_H
 
-#include "hsm/session.h"
+#include <pthread.h>
+
+#include <p11-kit/pkcs11.h>
+
+#include "hsm/wire/types.h"
 
 enum { CACHE_SIZE = 64 };
 

@@ -1,8 +1,7 @@
 #include "hsm/hints.h"
 
+#include <stdlib.h>
 #include <string.h>
-
-#include "hsm/base/scope.h"
 
 void hints_open(struct hints *hints)
 {

@@ -22,8 +22,6 @@
 #ifndef HSM_HSM_H
 #define HSM_HSM_H
 
-#include <stdbool.h>
-
 #include "hsm/wire/types.h"
 
 struct hsm_token;

@@ -6,8 +6,6 @@
 #ifndef HSM_SESSION_H
 #define HSM_SESSION_H
 
-#include <stdatomic.h>
-
 #include "hsm/hsm.h"
 #include "hsm/module.h"
 #include "hsm/pin.h"

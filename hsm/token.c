@@ -1,6 +1,5 @@
 #include "hsm/token.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "hsm/base/scope.h"

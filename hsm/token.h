@@ -6,6 +6,9 @@
 
 #include "hsm/cache.h"
 #include "hsm/hints.h"
+#include "hsm/hsm.h"
+#include "hsm/module.h"
+#include "hsm/session.h"
 
 struct hsm_token {
     struct module module;

@@ -11,8 +11,6 @@
 #include <openssl/param_build.h>
 #include <openssl/x509.h>
 
-#include "hsm/base/scope.h"
-
 #define OPENSSL_RELEASE(name, type, release)    \
     static inline void name##_free(type **held) \
     {                                           \

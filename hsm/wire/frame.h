@@ -16,8 +16,6 @@
 #ifndef HSM_WIRE_FRAME_H
 #define HSM_WIRE_FRAME_H
 
-#include <stdatomic.h>
-
 #include "hsm/wire/types.h"
 
 enum {

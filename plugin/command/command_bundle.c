@@ -1,5 +1,4 @@
 /* spire-hsm bundle show: what a published file holds. */
-#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 

@@ -14,7 +14,6 @@
 #ifndef PLUGIN_CONFIG_HCL_H
 #define PLUGIN_CONFIG_HCL_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 

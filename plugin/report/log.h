@@ -8,8 +8,6 @@
 #ifndef PLUGIN_REPORT_LOG_H
 #define PLUGIN_REPORT_LOG_H
 
-#include <stdarg.h>
-
 #include "hsm/base/fault.h"
 
 enum log_level { LOG_TRACE, LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR };

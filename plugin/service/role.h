@@ -4,9 +4,6 @@
 #ifndef PLUGIN_SERVICE_ROLE_H
 #define PLUGIN_SERVICE_ROLE_H
 
-#include <stdbool.h>
-#include <stddef.h>
-
 #include "hsm/base/fault.h"
 #include "plugin/config/config.h"
 #include "plugin/rpc/rpc.h"

@@ -1,6 +1,5 @@
 #include "plugin/service/svc.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,6 +1,5 @@
 #include "plugin/service/svc.h"
 
-#include <limits.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>

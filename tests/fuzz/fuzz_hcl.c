@@ -2,6 +2,7 @@
  * plugin_data could stand in a host's configuration. (What the values are, peers/hcl compares.) */
 #include "plugin/config/hcl.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -8,6 +8,7 @@
 #include "plugin/config/hcl.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
