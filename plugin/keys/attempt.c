@@ -19,6 +19,7 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
 enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };

@@ -6,6 +6,7 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
 enum {

@@ -7,6 +7,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/report/log.h"
 
 /* Reserved for the token itself after it has come back: scanning and proving get at
  * least this long even when startup_wait is nearly used up. */

@@ -8,7 +8,6 @@
 #include "plugin/keys/identity.h"
 #include "plugin/keys/inventory.h"
 #include "plugin/keys/keymanager.h"
-#include "plugin/report/log.h"
 #include "plugin/worker/supervisor.h"
 
 /* Why an object is to leave the token. */

@@ -9,6 +9,7 @@
 #include "hsm/base/condition.h"
 #include "plugin/keys/inventory.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/report/log.h"
 
 enum { PROOFS_OUT_MAX = 64, OLDER_MANY = 32 };
 
