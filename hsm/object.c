@@ -80,14 +80,14 @@ int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG
 }
 
 /* The search is ended on every path: a session with one begun is of no use for the next. */
-static int search(const struct session *session, CK_ATTRIBUTE *template, CK_ULONG attributes,
+static int search(const struct session *session, CK_ATTRIBUTE *wanted, CK_ULONG wanted_count,
                   struct object_list *list, struct fault *fault)
 {
     CK_OBJECT_HANDLE batch[BATCH];
     CK_ULONG count;
     int result;
     CK_RV rv =
-        MODULE_CALL(session->module, C_FindObjectsInit, session->handle, template, attributes);
+        MODULE_CALL(session->module, C_FindObjectsInit, session->handle, wanted, wanted_count);
 
     list->count = 0;
     if (rv != CKR_OK)
@@ -189,12 +189,12 @@ int object_find(const struct session *session, const struct hsm_key_name *name,
                 struct object_halves *found, struct fault *fault)
 {
     struct hsm_key_name copy = *name; /* PKCS#11 wants values it could write to */
-    CK_ATTRIBUTE template[] = {{CKA_LABEL, copy.label, strlen(copy.label)},
-                               {CKA_ID, copy.id, copy.id_length}};
+    CK_ATTRIBUTE wanted[] = {{CKA_LABEL, copy.label, strlen(copy.label)},
+                             {CKA_ID, copy.id, copy.id_length}};
     struct object_list list;
     struct object_halves halves;
 
-    if (search(session, template, copy.id_length > 0 ? 2 : 1, &list, fault) != 0)
+    if (search(session, wanted, copy.id_length > 0 ? 2 : 1, &list, fault) != 0)
         return fault->ckr == CKR_GENERAL_ERROR ? find_among_all(session, name, found, fault) : -1;
     if (list.count == OBJECT_FOUND_MAX)
         return too_many(name, fault);
@@ -231,8 +231,7 @@ static const struct trait public_traits[] = {
 };
 
 /* Values stand in `truth` and in the struct itself: PKCS#11's pointers are not const. */
-struct template
-{
+struct key_template {
     CK_ATTRIBUTE attributes[20];
     CK_ULONG count;
 };
@@ -242,28 +241,28 @@ struct key_request {
     struct keytype kind; /* a copy: PKCS#11 wants what it points to writable */
     CK_ULONG bits;
     CK_BBOOL truth[2];
-    struct template private_half;
-    struct template public_half;
+    struct key_template private_half;
+    struct key_template public_half;
 };
 
-static void put(struct template *template, CK_ATTRIBUTE_TYPE type, void *value, size_t length)
+static void put(struct key_template *half, CK_ATTRIBUTE_TYPE type, void *value, size_t length)
 {
-    template->attributes[template->count++] = (CK_ATTRIBUTE){type, value, length};
+    half->attributes[half->count++] = (CK_ATTRIBUTE){type, value, length};
 }
 
-static void put_traits(struct template *template, struct key_request *request, unsigned tier,
+static void put_traits(struct key_template *half, struct key_request *request, unsigned tier,
                        const struct trait *traits, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         if (tier < traits[i].tiers)
-            put(template, traits[i].type, &request->truth[traits[i].value], sizeof(CK_BBOOL));
+            put(half, traits[i].type, &request->truth[traits[i].value], sizeof(CK_BBOOL));
 }
 
-static void put_name(struct template *template, struct key_request *request)
+static void put_name(struct key_template *half, struct key_request *request)
 {
-    put(template, CKA_LABEL, request->name.label, strlen(request->name.label));
+    put(half, CKA_LABEL, request->name.label, strlen(request->name.label));
     if (request->name.id_length > 0)
-        put(template, CKA_ID, request->name.id, request->name.id_length);
+        put(half, CKA_ID, request->name.id, request->name.id_length);
 }
 
 static void fill_request(struct key_request *request, enum hsm_key_type type,

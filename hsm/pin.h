@@ -11,11 +11,10 @@
 #include "hsm/wire/types.h"
 
 struct pin {
-    uint8_t
-        bytes[HSM_PIN_MAX + 3]; /* room for the end of its line, and to see that there is more */
+    /* Room for the end of its line, and to see that there is more. */
+    uint8_t bytes[HSM_PIN_MAX + 3];
     size_t length;
-    struct file_stamp
-        stamp; /* of its source; all zero for one that has no looks (environment, inline) */
+    struct file_stamp stamp; /* of its source; all zero for the environment and an inline PIN */
 };
 
 /* Reads the PIN. FAULT_UNAVAILABLE: the file is not there (yet).

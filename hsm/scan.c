@@ -140,19 +140,19 @@ static CK_ULONG usable(const CK_ATTRIBUTE *attribute, CK_ULONG room)
 static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handle,
                            struct glimpse *glimpse, struct fault *fault)
 {
-    CK_ATTRIBUTE template[] = {{CKA_CLASS, &glimpse->class, sizeof glimpse->class},
-                               {CKA_LABEL, glimpse->label, sizeof glimpse->label},
-                               {CKA_ID, glimpse->id, sizeof glimpse->id}};
+    CK_ATTRIBUTE attributes[] = {{CKA_CLASS, &glimpse->class, sizeof glimpse->class},
+                                 {CKA_LABEL, glimpse->label, sizeof glimpse->label},
+                                 {CKA_ID, glimpse->id, sizeof glimpse->id}};
     CK_RV rv;
 
     glimpse->class = CK_UNAVAILABLE_INFORMATION;
-    rv = MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, template, 3);
+    rv = MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, attributes, 3);
     if (rv != CKR_OK && !rv_is_about_attribute(rv))
         return rv_fault(rv, "C_GetAttributeValue", fault);
-    if (template[0].ulValueLen != sizeof glimpse->class)
+    if (attributes[0].ulValueLen != sizeof glimpse->class)
         glimpse->class = CK_UNAVAILABLE_INFORMATION;
-    glimpse->label_length = usable(&template[1], sizeof glimpse->label);
-    glimpse->id_length = usable(&template[2], sizeof glimpse->id);
+    glimpse->label_length = usable(&attributes[1], sizeof glimpse->label);
+    glimpse->id_length = usable(&attributes[2], sizeof glimpse->id);
     return 0;
 }
 

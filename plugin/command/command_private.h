@@ -111,11 +111,13 @@ void command_identity_close(struct identity *identity);
 /* Rows of cells, columns as wide as they need. What is not printable is shown as '?'. */
 enum { TABLE_COLUMNS = 8, TABLE_CELL = 320, TABLE_NOTE = 1536 };
 
+struct table_row {
+    char cells[TABLE_COLUMNS][TABLE_CELL];
+    char note[TABLE_NOTE];
+};
+
 struct table {
-    struct table_row {
-        char cells[TABLE_COLUMNS][TABLE_CELL];
-        char note[TABLE_NOTE];
-    } * rows;
+    struct table_row *rows;
     size_t count;
     size_t room;
 };

@@ -75,34 +75,19 @@ static const struct config_option keymanager_options[] = {
      .help = "bytes the token has for CKA_LABEL, 40 on a YubiHSM; 0 = no limit known"},
     {0}};
 
-#define BUNDLE_OPTIONS                                                                           \
-    {"path",                                                                                     \
-     OPTION_STRING,                                                                              \
-     FIELD(bundle.path),                                                                         \
-     .required = true,                                                                           \
-     .type = "absolute path",                                                                    \
-     .check = value_check_path,                                                                  \
-     .help = "the file; its folder must exist and be ours to write"},                            \
-        {"format",                                                                               \
-         OPTION_CHOICE,                                                                          \
-         FIELD(bundle.format),                                                                   \
-         .initial = "spiffe",                                                                    \
-         .choices = formats,                                                                     \
-         .help = "the OIDC discovery provider reads spiffe only"},                               \
-        {"refresh_hint",                                                                         \
-         OPTION_DURATION,                                                                        \
-         FIELD(bundle.refresh_hint),                                                             \
-         .initial = "0",                                                                         \
-         .low = "1s",                                                                            \
-         .high = "8760h",                                                                        \
-         .zero = true,                                                                           \
-         .help =                                                                                 \
-             "how often readers should look again, in whole seconds; 0 = what the bundle says"}, \
-    {                                                                                            \
-        "mode", OPTION_MODE, FIELD(bundle.mode),                                                 \
-            .initial = "0644",                                                                   \
-            .help = "permissions of the file, as for chmod; never writable for everyone"         \
-    }
+/* The rows that both kinds of bundle writer have. */
+/* clang-format off */
+#define BUNDLE_OPTIONS \
+    {"path", OPTION_STRING, FIELD(bundle.path), .required = true, .type = "absolute path", \
+     .check = value_check_path, .help = "the file; its folder must exist and be ours to write"}, \
+    {"format", OPTION_CHOICE, FIELD(bundle.format), .initial = "spiffe", .choices = formats, \
+     .help = "the OIDC discovery provider reads spiffe only"}, \
+    {"refresh_hint", OPTION_DURATION, FIELD(bundle.refresh_hint), .initial = "0", .low = "1s", \
+     .high = "8760h", .zero = true, \
+     .help = "how often readers should look again, in whole seconds; 0 = what the bundle says"}, \
+    {"mode", OPTION_MODE, FIELD(bundle.mode), .initial = "0644", \
+     .help = "permissions of the file, as for chmod; never writable for everyone"}
+/* clang-format on */
 
 static const struct config_option publisher_options[] = {BUNDLE_OPTIONS, {0}};
 

@@ -115,9 +115,9 @@ static struct disposal *next_due(struct keymanager *keymanager, int64_t now)
 
     if (!keymanager->cleaning || keymanager->disposing)
         return NULL;
-    LIST_FOREACH(disposal, &keymanager->disposals, link)
-    if (disposal->due <= now)
-        return disposal;
+    LIST_FOREACH (disposal, &keymanager->disposals, link)
+        if (disposal->due <= now)
+            return disposal;
     return NULL;
 }
 

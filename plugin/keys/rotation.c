@@ -85,9 +85,9 @@ static struct attempt *find_attempt(struct keymanager *keymanager, const char *k
 {
     struct attempt *attempt;
 
-    LIST_FOREACH(attempt, &keymanager->attempts, link)
-    if (strcmp(attempt->label.key_id, key_id) == 0)
-        return attempt;
+    LIST_FOREACH (attempt, &keymanager->attempts, link)
+        if (strcmp(attempt->label.key_id, key_id) == 0)
+            return attempt;
     return NULL;
 }
 
@@ -260,12 +260,12 @@ static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now,
 {
     struct attempt *attempt;
 
-    LIST_FOREACH(attempt, &keymanager->attempts, link)
-    if (attempt->step && attempt->resume_at <= now) {
-        *step = attempt->step;
-        attempt->step = NULL;
-        return attempt;
-    }
+    LIST_FOREACH (attempt, &keymanager->attempts, link)
+        if (attempt->step && attempt->resume_at <= now) {
+            *step = attempt->step;
+            attempt->step = NULL;
+            return attempt;
+        }
     return NULL;
 }
 
@@ -371,8 +371,8 @@ void rotation_abandon(struct keymanager *keymanager)
     keymanager->closing = true;
     keymanager->cleaning = false;
     TAILQ_CONCAT(&waiting, &keymanager->gated, link);
-    LIST_FOREACH(attempt, &keymanager->attempts, link)
-    TAILQ_CONCAT(&waiting, &attempt->waiters, link);
+    LIST_FOREACH (attempt, &keymanager->attempts, link)
+        TAILQ_CONCAT(&waiting, &attempt->waiters, link);
     unlock(keymanager);
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     answer_all(&waiting, NULL, &fault);

@@ -127,9 +127,9 @@ static struct job *first_alive(struct jobs *jobs, struct job_queue *queue, int64
 {
     struct job *job;
 
-    TAILQ_FOREACH(job, queue, link)
-    if (job->deadline > now && !jobs_deadly(jobs, job, now))
-        return job;
+    TAILQ_FOREACH (job, queue, link)
+        if (job->deadline > now && !jobs_deadly(jobs, job, now))
+            return job;
     return NULL;
 }
 
