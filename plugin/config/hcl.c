@@ -1,128 +1,10 @@
 #include "plugin/config/hcl.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
 #include "plugin/config/hcl_private.h"
-
-struct hcl {
-    struct hcl_item root;
-    struct hcl_item *items; /* closed ones: arrays of children, one behind the other */
-    size_t item_count;
-    struct hcl_item *open; /* a stack: those whose list or block is still being read */
-    size_t open_count;
-    size_t item_room; /* of both */
-    char *text;
-    size_t text_count;
-    size_t text_room;
-};
-
-int hcl_refuse(struct hcl_reader *r, unsigned line, const char *what)
-{
-    return fault_set(r->fault, FAULT_INVALID_ARGUMENT, "line %u: %s", line, what);
-}
-
-/* ---- the tree ---- */
-
-static void wipe_and_free(void *memory, size_t size)
-{
-    if (memory)
-        explicit_bzero(memory, size);
-    free(memory);
-}
-
-void hcl_free(struct hcl *tree)
-{
-    if (!tree)
-        return;
-    wipe_and_free(tree->items, tree->item_room * sizeof *tree->items);
-    wipe_and_free(tree->open, tree->item_room * sizeof *tree->open);
-    wipe_and_free(tree->text, tree->text_room);
-    wipe_and_free(tree, sizeof *tree);
-}
-
-void hcl_scope_free(struct hcl **tree)
-{
-    hcl_free(*tree);
-}
-
-const struct hcl_item *hcl_root(const struct hcl *tree)
-{
-    return &tree->root;
-}
-
-/* Each item has one of these bytes to itself: what gives a key its value, or what an item
- * of a list comes behind. */
-static size_t most_items(const char *text, size_t length)
-{
-    size_t count = 1;
-
-    for (size_t i = 0; i < length; i++)
-        if (text[i] != '\0' && strchr("={[,:", text[i]))
-            count++;
-    return count < HCL_ITEMS_MAX ? count : HCL_ITEMS_MAX;
-}
-
-static struct hcl *new_tree(const char *text, size_t length)
-{
-    OWNED(hcl_scope_free) struct hcl *tree = calloc(1, sizeof *tree);
-    struct hcl *made = tree;
-
-    if (!tree)
-        return NULL;
-    tree->item_room = most_items(text, length);
-    tree->text_room = 2 * length + 1;
-    tree->items = calloc(tree->item_room, sizeof *tree->items);
-    tree->open = calloc(tree->item_room, sizeof *tree->open);
-    tree->text = malloc(tree->text_room);
-    if (!tree->items || !tree->open || !tree->text)
-        return NULL;
-    tree = NULL;
-    return made;
-}
-
-int hcl_open_item(struct hcl_reader *r, const struct hcl_item *item)
-{
-    struct hcl *tree = r->tree;
-
-    if (tree->item_count + tree->open_count >= tree->item_room)
-        return hcl_refuse(r, item->line, "there are too many values");
-    tree->open[tree->open_count++] = *item;
-    return 0;
-}
-
-size_t hcl_open_count(const struct hcl_reader *r)
-{
-    return r->tree->open_count;
-}
-
-void hcl_close_items(struct hcl_reader *r, size_t first, struct hcl_item *parent)
-{
-    struct hcl *tree = r->tree;
-    struct hcl_item *array = tree->items + tree->item_count;
-
-    parent->items = array;
-    parent->count = tree->open_count - first;
-    memcpy(array, tree->open + first, parent->count * sizeof *array);
-    tree->item_count += parent->count;
-    tree->open_count = first;
-}
-
-char *hcl_room(struct hcl_reader *r)
-{
-    return r->tree->text + r->tree->text_count;
-}
-
-const char *hcl_keep_text(struct hcl_reader *r, size_t length)
-{
-    char *text = hcl_room(r);
-
-    text[length] = '\0';
-    r->tree->text_count += length + 1;
-    return text;
-}
 
 /* ---- blocks ---- */
 
@@ -142,15 +24,13 @@ static int read_block(struct hcl_reader *r, struct hcl_item *block)
     return result;
 }
 
-/* In JSON, HCL 1 makes repeated blocks of objects in a list. */
 static int read_element(struct hcl_reader *r, struct hcl_item *item)
 {
-    if ((r->json && !r->host) || !hcl_take(r, '{'))
-        return hcl_scalar(r, item);
-    return r->json ? hcl_json_object(r, item) : read_block(r, item);
+    return hcl_take(r, '{') ? read_block(r, item) : hcl_scalar(r, item);
 }
 
-int hcl_list(struct hcl_reader *r, struct hcl_item *list)
+/* Behind the '['. A comma may stand behind the last one. */
+static int read_list(struct hcl_reader *r, struct hcl_item *list)
 {
     size_t first = hcl_open_count(r);
     bool comma = true;
@@ -161,18 +41,15 @@ int hcl_list(struct hcl_reader *r, struct hcl_item *list)
 
         if (hcl_skip(r) != 0)
             return -1;
-        if (hcl_look(r) == ']' && !(r->json && comma && hcl_open_count(r) > first))
+        if (hcl_take(r, ']'))
             break;
         if (!comma)
             return hcl_refuse(r, r->line, "expected ',' or ']' in a list");
         item.line = r->line;
         if (read_element(r, &item) != 0 || hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
             return -1;
-        if (r->json && !r->host && item.kind == HCL_BOOL)
-            return hcl_refuse(r, item.line, "a list in JSON may not hold true or false");
         comma = hcl_take(r, ',');
     }
-    r->at++;
     hcl_close_items(r, first, list);
     return 0;
 }
@@ -184,7 +61,7 @@ static int read_value(struct hcl_reader *r, struct hcl_item *item)
     if (hcl_take(r, '{'))
         return read_block(r, item);
     if (hcl_take(r, '['))
-        return hcl_list(r, item);
+        return read_list(r, item);
     return hcl_scalar(r, item);
 }
 
@@ -192,7 +69,7 @@ static int read_value(struct hcl_reader *r, struct hcl_item *item)
 static int read_name(struct hcl_reader *r, const char **name)
 {
     struct hcl_item word = {.line = r->line};
-    int byte = hcl_look(r);
+    int byte = hcl_peek(r);
     int result;
 
     if (byte == '"')
@@ -217,7 +94,7 @@ static int read_item(struct hcl_reader *r)
 
     if (read_name(r, &item.key) != 0)
         return -1;
-    byte = hcl_look(r);
+    byte = hcl_peek(r);
     if ((byte == '"' || hcl_is_letter(byte)) && read_name(r, &item.label) != 0)
         return -1;
     if (!item.label && hcl_take(r, '='))
@@ -241,9 +118,9 @@ static int read_items(struct hcl_reader *r, struct hcl_item *block)
     for (;;) {
         if (hcl_skip(r) != 0)
             return -1;
-        if (hcl_look(r) < 0 && !top)
+        if (hcl_peek(r) < 0 && !top)
             return hcl_refuse(r, line, "the block that begins here has no '}'");
-        if (hcl_look(r) < 0 || (!top && hcl_take(r, '}')))
+        if (hcl_peek(r) < 0 || (!top && hcl_take(r, '}')))
             break;
         if (read_item(r) != 0 || hcl_skip(r) != 0)
             return -1;
@@ -286,20 +163,19 @@ static int parse(const char *text, size_t length, bool host, struct hcl **tree, 
 {
     OWNED(hcl_scope_free) struct hcl *made = NULL;
     struct hcl_reader r = {.text = text, .length = length, .line = 1, .host = host, .fault = fault};
-    struct hcl_item *root;
+    struct hcl_item root = {.kind = HCL_BLOCK, .line = 1};
 
     if (length > HCL_TEXT_MAX)
         return hcl_refuse(&r, 1, "the text is longer than 256 KiB");
     if (check_bytes(&r) != 0)
         return -1;
     r.json = is_json(&r);
-    r.tree = made = new_tree(text, length);
+    r.tree = made = hcl_new_tree(text, length);
     if (!made)
         return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
-    root = &made->root;
-    *root = (struct hcl_item){.kind = HCL_BLOCK, .line = 1};
-    if ((r.json ? hcl_json(&r, root) : read_items(&r, root)) != 0)
+    if ((r.json ? hcl_json(&r, &root) : read_items(&r, &root)) != 0)
         return -1;
+    hcl_set_root(made, &root);
     *tree = made;
     made = NULL;
     return 0;

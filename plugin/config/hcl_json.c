@@ -1,5 +1,3 @@
-#include <string.h>
-
 #include "plugin/config/hcl_private.h"
 
 static int read_object(struct hcl_reader *r, struct hcl_item *object);
@@ -18,16 +16,8 @@ static int check_object(struct hcl_reader *r, const struct hcl_item *object)
                : hcl_refuse(r, object->line, "an object of nothing but objects is not supported");
 }
 
-static int read_value(struct hcl_reader *r, struct hcl_item *item)
-{
-    if (hcl_skip(r) != 0)
-        return -1;
-    if (hcl_take(r, '['))
-        return hcl_list(r, item);
-    return hcl_take(r, '{') ? hcl_json_object(r, item) : hcl_scalar(r, item);
-}
-
-int hcl_json_object(struct hcl_reader *r, struct hcl_item *object)
+/* An object inside the outermost one, behind its '{'. */
+static int read_nested(struct hcl_reader *r, struct hcl_item *object)
 {
     if (r->depth == HCL_DEPTH_MAX)
         return hcl_refuse(r, r->line, "objects are nested too deeply");
@@ -38,6 +28,54 @@ int hcl_json_object(struct hcl_reader *r, struct hcl_item *object)
     return 0;
 }
 
+/* HCL 1 turns objects in a list into repeated blocks, and refuses true and false there. Both are
+ * refused in plugin_data; elsewhere in a host's configuration they may stand. */
+static int read_element(struct hcl_reader *r)
+{
+    struct hcl_item item = {0};
+    bool object;
+
+    if (hcl_skip(r) != 0)
+        return -1;
+    item.line = r->line;
+    object = r->host && hcl_take(r, '{');
+    if ((object ? read_nested(r, &item) : hcl_scalar(r, &item)) != 0 ||
+        hcl_open_item(r, &item) != 0 || hcl_skip(r) != 0)
+        return -1;
+    if (item.kind == HCL_BOOL && !r->host)
+        return hcl_refuse(r, item.line, "a list in JSON may not hold true or false");
+    return 0;
+}
+
+/* Behind the '['. */
+static int read_list(struct hcl_reader *r, struct hcl_item *list)
+{
+    size_t first = hcl_open_count(r);
+
+    list->kind = HCL_LIST;
+    if (hcl_skip(r) != 0)
+        return -1;
+    if (hcl_peek(r) != ']') {
+        do {
+            if (read_element(r) != 0)
+                return -1;
+        } while (hcl_take(r, ','));
+    }
+    if (!hcl_take(r, ']'))
+        return hcl_refuse(r, r->line, "expected ',' or ']' in a list");
+    hcl_close_items(r, first, list);
+    return 0;
+}
+
+static int read_value(struct hcl_reader *r, struct hcl_item *item)
+{
+    if (hcl_skip(r) != 0)
+        return -1;
+    if (hcl_take(r, '['))
+        return read_list(r, item);
+    return hcl_take(r, '{') ? read_nested(r, item) : hcl_scalar(r, item);
+}
+
 static int read_member(struct hcl_reader *r)
 {
     struct hcl_item item = {0};
@@ -46,7 +84,7 @@ static int read_member(struct hcl_reader *r)
     if (hcl_skip(r) != 0)
         return -1;
     item.line = r->line;
-    if (hcl_look(r) != '"')
+    if (hcl_peek(r) != '"')
         return hcl_refuse(r, r->line, "expected the name of an option in quotes");
     if (hcl_string(r, &name) != 0 || hcl_skip(r) != 0)
         return -1;
@@ -67,13 +105,13 @@ static int read_object(struct hcl_reader *r, struct hcl_item *object)
     object->kind = HCL_BLOCK;
     if (hcl_skip(r) != 0)
         return -1;
-    if (hcl_look(r) != '}') {
+    if (hcl_peek(r) != '}') {
         do {
             if (read_member(r) != 0)
                 return -1;
         } while (hcl_take(r, ','));
     }
-    if (hcl_look(r) < 0)
+    if (hcl_peek(r) < 0)
         return hcl_refuse(r, line, "the object that begins here has no '}'");
     if (!hcl_take(r, '}'))
         return hcl_refuse(r, r->line, "expected ',' or '}'");
@@ -87,5 +125,5 @@ int hcl_json(struct hcl_reader *r, struct hcl_item *root)
         return hcl_refuse(r, r->line, "expected '{'");
     if (read_object(r, root) != 0 || hcl_skip(r) != 0)
         return -1;
-    return hcl_look(r) < 0 ? 0 : hcl_refuse(r, r->line, "there is something behind the last '}'");
+    return hcl_peek(r) < 0 ? 0 : hcl_refuse(r, r->line, "there is something behind the last '}'");
 }

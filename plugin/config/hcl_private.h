@@ -1,5 +1,6 @@
-/* What hcl.c (tree, blocks), hcl_json.c (objects) and hcl_scalar.c (what stands between
- * the brackets) share. Nobody else includes this. */
+/* What the hcl*.c files share, from the lowest up: hcl_tree.c (items in memory), hcl_lex.c (what
+ * stands between the brackets), hcl_json.c (JSON's objects and lists), hcl.c (HCL's blocks and
+ * lists, and the door). Each calls only those before it. Nobody else includes this. */
 #ifndef PLUGIN_CONFIG_HCL_PRIVATE_H
 #define PLUGIN_CONFIG_HCL_PRIVATE_H
 
@@ -21,7 +22,7 @@ struct hcl_reader {
 };
 
 /* The byte at hand, or -1 at the end. */
-static inline int hcl_look(const struct hcl_reader *r)
+static inline int hcl_peek(const struct hcl_reader *r)
 {
     return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
 }
@@ -29,39 +30,48 @@ static inline int hcl_look(const struct hcl_reader *r)
 /* Steps over `byte` if it is the one at hand. */
 static inline bool hcl_take(struct hcl_reader *r, char byte)
 {
-    bool here = hcl_look(r) == byte;
+    bool here = hcl_peek(r) == byte;
 
     r->at += here;
     return here;
 }
 
-/* hcl.c. Fails with "line N: what"; `what` never quotes the text, it may be a PIN. */
-int hcl_refuse(struct hcl_reader *r, unsigned line, const char *what);
+/* Fails with "line N: what"; `what` never quotes the text, it may be a PIN. */
+static inline int hcl_refuse(struct hcl_reader *r, unsigned line, const char *what)
+{
+    return fault_set(r->fault, FAULT_INVALID_ARGUMENT, "line %u: %s", line, what);
+}
 
-/* hcl.c. Items of a list or block are opened one by one, then closed into one array. */
+/* ---- hcl_tree.c ---- */
+
+/* A tree with room for all that a text of `length` bytes can hold; NULL when out of memory. */
+struct hcl *hcl_new_tree(const char *text, size_t length);
+void hcl_set_root(struct hcl *tree, const struct hcl_item *root);
+
+/* Items of a list or block are opened one by one, then closed into one array. */
 int hcl_open_item(struct hcl_reader *r, const struct hcl_item *item);
 size_t hcl_open_count(const struct hcl_reader *r);
 void hcl_close_items(struct hcl_reader *r, size_t first, struct hcl_item *parent);
 
-/* hcl.c. Room for text: a pointer to where the next byte goes, taken with hcl_keep_text.
- * What is kept is never longer than twice the text it was read from. */
+/* Room for text: a pointer to where the next byte goes, taken with hcl_keep_text. What is kept
+ * is never longer than twice the text it was read from. */
 char *hcl_room(struct hcl_reader *r);
 const char *hcl_keep_text(struct hcl_reader *r, size_t length);
 
-/* hcl.c. Reads up to the ']' what follows '['. */
-int hcl_list(struct hcl_reader *r, struct hcl_item *item);
+/* ---- hcl_lex.c ---- */
 
-/* hcl_json.c. Reads a whole text into `root`; an object what follows its '{'. */
-int hcl_json(struct hcl_reader *r, struct hcl_item *root);
-int hcl_json_object(struct hcl_reader *r, struct hcl_item *object);
-
-/* hcl_scalar.c. Steps over white space and comments. */
+/* Steps over white space and comments. */
 int hcl_skip(struct hcl_reader *r);
 
-/* hcl_scalar.c. What is at hand must be a scalar, or a '"', or a word's first letter. */
+/* What is at hand must be a scalar, or a '"', or a word's first letter. */
 int hcl_scalar(struct hcl_reader *r, struct hcl_item *item);
 int hcl_string(struct hcl_reader *r, struct hcl_item *item);
 int hcl_word(struct hcl_reader *r, struct hcl_item *item);
 bool hcl_is_letter(int byte);
+
+/* ---- hcl_json.c ---- */
+
+/* Reads a whole text into `root`. */
+int hcl_json(struct hcl_reader *r, struct hcl_item *root);
 
 #endif

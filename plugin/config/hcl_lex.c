@@ -1,3 +1,4 @@
+/* What stands between the brackets: white space, comments, strings, heredocs, numbers, words. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -28,7 +29,7 @@ static int digit_value(int byte)
     return 16;
 }
 
-static int look_behind(const struct hcl_reader *r, size_t count)
+static int peek_ahead(const struct hcl_reader *r, size_t count)
 {
     return r->length - r->at > count ? (unsigned char)r->text[r->at + count] : -1;
 }
@@ -50,13 +51,13 @@ static int skip_block_comment(struct hcl_reader *r)
 
 static int skip_comment(struct hcl_reader *r)
 {
-    int second = look_behind(r, 1);
+    int second = peek_ahead(r, 1);
 
-    if (hcl_look(r) == '/' && second == '*')
+    if (hcl_peek(r) == '/' && second == '*')
         return skip_block_comment(r);
-    if (hcl_look(r) == '/' && second != '/')
+    if (hcl_peek(r) == '/' && second != '/')
         return hcl_refuse(r, r->line, "expected a comment behind '/'");
-    while (hcl_look(r) >= 0 && hcl_look(r) != '\n')
+    while (hcl_peek(r) >= 0 && hcl_peek(r) != '\n')
         r->at++;
     return 0;
 }
@@ -64,7 +65,7 @@ static int skip_comment(struct hcl_reader *r)
 int hcl_skip(struct hcl_reader *r)
 {
     for (;;) {
-        int byte = hcl_look(r);
+        int byte = hcl_peek(r);
         bool comment = (byte == '#' || byte == '/') && !r->json;
 
         if (comment && skip_comment(r) != 0)
@@ -98,7 +99,7 @@ static const struct {
 static bool is_simple_escape(const struct hcl_reader *r, char *value)
 {
     for (size_t i = 0; i < sizeof escapes / sizeof escapes[0]; i++) {
-        if (hcl_look(r) != escapes[i].name || (r->json && !escapes[i].json))
+        if (hcl_peek(r) != escapes[i].name || (r->json && !escapes[i].json))
             continue;
         *value = escapes[i].value;
         return true;
@@ -110,7 +111,7 @@ static bool read_digits(struct hcl_reader *r, int base, size_t count, uint32_t *
 {
     *value = 0;
     for (; count > 0; count--, r->at++) {
-        int digit = digit_value(hcl_look(r));
+        int digit = digit_value(hcl_peek(r));
 
         if (digit >= base)
             return false;
@@ -137,7 +138,7 @@ static size_t put_character(uint32_t code, char *to)
  * UTF-8 for us. Halves of a UTF-16 pair it turns into U+FFFD. */
 static int read_numbered_escape(struct hcl_reader *r, char *to, size_t *length)
 {
-    int kind = hcl_look(r);
+    int kind = hcl_peek(r);
     bool octal = kind >= '0' && kind <= '7';
     size_t digits = kind == 'U' ? 8 : kind == 'u' ? 4 : octal ? 3 : 2;
     uint32_t code;
@@ -157,7 +158,7 @@ static int read_numbered_escape(struct hcl_reader *r, char *to, size_t *length)
 
 static int read_escape(struct hcl_reader *r, char *to, size_t *length)
 {
-    int byte = look_behind(r, 1);
+    int byte = peek_ahead(r, 1);
 
     r->at++;
     if (is_simple_escape(r, &to[*length])) {
@@ -172,11 +173,11 @@ static int read_escape(struct hcl_reader *r, char *to, size_t *length)
 
 static int read_string_byte(struct hcl_reader *r, char *to, size_t *length)
 {
-    int byte = hcl_look(r);
+    int byte = hcl_peek(r);
 
     if (byte < 0 || byte == '\n')
         return hcl_refuse(r, r->line, "a string has no '\"' at its end");
-    if (byte == '$' && look_behind(r, 1) == '{')
+    if (byte == '$' && peek_ahead(r, 1) == '{')
         return refuse_interpolation(r);
     if (r->json && byte < ' ')
         return hcl_refuse(r, r->line, "there is a control character in a string");
@@ -210,6 +211,9 @@ int hcl_string(struct hcl_reader *r, struct hcl_item *item)
 
 /* ---- heredocs ---- */
 
+/* plugin_data has no use for heredocs. But a server.conf may have one beside our block, and
+ * `spire-hsm check` reads the whole file. */
+
 struct heredoc {
     const char *anchor;
     size_t anchor_length;
@@ -227,10 +231,10 @@ static int read_anchor(struct hcl_reader *r, struct heredoc *doc)
     doc->line = r->line;
     doc->indented = hcl_take(r, '-');
     doc->anchor = r->text + r->at;
-    while (hcl_is_letter(hcl_look(r)) || is_digit(hcl_look(r)))
+    while (hcl_is_letter(hcl_peek(r)) || is_digit(hcl_peek(r)))
         r->at++;
     doc->anchor_length = (size_t)(r->text + r->at - doc->anchor);
-    if (look_behind(r, 1) == '\n')
+    if (peek_ahead(r, 1) == '\n')
         (void)hcl_take(r, '\r');
     if (doc->anchor_length == 0 || !hcl_take(r, '\n'))
         return hcl_refuse(r, r->line, "expected a name and the end of the line behind \"<<\"");
@@ -257,12 +261,12 @@ static bool is_closed(struct heredoc *doc)
 static int read_line(struct hcl_reader *r, struct heredoc *doc)
 {
     doc->last = doc->length;
-    while (hcl_look(r) >= 0 && hcl_look(r) != '\n') {
-        if (hcl_look(r) == '$' && look_behind(r, 1) == '{')
+    while (hcl_peek(r) >= 0 && hcl_peek(r) != '\n') {
+        if (hcl_peek(r) == '$' && peek_ahead(r, 1) == '{')
             return refuse_interpolation(r);
-        if (hcl_look(r) != '\r')
+        if (hcl_peek(r) != '\r')
             doc->text[doc->length++] = r->text[r->at];
-        else if (look_behind(r, 1) != '\n')
+        else if (peek_ahead(r, 1) != '\n')
             return hcl_refuse(r, r->line, "there is a lone CR");
         r->at++;
     }
@@ -343,7 +347,7 @@ static size_t skip_digits(struct hcl_reader *r, int base)
 {
     size_t begin = r->at;
 
-    while (digit_value(hcl_look(r)) < base)
+    while (digit_value(hcl_peek(r)) < base)
         r->at++;
     return r->at - begin;
 }
@@ -354,20 +358,20 @@ static bool skip_number(struct hcl_reader *r, bool *is_float)
     int second;
 
     (void)hcl_take(r, '-');
-    second = look_behind(r, 1);
+    second = peek_ahead(r, 1);
     *is_float = false;
-    if (hcl_look(r) == '0' && (second == 'x' || second == 'X') && !r->json) {
+    if (hcl_peek(r) == '0' && (second == 'x' || second == 'X') && !r->json) {
         r->at += 2;
         return skip_digits(r, 16) > 0;
     }
-    if ((r->json && hcl_look(r) == '0' && is_digit(second)) || skip_digits(r, 10) == 0)
+    if ((r->json && hcl_peek(r) == '0' && is_digit(second)) || skip_digits(r, 10) == 0)
         return false;
     if (hcl_take(r, '.')) {
         *is_float = true;
         if (skip_digits(r, 10) == 0)
             return false;
     }
-    if (hcl_look(r) != 'e' && hcl_look(r) != 'E')
+    if (hcl_peek(r) != 'e' && hcl_peek(r) != 'E')
         return true;
     *is_float = true;
     r->at++;
@@ -384,7 +388,7 @@ static int read_number(struct hcl_reader *r, struct hcl_item *item)
     bool is_float;
     size_t length;
 
-    if (!skip_number(r, &is_float) || hcl_is_letter(hcl_look(r)) || hcl_look(r) == '.')
+    if (!skip_number(r, &is_float) || hcl_is_letter(hcl_peek(r)) || hcl_peek(r) == '.')
         return hcl_refuse(r, r->line, "this is no number (put text in quotes)");
     length = r->at - begin;
     memcpy(text, r->text + begin, length);
@@ -408,8 +412,8 @@ int hcl_word(struct hcl_reader *r, struct hcl_item *item)
     size_t begin = r->at;
     size_t length;
 
-    while (hcl_is_letter(hcl_look(r)) || is_digit(hcl_look(r)) || hcl_look(r) == '-' ||
-           hcl_look(r) == '.')
+    while (hcl_is_letter(hcl_peek(r)) || is_digit(hcl_peek(r)) || hcl_peek(r) == '-' ||
+           hcl_peek(r) == '.')
         r->at++;
     length = r->at - begin;
     memcpy(hcl_room(r), r->text + begin, length);
@@ -423,7 +427,7 @@ int hcl_word(struct hcl_reader *r, struct hcl_item *item)
 
 int hcl_scalar(struct hcl_reader *r, struct hcl_item *item)
 {
-    int byte = hcl_look(r);
+    int byte = hcl_peek(r);
 
     if (byte == '"')
         return hcl_string(r, item);
