@@ -1,7 +1,6 @@
 #include "plugin/rpc/message.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
