@@ -25,7 +25,8 @@ void hints_replace(struct hints *hints, struct hint *list, size_t count, uint32_
     (void)pthread_mutex_unlock(&hints->lock);
 }
 
-static bool take(struct hints *hints, const struct hsm_key_name *name, struct object_pair *pair)
+static bool take_hint(struct hints *hints, const struct hsm_key_name *name,
+                      struct object_pair *pair)
 {
     for (size_t i = 0; i < hints->count; i++) {
         struct hint *hint = &hints->list[i];
@@ -47,7 +48,7 @@ bool hints_take(struct hints *hints, const struct hsm_key_name *name, uint32_t l
     bool taken;
 
     (void)pthread_mutex_lock(&hints->lock);
-    taken = hints->logins == logins && take(hints, name, pair);
+    taken = hints->logins == logins && take_hint(hints, name, pair);
     (void)pthread_mutex_unlock(&hints->lock);
     return taken;
 }

@@ -243,7 +243,7 @@ struct search {
     char others[SEEN_MAX];
 };
 
-static void note(char seen[SEEN_MAX], const CK_TOKEN_INFO *info, CK_SLOT_ID slot)
+static void note_token(char seen[SEEN_MAX], const CK_TOKEN_INFO *info, CK_SLOT_ID slot)
 {
     char label[sizeof info->label + 1];
     char serial[sizeof info->serialNumber + 1];
@@ -282,14 +282,14 @@ static void probe_slot(struct search *search, CK_SLOT_ID slot)
     ready = (info.flags & CKF_TOKEN_INITIALIZED) != 0;
     if (!matches(search, slot, &info)) {
         if (ready)
-            note(search->others, &info, slot);
+            note_token(search->others, &info, slot);
         return;
     }
     if (!ready) {
         search->uninitialized++;
         return;
     }
-    note(search->matching, &info, slot);
+    note_token(search->matching, &info, slot);
     if (search->found++ == 0) {
         search->token->slot = slot;
         search->token->info = info;
@@ -317,7 +317,7 @@ static int probe_slots(struct search *search, struct fault *fault)
     return 0;
 }
 
-static int judge(const struct search *search, struct fault *fault)
+static int judge_found(const struct search *search, struct fault *fault)
 {
     OWNED(scope_free) char *text = uri_printable(search->uri);
     const char *uri = text ? text : "the URI";
@@ -347,7 +347,7 @@ int module_find_token(struct module *module, const char *uri, struct module_toke
     if (uri_parse(uri, &parsed, found.pin_source, fault) != 0)
         return -1;
     search.uri = parsed;
-    if (probe_slots(&search, fault) != 0 || judge(&search, fault) != 0)
+    if (probe_slots(&search, fault) != 0 || judge_found(&search, fault) != 0)
         return -1;
     *token = found;
     return 0;

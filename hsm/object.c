@@ -38,8 +38,8 @@ static bool holds(const struct object_value *value, const void *bytes, size_t le
            (length == 0 || memcmp(value->bytes, bytes, length) == 0);
 }
 
-static enum object_naming compare(const struct object_value *value, const void *bytes,
-                                  size_t length)
+static enum object_naming compare_value(const struct object_value *value, const void *bytes,
+                                        size_t length)
 {
     if (!value->readable)
         return OBJECT_UNREADABLE;
@@ -53,12 +53,12 @@ int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
 
     if (object_read(session, handle, CKA_LABEL, &value, fault) != 0)
         return -1;
-    *naming = compare(&value, name->label, strlen(name->label));
+    *naming = compare_value(&value, name->label, strlen(name->label));
     if (*naming != OBJECT_NAMED || name->id_length == 0)
         return 0;
     if (object_read(session, handle, CKA_ID, &value, fault) != 0)
         return -1;
-    *naming = compare(&value, name->id, name->id_length);
+    *naming = compare_value(&value, name->id, name->id_length);
     return 0;
 }
 
@@ -245,7 +245,8 @@ struct key_request {
     struct key_template public_half;
 };
 
-static void put(struct key_template *half, CK_ATTRIBUTE_TYPE type, void *value, size_t length)
+static void put_attribute(struct key_template *half, CK_ATTRIBUTE_TYPE type, void *value,
+                          size_t length)
 {
     half->attributes[half->count++] = (CK_ATTRIBUTE){type, value, length};
 }
@@ -255,14 +256,14 @@ static void put_traits(struct key_template *half, struct key_request *request, u
 {
     for (size_t i = 0; i < count; i++)
         if (tier < traits[i].tiers)
-            put(half, traits[i].type, &request->truth[traits[i].value], sizeof(CK_BBOOL));
+            put_attribute(half, traits[i].type, &request->truth[traits[i].value], sizeof(CK_BBOOL));
 }
 
 static void put_name(struct key_template *half, struct key_request *request)
 {
-    put(half, CKA_LABEL, request->name.label, strlen(request->name.label));
+    put_attribute(half, CKA_LABEL, request->name.label, strlen(request->name.label));
     if (request->name.id_length > 0)
-        put(half, CKA_ID, request->name.id, request->name.id_length);
+        put_attribute(half, CKA_ID, request->name.id, request->name.id_length);
 }
 
 static void fill_request(struct key_request *request, enum hsm_key_type type,
@@ -280,12 +281,13 @@ static void fill_request(struct key_request *request, enum hsm_key_type type,
     put_traits(&request->public_half, request, tier, public_traits,
                sizeof public_traits / sizeof public_traits[0]);
     if (request->kind.rsa) {
-        put(&request->public_half, CKA_MODULUS_BITS, &request->bits, sizeof request->bits);
-        put(&request->public_half, CKA_PUBLIC_EXPONENT, request->kind.parameters,
-            request->kind.parameters_length);
+        put_attribute(&request->public_half, CKA_MODULUS_BITS, &request->bits,
+                      sizeof request->bits);
+        put_attribute(&request->public_half, CKA_PUBLIC_EXPONENT, request->kind.parameters,
+                      request->kind.parameters_length);
     } else {
-        put(&request->public_half, CKA_EC_PARAMS, request->kind.parameters,
-            request->kind.parameters_length);
+        put_attribute(&request->public_half, CKA_EC_PARAMS, request->kind.parameters,
+                      request->kind.parameters_length);
     }
 }
 
@@ -413,8 +415,8 @@ static bool is_tolerated(const struct demand *demand, const struct object_value 
     return demand->history && (!value->readable || (demand->type == CKA_LOCAL && told == 2));
 }
 
-static void judge(const struct demand *demand, const struct object_value *value,
-                  char why[HSM_WHY_MAX])
+static void describe_unmet(const struct demand *demand, const struct object_value *value,
+                           char why[HSM_WHY_MAX])
 {
     (void)snprintf(why, HSM_WHY_MAX, "%s %s", demand->name,
                    !value->readable            ? "cannot be read"
@@ -436,7 +438,7 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
         if (holds(&value, &demand->value, sizeof demand->value))
             told += demand->history ? 1 : 0;
         else if (!lenient || !is_tolerated(demand, &value, told))
-            judge(demand, &value, why);
+            describe_unmet(demand, &value, why);
     }
     return 0;
 }

@@ -157,7 +157,7 @@ static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handl
 }
 
 /* Every key of ours has an id. One without could not be told from its namesakes. */
-static bool is_ours(const struct glimpse *glimpse, const char *prefix)
+static bool has_our_name(const struct glimpse *glimpse, const char *prefix)
 {
     size_t length = strlen(prefix);
 
@@ -191,12 +191,12 @@ static int add_record(struct findings *findings, const struct glimpse *glimpse,
     return 0;
 }
 
-static int note(struct findings *findings, const struct glimpse *glimpse, CK_OBJECT_HANDLE handle,
-                const char *prefix, struct fault *fault)
+static int note_object(struct findings *findings, const struct glimpse *glimpse,
+                       CK_OBJECT_HANDLE handle, const char *prefix, struct fault *fault)
 {
     if (glimpse->class != CKO_PRIVATE_KEY && glimpse->class != CKO_PUBLIC_KEY)
         return 0;
-    if (is_ours(glimpse, prefix))
+    if (has_our_name(glimpse, prefix))
         return add_record(findings, glimpse, handle, fault);
     if (glimpse->label_length == 0 && glimpse->id_length == 0)
         findings->nameless++;
@@ -215,7 +215,7 @@ static int read_object(const struct call *call, const struct session *session,
 
     if (read_attributes(session, handle, &glimpse, fault) == 0) {
         findings->readable = handle;
-        return note(findings, &glimpse, handle, call->request->prefix, fault);
+        return note_object(findings, &glimpse, handle, call->request->prefix, fault);
     }
     if (rv_class(fault->ckr) != RV_HANDLE && fault->ckr != CKR_GENERAL_ERROR &&
         fault->ckr != CKR_FUNCTION_FAILED)

@@ -95,8 +95,8 @@ int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan, 
     return 0;
 }
 
-static int check(const struct hsm_request *request, const struct hash *hash,
-                 const struct keytype *kind, struct fault *fault)
+static int check_signing(const struct hsm_request *request, const struct hash *hash,
+                         const struct keytype *kind, struct fault *fault)
 {
     if (kind->bytes == 0)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "key type %d does not exist",
@@ -121,7 +121,7 @@ int sign_plan(const struct hsm_request *request, struct sign_plan *plan, struct 
     if (!hash)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "hash algorithm %d does not exist",
                          (int)request->hash);
-    if (check(request, hash, kind, fault) != 0)
+    if (check_signing(request, hash, kind, fault) != 0)
         return -1;
     if (request->scheme == HSM_PSS && pss_salt(request, hash, kind, &salt, fault) != 0)
         return -1;

@@ -155,7 +155,7 @@ static void send_fault(const struct worker *worker, uint32_t number, const struc
 }
 
 /* 0: the front is gone. With MSG_TRUNC the length is that of the whole packet. */
-static size_t receive(const struct worker *worker, uint8_t bytes[FRAME_MAX])
+static size_t receive_packet(const struct worker *worker, uint8_t bytes[FRAME_MAX])
 {
     ssize_t got;
 
@@ -228,7 +228,7 @@ static bool too_late(const struct worker *worker, const struct hsm_request *requ
 
 /* Packets are handed out by the kernel, each to one thread. What the front had sent before it
  * went is not begun. */
-static void *serve(void *context)
+static void *serve_requests(void *context)
 {
     const struct server *server = context;
     const struct worker *worker = server->worker;
@@ -238,7 +238,7 @@ static void *serve(void *context)
     size_t length;
 
     my_slot = server->slot;
-    while ((length = receive(worker, bytes)) > 0) {
+    while ((length = receive_packet(worker, bytes)) > 0) {
         if (decode(bytes, length, FRAME_REQUEST, &request, &fault) != 0)
             send_fault(worker, frame_number(bytes, length), &fault);
         else if (too_late(worker, &request.request) || execute(server, &request) != 0)
@@ -249,7 +249,7 @@ static void *serve(void *context)
 
 /* ---- the worker's life ---- */
 
-static int begin(struct worker *worker, int page, struct fault *fault)
+static int begin_work(struct worker *worker, int page, struct fault *fault)
 {
     pthread_t watcher;
     int error;
@@ -271,7 +271,7 @@ static int open_token(struct worker *worker, struct fault *fault)
 {
     uint8_t bytes[FRAME_MAX];
     struct frame open;
-    size_t length = receive(worker, bytes);
+    size_t length = receive_packet(worker, bytes);
     int done = -1;
 
     if (length == 0)
@@ -292,7 +292,7 @@ static int start_servers(struct worker *worker, struct fault *fault)
         int error;
 
         *server = (struct server){.worker = worker, .slot = &worker->page->slots[i]};
-        error = pthread_create(&server->thread, NULL, serve, server);
+        error = pthread_create(&server->thread, NULL, serve_requests, server);
         if (error != 0 && i == 0)
             return fault_errno(fault, FAULT_UNAVAILABLE, error, "worker cannot start a thread");
         if (error != 0)
@@ -324,7 +324,7 @@ int hsm_worker(int socket, int page)
     worker.socket = socket;
     keep_descriptors(socket, page);
     harden();
-    done = begin(&worker, page, &fault);
+    done = begin_work(&worker, page, &fault);
     if (done == 0)
         done = open_token(&worker, &fault);
     if (done == 0)

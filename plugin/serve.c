@@ -136,7 +136,7 @@ static void raise_open_files(void)
     (void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-static int start(const struct role *role, struct fault *fault)
+static int start_serving(const struct role *role, struct fault *fault)
 {
     child_prepare();
     raise_open_files();
@@ -214,7 +214,7 @@ int serve(const struct role *role)
     (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
     (void)umask(077);
     log_open(role->type);
-    if (start(role, &fault) != 0) {
+    if (start_serving(role, &fault) != 0) {
         log_fault(LOG_ERROR, &fault, "cannot start", NULL);
         if (*server.path)
             (void)unlink(server.path);

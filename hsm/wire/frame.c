@@ -48,7 +48,7 @@ struct reader {
     enum fault_code code;
 };
 
-static void refuse(struct reader *r, enum fault_code code, const char *what)
+static void mark_wrong(struct reader *r, enum fault_code code, const char *what)
 {
     if (!r->wrong) {
         r->wrong = what;
@@ -57,12 +57,12 @@ static void refuse(struct reader *r, enum fault_code code, const char *what)
     r->left = 0;
 }
 
-static const uint8_t *take(struct reader *r, size_t length, const char *what)
+static const uint8_t *take_bytes(struct reader *r, size_t length, const char *what)
 {
     const uint8_t *bytes = r->at;
 
     if (r->wrong || length > r->left) {
-        refuse(r, FAULT_INTERNAL, what);
+        mark_wrong(r, FAULT_INTERNAL, what);
         return NULL;
     }
     r->at += length;
@@ -72,7 +72,7 @@ static const uint8_t *take(struct reader *r, size_t length, const char *what)
 
 static uint64_t get_wide(struct reader *r, size_t width, const char *what)
 {
-    const uint8_t *bytes = take(r, width, what);
+    const uint8_t *bytes = take_bytes(r, width, what);
     uint64_t number = 0;
 
     for (size_t i = 0; bytes && i < width; i++)
@@ -88,11 +88,11 @@ static uint32_t get_number(struct reader *r, const char *what)
 /* One of the numbers low .. high, in a byte. */
 static uint8_t get_small(struct reader *r, uint8_t low, uint8_t high, const char *what)
 {
-    const uint8_t *byte = take(r, 1, what);
+    const uint8_t *byte = take_bytes(r, 1, what);
 
     if (byte && *byte >= low && *byte <= high)
         return *byte;
-    refuse(r, FAULT_INTERNAL, what);
+    mark_wrong(r, FAULT_INTERNAL, what);
     return low;
 }
 
@@ -103,7 +103,7 @@ static bool get_flag(struct reader *r, const char *what)
 
 static void get_raw(struct reader *r, uint8_t *bytes, size_t length, const char *what)
 {
-    const uint8_t *from = take(r, length, what);
+    const uint8_t *from = take_bytes(r, length, what);
 
     if (from)
         memcpy(bytes, from, length);
@@ -114,7 +114,7 @@ static uint32_t get_bytes(struct reader *r, uint8_t *bytes, size_t max, const ch
     size_t length = (size_t)get_wide(r, 2, what);
 
     if (length > max) {
-        refuse(r, FAULT_INTERNAL, what);
+        mark_wrong(r, FAULT_INTERNAL, what);
         return 0;
     }
     get_raw(r, bytes, length, what);
@@ -124,10 +124,10 @@ static uint32_t get_bytes(struct reader *r, uint8_t *bytes, size_t max, const ch
 static void get_text(struct reader *r, char *text, size_t size, const char *what)
 {
     size_t length = (size_t)get_wide(r, 2, what);
-    const uint8_t *from = length < size ? take(r, length, what) : NULL;
+    const uint8_t *from = length < size ? take_bytes(r, length, what) : NULL;
 
     if (!from || memchr(from, '\0', length)) {
-        refuse(r, FAULT_INTERNAL, what);
+        mark_wrong(r, FAULT_INTERNAL, what);
         return;
     }
     memcpy(text, from, length);
@@ -174,7 +174,7 @@ static enum fault_code get_fault_code(struct reader *r)
     uint8_t code = get_small(r, 0, FAULT_UNAVAILABLE, "fault code");
 
     if (!known[code])
-        refuse(r, FAULT_INTERNAL, "fault code");
+        mark_wrong(r, FAULT_INTERNAL, "fault code");
     return (enum fault_code)code;
 }
 
@@ -204,7 +204,7 @@ static enum hsm_hash get_hash(struct reader *r)
     enum hsm_hash hash = get_small(r, HSM_HASH_NONE, HSM_SHA512_256, "hash");
 
     if (hash != HSM_HASH_NONE && hsm_hash_length(hash) == 0)
-        refuse(r, FAULT_INTERNAL, "hash");
+        mark_wrong(r, FAULT_INTERNAL, "hash");
     return hash;
 }
 
@@ -213,7 +213,7 @@ static uint32_t get_sessions(struct reader *r)
     uint32_t sessions = get_number(r, "sessions");
 
     if (sessions < 1 || sessions > HSM_SESSIONS_MAX)
-        refuse(r, FAULT_INTERNAL, "sessions");
+        mark_wrong(r, FAULT_INTERNAL, "sessions");
     return sessions;
 }
 
@@ -224,10 +224,10 @@ static void put_build(struct writer *w)
 
 static void get_build(struct reader *r)
 {
-    const uint8_t *build = take(r, FRAME_BUILD_ID, "build id");
+    const uint8_t *build = take_bytes(r, FRAME_BUILD_ID, "build id");
 
     if (build && memcmp(build, frame_build_id(), FRAME_BUILD_ID) != 0)
-        refuse(r, FAULT_FAILED_PRECONDITION, "it is of another build");
+        mark_wrong(r, FAULT_FAILED_PRECONDITION, "it is of another build");
 }
 
 /* ---- kinds ---- */
@@ -401,7 +401,7 @@ int frame_decode(const uint8_t *bytes, size_t length, struct frame *frame, struc
     if (!r.wrong)
         codecs[made.kind].get(&r, &made);
     if (r.left > 0)
-        refuse(&r, FAULT_INTERNAL, "bytes behind its end");
+        mark_wrong(&r, FAULT_INTERNAL, "bytes behind its end");
     if (!r.wrong)
         *frame = made;
     if (made.kind == FRAME_OPEN)
@@ -416,6 +416,6 @@ uint32_t frame_number(const uint8_t *bytes, size_t length)
 {
     struct reader r = {.at = bytes, .left = length, .wrong = NULL, .code = FAULT_NONE};
 
-    (void)take(&r, 1, "kind");
+    (void)take_bytes(&r, 1, "kind");
     return get_number(&r, "number");
 }

@@ -39,7 +39,7 @@ static int no_memory(struct fault *fault)
 
 /* What OpenSSL has to say about a refusal stays in its queue, which is emptied here. A want of
  * memory, and what comes of it, is fatal there. */
-static int refuse(struct fault *fault, const char *why)
+static int refuse_and_clear(struct fault *fault, const char *why)
 {
     unsigned long error;
 
@@ -52,12 +52,12 @@ static int refuse(struct fault *fault, const char *why)
 /* Where OpenSSL alone has refused: it has a reason to give, unless its memory ran out. */
 static int refuse_with_reason(struct fault *fault, const char *why)
 {
-    return ERR_peek_error() == 0 ? no_memory(fault) : refuse(fault, why);
+    return ERR_peek_error() == 0 ? no_memory(fault) : refuse_and_clear(fault, why);
 }
 
 /* ---- making ---- */
 
-static EVP_PKEY *make(const char *kind, OSSL_PARAM_BLD *builder)
+static EVP_PKEY *make_pkey(const char *kind, OSSL_PARAM_BLD *builder)
 {
     OWNED(params_free) OSSL_PARAM *params = OSSL_PARAM_BLD_to_param(builder);
     OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = EVP_PKEY_CTX_new_from_name(NULL, kind, NULL);
@@ -135,7 +135,7 @@ static int from_point(const struct keytype *curve, const uint8_t *point, size_t 
         !OSSL_PARAM_BLD_push_utf8_string(builder, OSSL_PKEY_PARAM_GROUP_NAME, curve->group, 0) ||
         !OSSL_PARAM_BLD_push_octet_string(builder, OSSL_PKEY_PARAM_PUB_KEY, point, length))
         return no_memory(fault);
-    pkey = make("EC", builder);
+    pkey = make_pkey("EC", builder);
     if (!pkey)
         return refuse_with_reason(fault, "EC point is not on its curve");
     return encode_ec(pkey, curve, key, fault);
@@ -149,13 +149,13 @@ static int from_numbers(const BIGNUM *modulus, const BIGNUM *exponent, struct hs
     int bits = BN_num_bits(modulus);
 
     if ((bits != 2048 && bits != 4096) || !BN_is_odd(modulus))
-        return refuse(fault, "RSA modulus is not one of 2048 or 4096 bits");
+        return refuse_and_clear(fault, "RSA modulus is not one of 2048 or 4096 bits");
     if (!BN_is_odd(exponent) || BN_num_bits(exponent) < 17 || BN_num_bytes(exponent) > EXPONENT_MAX)
-        return refuse(fault, "RSA public exponent is even, below 65537 or over 64 bits");
+        return refuse_and_clear(fault, "RSA public exponent is even, below 65537 or over 64 bits");
     if (!builder || !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_N, modulus) ||
         !OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_E, exponent))
         return no_memory(fault);
-    pkey = make("RSA", builder);
+    pkey = make_pkey("RSA", builder);
     if (!pkey)
         return refuse_with_reason(fault, "RSA public key is refused");
     return encode_rsa(pkey, bits == 2048 ? HSM_RSA_2048 : HSM_RSA_4096, key, fault);
@@ -281,10 +281,10 @@ int pubkey_from_ec(const uint8_t *params, size_t params_length, const uint8_t *p
     size_t length;
 
     if (!curve)
-        return refuse(fault, "EC parameters are neither P-256 nor P-384");
+        return refuse_and_clear(fault, "EC parameters are neither P-256 nor P-384");
     length = unwrap(curve, point, point_length, bare);
     if (length == 0)
-        return refuse(fault, "EC point has no known encoding");
+        return refuse_and_clear(fault, "EC point has no known encoding");
     return from_point(curve, bare, length, key, fault);
 }
 
@@ -295,7 +295,7 @@ int pubkey_from_rsa(const uint8_t *modulus, size_t modulus_length, const uint8_t
     OWNED(bn_free) BIGNUM *e = NULL;
 
     if (modulus_length > HSM_PKIX_MAX || exponent_length > HSM_PKIX_MAX)
-        return refuse(fault, "RSA modulus or public exponent is too long");
+        return refuse_and_clear(fault, "RSA modulus or public exponent is too long");
     n = BN_bin2bn(modulus, (int)modulus_length, NULL);
     e = BN_bin2bn(exponent, (int)exponent_length, NULL);
     if (!n || !e)
@@ -313,16 +313,16 @@ static int from_ec_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct fault
     int size;
 
     if (EVP_PKEY_get_group_name(pkey, name, sizeof name, NULL) != 1)
-        return refuse(fault, "EC public key is on an unknown curve");
+        return refuse_and_clear(fault, "EC public key is on an unknown curve");
     curve = curve_of_name((const uint8_t *)name, strlen(name));
     if (!curve)
-        return refuse(fault, "EC public key is neither on P-256 nor on P-384");
+        return refuse_and_clear(fault, "EC public key is neither on P-256 nor on P-384");
     size = (int)curve->bytes;
     if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_X, &x) != 1 ||
         EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_EC_PUB_Y, &y) != 1 ||
         BN_bn2binpad(x, point + 1, size) != size ||
         BN_bn2binpad(y, point + 1 + curve->bytes, size) != size)
-        return refuse(fault, "EC public key has no point");
+        return refuse_and_clear(fault, "EC public key has no point");
     return from_point(curve, point, 1 + (size_t)2 * curve->bytes, key, fault);
 }
 
@@ -333,7 +333,7 @@ static int from_rsa_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct faul
 
     if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_N, &n) != 1 ||
         EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_E, &e) != 1)
-        return refuse(fault, "RSA public key has no numbers");
+        return refuse_and_clear(fault, "RSA public key has no numbers");
     return from_numbers(n, e, key, fault);
 }
 
@@ -346,15 +346,15 @@ int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *
     OWNED(pkey_free) EVP_PKEY *pkey = NULL;
 
     if (length == 0 || length > 2 * (size_t)HSM_PKIX_MAX)
-        return refuse(fault, "public key is empty or too long");
+        return refuse_and_clear(fault, "public key is empty or too long");
     pkey = d2i_PUBKEY(NULL, &end, (long)length);
     if (!pkey || end != pkix + length)
-        return refuse(fault, "public key is not a SubjectPublicKeyInfo");
+        return refuse_and_clear(fault, "public key is not a SubjectPublicKeyInfo");
     if (EVP_PKEY_is_a(pkey, "EC"))
         return from_ec_pkey(pkey, key, fault);
     if (EVP_PKEY_is_a(pkey, "RSA"))
         return from_rsa_pkey(pkey, key, fault);
-    return refuse(fault, "public key is neither EC nor RSA");
+    return refuse_and_clear(fault, "public key is neither EC nor RSA");
 }
 
 /* ---- verifying ---- */
@@ -395,8 +395,9 @@ int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *re
     if (!context || EVP_PKEY_verify_init(context) != 1)
         return no_memory(fault); /* the key is one we made */
     if (EVP_PKEY_is_a(pkey, "RSA") && !prepare_rsa(context, request))
-        return refuse(fault, "signature cannot be verified: hash or scheme is not usable");
+        return refuse_and_clear(fault,
+                                "signature cannot be verified: hash or scheme is not usable");
     if (EVP_PKEY_verify(context, signature, length, request->digest, request->digest_length) != 1)
-        return refuse(fault, "signature does not verify with the public key");
+        return refuse_and_clear(fault, "signature does not verify with the public key");
     return 0;
 }

@@ -13,7 +13,7 @@ void census_add(struct census *census, const struct hsm_item *item)
         census->foreign++;
 }
 
-static int compare(const void *a, const void *b)
+static int by_server(const void *a, const void *b)
 {
     const struct inventory_item *first = a;
     const struct inventory_item *second = b;
@@ -34,7 +34,7 @@ void census_sort(struct census *census)
     struct inventory *found = &census->found;
 
     if (found->count > 1)
-        qsort(found->items, found->count, sizeof found->items[0], compare);
+        qsort(found->items, found->count, sizeof found->items[0], by_server);
 }
 
 void census_clear(struct census *census)

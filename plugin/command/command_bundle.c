@@ -233,7 +233,7 @@ static bool is_marked(const struct table *table, const char *mark)
     return false;
 }
 
-static void judge(struct show *show, const char *bytes, size_t length)
+static void judge_file(struct show *show, const char *bytes, size_t length)
 {
     struct bundle_summary summary;
     struct fault fault;
@@ -270,7 +270,7 @@ static void close_show(struct show *show)
     table_free(&show->jwt);
 }
 
-static int run(const struct command_options *options, struct show *show, struct fault *fault)
+static int show_file(const struct command_options *options, struct show *show, struct fault *fault)
 {
     const char *path = options->operands[1];
     size_t length;
@@ -290,7 +290,7 @@ static int run(const struct command_options *options, struct show *show, struct 
     print_authorities(&show->x509, "X.509");
     if (show->format != BUNDLE_PEM)
         print_authorities(&show->jwt, "JWT");
-    judge(show, bytes, length);
+    judge_file(show, bytes, length);
     return 0;
 }
 
@@ -304,7 +304,7 @@ int bundle_command(const struct command_options *options)
                         "expected: spire-hsm bundle show FILE; see --help");
         return command_fail(&fault);
     }
-    if (run(options, &show, &fault) != 0)
+    if (show_file(options, &show, &fault) != 0)
         return command_fail(&fault);
     return show.warnings == 0 ? COMMAND_FINE : COMMAND_WRONG;
 }

@@ -138,7 +138,7 @@ char *command_expand(const char *text, unsigned *unset)
 
 /* ---- server.conf ---- */
 
-static const struct hcl_item *find(const struct hcl_item *block, const char *key)
+static const struct hcl_item *find_item(const struct hcl_item *block, const char *key)
 {
     for (size_t i = 0; block && i < block->count; i++)
         if (strcmp(block->items[i].key, key) == 0)
@@ -148,7 +148,7 @@ static const struct hcl_item *find(const struct hcl_item *block, const char *key
 
 static const char *find_text(const struct hcl_item *block, const char *key)
 {
-    const struct hcl_item *item = find(block, key);
+    const struct hcl_item *item = find_item(block, key);
 
     return item && item->kind == HCL_STRING ? item->text : NULL;
 }
@@ -156,7 +156,7 @@ static const char *find_text(const struct hcl_item *block, const char *key)
 /* In JSON a block may also be the only one of a list. */
 static const struct hcl_item *find_block(const struct hcl_item *block, const char *key)
 {
-    const struct hcl_item *item = find(block, key);
+    const struct hcl_item *item = find_item(block, key);
 
     if (item && item->kind == HCL_LIST && item->count == 1)
         item = item->items;
@@ -166,12 +166,12 @@ static const struct hcl_item *find_block(const struct hcl_item *block, const cha
 /* The whole configuration of a server or an agent, not plugin_data alone? */
 static bool is_host(const struct hcl_item *root)
 {
-    const struct hcl_item *plugins = find(root, "plugins");
+    const struct hcl_item *plugins = find_item(root, "plugins");
 
     return plugins && (plugins->kind == HCL_BLOCK || plugins->kind == HCL_LIST);
 }
 
-static bool is_ours(const struct hcl_item *plugin)
+static bool is_spire_hsm(const struct hcl_item *plugin)
 {
     static const char name[] = "spire-hsm";
     const char *cmd = find_text(plugin, "plugin_cmd");
@@ -182,12 +182,12 @@ static bool is_ours(const struct hcl_item *plugin)
 
 static bool has_data(const struct hcl_item *plugin)
 {
-    return find(plugin, "plugin_data") || find(plugin, "plugin_data_file");
+    return find_item(plugin, "plugin_data") || find_item(plugin, "plugin_data_file");
 }
 
 static bool is_disabled(const struct hcl_item *plugin)
 {
-    const struct hcl_item *enabled = find(plugin, "enabled");
+    const struct hcl_item *enabled = find_item(plugin, "enabled");
 
     return enabled && enabled->kind == HCL_BOOL && enabled->number == 0;
 }
@@ -201,7 +201,7 @@ struct choice {
 
 static void weigh(struct choice *choice, const struct hcl_item *plugin)
 {
-    int rank = (is_ours(plugin) ? 2 : 0) + (is_disabled(plugin) ? 0 : 1);
+    int rank = (is_spire_hsm(plugin) ? 2 : 0) + (is_disabled(plugin) ? 0 : 1);
 
     if (choice->count > 0 && rank < choice->rank)
         return;
@@ -221,13 +221,13 @@ static void weigh_all(struct choice *choice, const struct hcl_item *item)
         weigh_all(choice, &item->items[i]);
 }
 
-static void search(struct choice *choice, const struct hcl_item *plugins)
+static void search_plugins(struct choice *choice, const struct hcl_item *plugins)
 {
     for (size_t i = 0; i < plugins->count; i++) {
         const struct hcl_item *item = &plugins->items[i];
 
         if (plugins->kind == HCL_LIST)
-            search(choice, item);
+            search_plugins(choice, item);
         else if (strcmp(item->key, "KeyManager") == 0)
             weigh_all(choice, item);
     }
@@ -238,7 +238,7 @@ static int find_plugin(const struct hcl_item *root, const struct hcl_item **plug
 {
     struct choice choice = {.count = 0};
 
-    search(&choice, find(root, "plugins"));
+    search_plugins(&choice, find_item(root, "plugins"));
     *plugin = choice.plugin;
     if (choice.count == 1)
         return 0;
@@ -309,11 +309,11 @@ static int read_data_file(struct file_reading *r, const char *trust_domain, cons
 static int read_plugin(struct file_reading *r, const char *trust_domain,
                        const struct hcl_item *plugin, struct fault *fault)
 {
-    const struct hcl_item *data = find(plugin, "plugin_data");
+    const struct hcl_item *data = find_item(plugin, "plugin_data");
     const struct hcl_item *block = find_block(plugin, "plugin_data");
     const char *path = find_text(plugin, "plugin_data_file");
 
-    if (data && find(plugin, "plugin_data_file"))
+    if (data && find_item(plugin, "plugin_data_file"))
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
                          "line %u: only one of plugin_data and plugin_data_file can be used",
                          plugin->line);

@@ -212,8 +212,8 @@ static int find_names(const struct command_options *options, const struct config
     return command_named(options, config, false, &other, &names->other, fault);
 }
 
-static int run(const struct command_options *options, const struct config *config,
-               struct fault *fault)
+static int list_keys(const struct command_options *options, const struct config *config,
+                     struct fault *fault)
 {
     OWNED(command_close_token) struct command_token token = {.supervisor = NULL};
     struct inventory server = {.items = NULL};
@@ -238,7 +238,7 @@ int keys_command(const struct command_options *options)
     struct fault fault;
 
     if (command_read_config(options, &config, &fault) != 0 ||
-        run(options, &config.config, &fault) != 0)
+        list_keys(options, &config.config, &fault) != 0)
         return command_fail(&fault);
     return COMMAND_FINE;
 }

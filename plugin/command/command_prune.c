@@ -120,8 +120,8 @@ static const char *reason(const struct prune *prune, struct inventory *server,
     return census_state(server, item) == CENSUS_HALF ? "half a key" : "superseded";
 }
 
-static void take(struct prune *prune, struct inventory *server, struct inventory_item *item,
-                 struct table *table)
+static void prune_item(struct prune *prune, struct inventory *server, struct inventory_item *item,
+                       struct table *table)
 {
     char age[AGE_TEXT];
     char generation[16];
@@ -178,7 +178,7 @@ static int prune_all(struct prune *prune, struct fault *fault)
             continue;
         for (size_t i = 0; i < server.count; i++)
             if (census_prunes(&prune->rule, &server, &server.items[i]))
-                take(prune, &server, &server.items[i], &table);
+                prune_item(prune, &server, &server.items[i], &table);
     }
     if (prune->found > 0)
         table_print(&table, stdout);

@@ -198,7 +198,7 @@ void option_type(const struct config_option *option, char type[OPTION_TYPE_MAX])
 
 /* ---- values ---- */
 
-static bool choose(const struct option_choice *choice, const char *text, int64_t *value)
+static bool read_choice(const struct option_choice *choice, const char *text, int64_t *value)
 {
     for (; choice->name; choice++) {
         if (strcasecmp(choice->name, text) != 0)
@@ -217,7 +217,7 @@ static bool read_text(const struct config_option *option, const char *text, int6
     case OPTION_INTEGER:
         return value_integer(text, value);
     case OPTION_CHOICE:
-        return choose(option->choices, text, value);
+        return read_choice(option->choices, text, value);
     case OPTION_MODE:
         return value_mode(text, value);
     case OPTION_BOOLEAN:
@@ -256,7 +256,7 @@ static bool read_item(const struct config_option *option, const struct hcl_item 
         return false;
     (void)snprintf(digits, sizeof digits, "%lld", (long long)item->number);
     if (option->kind == OPTION_CHOICE)
-        return choose(option->choices, digits, value);
+        return read_choice(option->choices, digits, value);
     return option->kind == OPTION_INTEGER || option->kind == OPTION_MODE ||
            (option->kind == OPTION_DURATION && item->number == 0);
 }
@@ -273,7 +273,7 @@ static void store(const struct config_option *option, int64_t value, struct conf
         memcpy(at, &(bool){value != 0}, sizeof(bool));
 }
 
-static bool refuse(char why[CONFIG_NOTE_MAX], const char *what)
+static bool refuse_value(char why[CONFIG_NOTE_MAX], const char *what)
 {
     (void)snprintf(why, CONFIG_NOTE_MAX, "%s", what);
     return false;
@@ -324,12 +324,12 @@ static bool set_string(const struct config_option *option, const struct hcl_item
     if (item->kind != HCL_STRING)
         return refuse_type(option, item, why);
     if (option->required && item->length == 0)
-        return refuse(why, "is empty");
+        return refuse_value(why, "is empty");
     wrong = value_check_text(item->text);
     if (!wrong && option->check)
         wrong = option->check(item->text);
     if (wrong)
-        return refuse(why, wrong);
+        return refuse_value(why, wrong);
     if (item->length >= option->size) {
         (void)snprintf(why, CONFIG_NOTE_MAX, "is longer than %zu bytes", option->size - 1);
         return false;
@@ -351,7 +351,7 @@ bool option_set(const struct config_option *option, const struct hcl_item *item,
     if (option->kind == OPTION_MODE)
         wrong = value_check_mode(value);
     if (wrong)
-        return refuse(why, wrong);
+        return refuse_value(why, wrong);
     store(option, value, config);
     return true;
 }

@@ -27,7 +27,7 @@ void inventory_add(struct inventory *inventory, const struct label_scope *scope,
     *added = (struct inventory_item){.label = label, .name = item->key, .state = item->state};
 }
 
-static int compare(const void *a, const void *b)
+static int by_key_id(const void *a, const void *b)
 {
     const struct inventory_item *first = a;
     const struct inventory_item *second = b;
@@ -42,7 +42,7 @@ static int compare(const void *a, const void *b)
 void inventory_sort(struct inventory *inventory)
 {
     if (inventory->count > 1)
-        qsort(inventory->items, inventory->count, sizeof inventory->items[0], compare);
+        qsort(inventory->items, inventory->count, sizeof inventory->items[0], by_key_id);
 }
 
 void inventory_clear(struct inventory *inventory)

@@ -52,7 +52,7 @@ static void stamp(char *text, size_t size)
     (void)snprintf(text, size, "%s.%06ldZ", seconds, now.tv_nsec / 1000);
 }
 
-static void put(json_t *line, const char *key, const char *value)
+static void put_field(json_t *line, const char *key, const char *value)
 {
     char clean[VALUE_MAX];
 
@@ -60,16 +60,16 @@ static void put(json_t *line, const char *key, const char *value)
     (void)json_object_set_new(line, key, json_string(clean));
 }
 
-static json_t *begin(enum log_level level, const char *message)
+static json_t *begin_line(enum log_level level, const char *message)
 {
     json_t *line = json_object();
     char time[64];
 
     stamp(time, sizeof time);
-    put(line, "@level", level_names[level]);
-    put(line, "@message", message);
-    put(line, "@module", log_module);
-    put(line, "@timestamp", time);
+    put_field(line, "@level", level_names[level]);
+    put_field(line, "@message", message);
+    put_field(line, "@module", log_module);
+    put_field(line, "@timestamp", time);
     return line;
 }
 
@@ -81,7 +81,7 @@ static void put_pairs(json_t *line, va_list pairs)
         const char *value = va_arg(pairs, const char *);
 
         if (value && *value)
-            put(line, key, value);
+            put_field(line, key, value);
     }
 }
 
@@ -118,7 +118,7 @@ static void write_plain(json_t *line)
     funlockfile(stderr);
 }
 
-static void end(json_t *line, enum log_level level)
+static void end_line(json_t *line, enum log_level level)
 {
     OWNED(scope_free) char *text = plain ? NULL : json_dumps(line, JSON_COMPACT);
 
@@ -131,25 +131,25 @@ static void end(json_t *line, enum log_level level)
 
 void log_write(enum log_level level, const char *message, ...)
 {
-    json_t *line = begin(level, message);
+    json_t *line = begin_line(level, message);
     va_list pairs;
 
     va_start(pairs, message);
     put_pairs(line, pairs);
     va_end(pairs);
-    end(line, level);
+    end_line(line, level);
 }
 
 void log_fault(enum log_level level, const struct fault *fault, const char *message, ...)
 {
-    json_t *line = begin(level, message);
+    json_t *line = begin_line(level, message);
     va_list pairs;
 
-    put(line, "error", fault->message);
+    put_field(line, "error", fault->message);
     if (fault->ckr != 0)
-        put(line, "ckr", hsm_rv_name(fault->ckr));
+        put_field(line, "ckr", hsm_rv_name(fault->ckr));
     va_start(pairs, message);
     put_pairs(line, pairs);
     va_end(pairs);
-    end(line, level);
+    end_line(line, level);
 }

@@ -282,7 +282,8 @@ static void arm_all(struct rpc *rpc, const struct rpc_method *const tables[], vo
             arm(rpc, method, registered[row++]);
 }
 
-static int start(struct rpc *rpc, const struct rpc_method *const tables[], struct fault *fault)
+static int start_server(struct rpc *rpc, const struct rpc_method *const tables[],
+                        struct fault *fault)
 {
     void *registered[64];
     size_t row = 0;
@@ -322,7 +323,7 @@ int rpc_open(const char *path, const struct rpc_method *const tables[], struct r
     rpc->queue = grpc_completion_queue_create_for_next(NULL);
     rpc->server = create_server();
     grpc_server_register_completion_queue(rpc->server, rpc->queue, NULL);
-    if (listen_on(rpc, path, fault) != 0 || start(rpc, tables, fault) != 0) {
+    if (listen_on(rpc, path, fault) != 0 || start_server(rpc, tables, fault) != 0) {
         rpc_stop(rpc, 0);
         rpc_run(rpc);
         rpc_close(rpc);

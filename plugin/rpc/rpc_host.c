@@ -39,7 +39,7 @@ static grpc_channel *connect_to(const char *socket)
     return channel;
 }
 
-static void start(struct host_call *host)
+static void start_host_call(struct host_call *host)
 {
     grpc_op ops[6] = {
         {.op = GRPC_OP_SEND_INITIAL_METADATA},  {.op = GRPC_OP_SEND_MESSAGE},
@@ -98,7 +98,7 @@ bool rpc_call_host(struct rpc *rpc, const char *socket, const char *method, cons
     if (host) {
         rpc->live++;
         rpc->host_call = host->call.call;
-        start(host);
+        start_host_call(host);
     }
     (void)pthread_mutex_unlock(&rpc->gate);
     return host != NULL;

@@ -8,7 +8,7 @@ static void operation_over(struct rpc_call *call)
         rpc_free_call(call);
 }
 
-static void receive(struct rpc_call *call)
+static void receive_message(struct rpc_call *call)
 {
     grpc_op op = {.op = GRPC_OP_RECV_MESSAGE};
 
@@ -35,7 +35,7 @@ static void step_message(struct rpc *rpc, struct rpc_call *call, bool ok)
         call->method->handler(call, GRPC_SLICE_START_PTR(call->request),
                               GRPC_SLICE_LENGTH(call->request));
     rpc_wipe_request(call);
-    receive(call);
+    receive_message(call);
 }
 
 void rpc_stream_begin(struct rpc_call *call)
@@ -50,5 +50,5 @@ void rpc_stream_begin(struct rpc_call *call)
     end.data.recv_close_on_server.cancelled = &call->cancelled;
     rpc_start(call, &end, 1, &call->closed);
     rpc_start(call, &open, 1, &call->answered);
-    receive(call);
+    receive_message(call);
 }

@@ -134,14 +134,14 @@ static void run_validate(void *context)
     reply_notes(job->call, valid, &notes);
 }
 
-static void give_up(void *context, const struct fault *fault)
+static void fail_config(void *context, const struct fault *fault)
 {
     OWNED(scope_free) struct config_job *job = context;
 
     rpc_fail(job->call, fault);
 }
 
-static void submit(const char *what, lane_run *run, struct config_job job)
+static void submit_config(const char *what, lane_run *run, struct config_job job)
 {
     struct config_job *kept = malloc(sizeof *kept);
     struct fault fault;
@@ -152,17 +152,17 @@ static void submit(const char *what, lane_run *run, struct config_job job)
         return;
     }
     *kept = job;
-    lane_submit(what, patience, run, give_up, kept);
+    lane_submit(what, patience, run, fail_config, kept);
 }
 
 static void on_configure(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit("Configure", run_configure, (struct config_job){call, bytes, length});
+    submit_config("Configure", run_configure, (struct config_job){call, bytes, length});
 }
 
 static void on_validate(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit("Validate", run_validate, (struct config_job){call, bytes, length});
+    submit_config("Validate", run_validate, (struct config_job){call, bytes, length});
 }
 
 const struct rpc_method config_methods[] = {

@@ -94,7 +94,7 @@ void keymanager_close(void)
 
 /* ---- what all four calls share ---- */
 
-static void refuse(struct rpc_call *call, enum fault_code code, const char *sentence)
+static void refuse_call(struct rpc_call *call, enum fault_code code, const char *sentence)
 {
     struct fault fault;
 
@@ -108,7 +108,7 @@ static struct keymanager *require_configured(struct rpc_call *call)
     struct keymanager *keymanager = current_hold();
 
     if (!keymanager)
-        refuse(call, FAULT_FAILED_PRECONDITION, "not configured");
+        refuse_call(call, FAULT_FAILED_PRECONDITION, "not configured");
     return keymanager;
 }
 
@@ -175,7 +175,7 @@ static void generate_key(struct rpc_call *call, const uint8_t *bytes, size_t len
     if (!request) {
         rpc_fail(call, &fault);
     } else if (request->key_id[0] == '\0') {
-        refuse(call, FAULT_INVALID_ARGUMENT, "key id is required");
+        refuse_call(call, FAULT_INVALID_ARGUMENT, "key id is required");
     } else if (check_key_type(request->key_type, &fault) != 0) {
         rpc_fail(call, &fault);
     } else if ((keymanager = require_configured(call)) != NULL) {
@@ -215,7 +215,7 @@ static void get_public_key(struct rpc_call *call, const uint8_t *bytes, size_t l
     if (!request)
         rpc_fail(call, &fault);
     else if (request->key_id[0] == '\0')
-        refuse(call, FAULT_INVALID_ARGUMENT, "key id is required");
+        refuse_call(call, FAULT_INVALID_ARGUMENT, "key id is required");
     else if ((keymanager = require_configured(call)) != NULL)
         reply_public_key(call, keymanager, request->key_id);
 }
@@ -229,7 +229,7 @@ static void reply_public_keys(struct rpc_call *call, struct catalogue_key *const
     Keymanager__PublicKey **pointers = calloc(count + 1, sizeof(Keymanager__PublicKey *));
 
     if (!messages || !pointers) {
-        refuse(call, FAULT_UNAVAILABLE, "out of memory");
+        refuse_call(call, FAULT_UNAVAILABLE, "out of memory");
         return;
     }
     for (size_t i = 0; i < count; i++) {
@@ -260,7 +260,7 @@ static void get_public_keys(struct rpc_call *call, const uint8_t *bytes, size_t 
         return;
     keys = catalogue_list(keymanager_catalogue(keymanager), &count);
     if (!keys) {
-        refuse(call, FAULT_UNAVAILABLE, "out of memory");
+        refuse_call(call, FAULT_UNAVAILABLE, "out of memory");
         return;
     }
     reply_public_keys(call, keys, count);
