@@ -66,9 +66,9 @@ static struct cache_entry *add(struct cache *cache, const struct cache_key *key)
     return entry;
 }
 
-/* The last one to hear of a failure wipes it away: the next to ask looks anew. Who came after
- * a later login than the one who looked must look too: the handle's number may be another
- * key's by now. */
+/* Waits for the thread that looks the key up. If that fails, the last waiter to hear of it empties
+ * the entry, so that the next request looks again. A request that began after a later login than
+ * the look-up must look too: since that login the handle may name another key. */
 static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry,
                                   const struct cache_key *key, CK_OBJECT_HANDLE *handle,
                                   struct fault *fault)

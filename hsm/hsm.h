@@ -32,9 +32,11 @@ struct hsm_token;
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault);
 
-/* Has `waits` called a few times a second by each thread that waits inside hsm_execute until a
- * session is free, and once more when it need not wait any longer: that time is the others'.
- * Before the first hsm_execute; it must not block. */
+/* Registers `waits`. Call this before the first hsm_execute.
+ *
+ * A thread that waits inside hsm_execute for a free session calls `waits` a few times a second,
+ * and once more when it has one. Other requests used up that time, so `waits` restarts the
+ * caller's execution clock. It must not block. */
 typedef void hsm_waits_fn(void);
 void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits);
 

@@ -1,3 +1,5 @@
+/* The operations on one key, each as steps on a session: signing, proving, generating,
+ * destroying. */
 #include "hsm/token.h"
 
 #include <stdio.h>
@@ -133,8 +135,8 @@ static int look_up(const struct call *call, const struct session *session, CK_OB
                      "the token has another key in the place of %s", label);
 }
 
-/* What a key of ours is not told, so that the handle may be another object's by now: after a
- * failover, say, in a cluster. */
+/* Errors that a key of ours never gives. The cached handle then names another object by now,
+ * after a failover in a cluster for example. */
 static bool is_about_key(uint64_t ckr)
 {
     return ckr == CKR_KEY_TYPE_INCONSISTENT || ckr == CKR_KEY_FUNCTION_NOT_PERMITTED ||

@@ -1,3 +1,6 @@
+/* Whose keys are on the token: one walk over all objects, one call for each, and all the
+ * sorting done here. Looking for each key by itself makes a search that walks all objects
+ * (SoftHSM) quadratic. */
 #include "hsm/token.h"
 
 #include <string.h>
@@ -6,9 +9,6 @@
 #include "hsm/object.h"
 #include "hsm/wire/rv.h"
 
-/* Whose keys are on the token: one walk over all objects, one call for each, and all the
- * sorting done here. Looking for each key by itself makes a search that walks all objects
- * (SoftHSM) quadratic. */
 enum {
     BATCH = 512,
     HANDLES_MAX = 1 << 20, /* a walk that does not end is a module gone mad */

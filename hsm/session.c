@@ -257,8 +257,8 @@ int session_pool_open(struct session_pool *pool, struct module *module,
     pool->flags = CKF_SERIAL_SESSION;
     if ((token->info.flags & CKF_WRITE_PROTECTED) == 0)
         pool->flags |= CKF_RW_SESSION;
-    /* of a module that only one thread may enter, a second one would only wait for the first,
-     * and pass for one that hangs */
+    /* A module that only one thread may enter gets one session. A second thread would queue for
+     * the module, and the front would take it for hung. */
     pool->limit =
         limit_of(&token->info, pool->flags, module->one_at_a_time ? 1 : settings->sessions);
     module_text(token->info.serialNumber, sizeof token->info.serialNumber, pool->serial);

@@ -1,3 +1,5 @@
+/* The worker process: a thread for each session takes requests from the socket and answers them,
+ * until the front goes. */
 #include "hsm/hsm.h"
 
 #include <errno.h>

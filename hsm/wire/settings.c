@@ -1,3 +1,4 @@
+/* What front and worker both do with settings: wiping them, and a look at the PIN's source. */
 #include <string.h>
 
 #include "hsm/base/scope.h"

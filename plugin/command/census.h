@@ -49,12 +49,17 @@ struct census_rule {
     uint32_t floor;             /* seconds; see census_prunes */
 };
 
-/* Is the item to go? Never one of another trust domain, never the newest whole generation of
- * our own (nor a newer one, nor anything in its place that was not proven). What is ours goes
- * when it was superseded, or for a public half alone, made, `floor` seconds ago: a private half
- * may be the key in use. A key's age says nothing about
- * whether it is in use, so what is another's goes when that server has made no key at all for
- * `floor` seconds. If we are the one named, what is ours counts as ours. */
+/* Is the item to go?
+ *
+ *   another trust domain's   never.
+ *   our server's             a generation that a newer one replaced `floor` seconds ago, if the
+ *                            one served was proven; a proven public half that was made `floor`
+ *                            seconds ago. All else stays: among what is newer than the key
+ *                            served, a private half may be the key in use.
+ *   another server's         everything, once that server has made no key for `floor` seconds:
+ *                            the age of one key does not tell whether it is in use.
+ *
+ * CENSUS_NAMED with our own name follows the rule for our server. */
 bool census_prunes(const struct census_rule *rule, struct inventory *server,
                    struct inventory_item *item);
 

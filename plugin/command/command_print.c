@@ -1,3 +1,4 @@
+/* What the commands print: tables, hexadecimal, ages. */
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>

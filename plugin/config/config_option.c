@@ -1,3 +1,4 @@
+/* The tables of options, and one option: found by name, set, shown. */
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>

@@ -1,3 +1,4 @@
+/* One option's text to its value, and what is wrong with it. Pure. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,3 +1,4 @@
+/* JSON's objects and lists; what stands between the brackets is hcl_lex.c's. */
 #include "plugin/config/hcl_private.h"
 
 static int read_object(struct hcl_reader *r, struct hcl_item *object);

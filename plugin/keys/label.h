@@ -83,7 +83,8 @@ void label_maker(const void *secret, size_t length, struct label_maker *maker);
 int label_new_id(uint32_t generation, uint32_t id_length, const struct label_maker *maker,
                  struct hsm_key_name *name, struct fault *fault);
 
-/* Does it bear the maker's mark? Without one, for certain or not, false. */
+/* Does it bear the maker's mark? False if the maker is unknown or the id is too short for a
+ * mark. */
 bool label_made_by(const struct label_maker *maker, const struct hsm_key_name *name);
 
 #endif

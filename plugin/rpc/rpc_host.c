@@ -1,3 +1,4 @@
+/* Calls to the host, one at a time, on the server's own queue. */
 #include <stdlib.h>
 
 #include <grpc/byte_buffer.h>

@@ -1,3 +1,4 @@
+/* A stream that the host holds open, on the same queue as the calls. */
 #include "plugin/rpc/rpc_internal.h"
 
 /* A stream has up to three operations out: its end, its opening, its next message. It

@@ -1,3 +1,4 @@
+/* SPIRE's Config service: Configure and Validate read plugin_data, on the slow lane. */
 #include "plugin/service/svc.h"
 
 #include <stdlib.h>

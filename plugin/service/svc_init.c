@@ -1,3 +1,4 @@
+/* SPIRE's Init service: which services this process offers, and which the host does. */
 #include "plugin/service/svc.h"
 
 #include <stdbool.h>

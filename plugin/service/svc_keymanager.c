@@ -1,3 +1,4 @@
+/* SPIRE's KeyManager service: its four calls to keymanager.h's and back. */
 #include "plugin/service/svc.h"
 
 #include <pthread.h>
