@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "hsm/base/file.h"
 #include "hsm/base/scope.h"
 
 /* ---- sources ---- */
@@ -234,29 +235,23 @@ int pin_latch_check(const struct pin_latch *latch, const char *serial, const str
                      latch->file[0] != '\0' ? "in " : "until this process ends", latch->file);
 }
 
-static int write_record(const struct pin_latch *latch, const char *path)
+static int write_record(const struct pin_latch *latch, struct fault *fault)
 {
-    OWNED(scope_close)
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, S_IRUSR | S_IWUSR);
     const struct file_stamp *stamp = &latch->stamp;
     char line[RECORD_MAX];
     char hex[SERIAL_HEX];
     int length;
 
-    if (fd < 0)
-        return -1;
     serial_hex(latch->serial, hex);
     length = snprintf(line, sizeof line, record_out, hex, stamp->device, stamp->inode, stamp->size,
                       stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
-    if (write(fd, line, (size_t)length) != length || fsync(fd) != 0)
-        return -1;
-    return rename(path, latch->file);
+    return file_replace(latch->file, line, (size_t)length, S_IRUSR | S_IWUSR, fault);
 }
 
 void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin *pin,
                    struct fault *fault)
 {
-    char beside[HSM_PATH_MAX + 8];
+    struct fault why;
 
     latch->set = true;
     latch->stamp = pin->stamp;
@@ -264,10 +259,8 @@ void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin
     memcpy(latch->serial, serial, strnlen(serial, sizeof latch->serial - 1));
     if (latch->file[0] == '\0' || pin->stamp.inode == 0)
         return;
-    (void)snprintf(beside, sizeof beside, "%s.new", latch->file);
-    if (write_record(latch, beside) != 0)
-        (void)fault_prefix(fault, "cannot remember this in %s (%s)", latch->file,
-                           strerrordesc_np(errno));
+    if (write_record(latch, &why) != 0)
+        (void)fault_prefix(fault, "cannot remember this (%s)", why.message);
 }
 
 void pin_latch_clear(struct pin_latch *latch, const char *serial)

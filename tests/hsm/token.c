@@ -301,7 +301,7 @@ static void refusal_that_cannot_be_written_down_says_so(void **state)
     (void)snprintf(settings.latch, sizeof settings.latch, "/nonexistent/folder/latch");
     softhsm_write(softhsm.pin_file, "9999\n", 0600);
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION,
-                       "cannot remember this in /nonexistent");
+                       "cannot remember this (cannot open the directory /nonexistent/folder: ");
 }
 
 static void latch_knows_tokens_and_sources_apart(void **state)
