@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libgen.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -13,6 +12,7 @@
 #include <openssl/rand.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/base/file.h"
 #include "hsm/base/file_stamp.h"
 #include "hsm/base/scope.h"
 #include "plugin/keys/holder.h"
@@ -54,64 +54,18 @@ static int make_uuid(char text[40])
     return 0;
 }
 
-static int sync_directory(const char *path)
-{
-    char copy[HSM_PATH_MAX];
-    OWNED(scope_close) int fd = -1;
-
-    (void)snprintf(copy, sizeof copy, "%s", path);
-    fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    return fd < 0 ? -1 : fsync(fd);
-}
-
-static int write_whole(const char *path, const char *text)
-{
-    OWNED(scope_close) int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    size_t length = strlen(text);
-
-    if (fd < 0)
-        return -1;
-    if (write(fd, text, length) != (ssize_t)length || fsync(fd) != 0)
-        return -1;
-    return 0;
-}
-
-/* FAT, CIFS and some of FUSE have no links; NFS has no rename that replaces nothing. */
-static bool has_no_links(int error)
-{
-    return error == EPERM || error == EOPNOTSUPP || error == ENOSYS;
-}
-
-/* Of two processes starting at once one wins. The other found a file, like any later one. */
-static int put_in_place(const char *temp, const char *path, bool *existed)
-{
-    if (link(temp, path) == 0)
-        return 0;
-    if (has_no_links(errno) && renameat2(AT_FDCWD, temp, AT_FDCWD, path, RENAME_NOREPLACE) == 0)
-        return 0;
-    *existed = errno == EEXIST;
-    return *existed ? 0 : -1;
-}
-
-/* Beside the target and put into its place, so that the name never shows a half-written
- * identity. */
+/* The name never shows a half-written identity. Of two processes that start at once, one
+ * makes the file, and the other finds it, like any later one. */
 static int create(const struct source *source, bool *existed, struct fault *fault)
 {
-    const char *path = source->path;
-    char temp[HSM_PATH_MAX + 64];
     char uuid[40];
-    int error = 0;
+    struct fault why;
 
     if (make_uuid(uuid) != 0)
-        return fault_set(fault, FAULT_INTERNAL, "no random numbers for %s", path);
-    (void)snprintf(temp, sizeof temp, "%s.tmp-%s", path, uuid);
-    if (write_whole(temp, uuid) != 0 || put_in_place(temp, path, existed) != 0 ||
-        sync_directory(path) != 0)
-        error = errno;
-    (void)unlink(temp);
-    if (error != 0)
-        return fault_errno(fault, FAULT_FAILED_PRECONDITION, error, "cannot create %s \"%s\"",
-                           source->what, path);
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers for %s", source->path);
+    if (file_make(source->path, uuid, strlen(uuid), S_IRUSR | S_IWUSR, existed, &why) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "cannot create %s \"%s\": %s",
+                         source->what, source->path, why.message);
     return 0;
 }
 

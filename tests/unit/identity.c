@@ -91,10 +91,10 @@ static void any_bytes_will_do_up_to_256(void **state)
 static bool no_links;
 static const struct place *rival;
 
-int link(const char *from, const char *to)
+int linkat(int from_folder, const char *from, int to_folder, const char *to, int flags)
 {
     if (!no_links)
-        return (int)syscall(SYS_linkat, AT_FDCWD, from, AT_FDCWD, to, 0);
+        return (int)syscall(SYS_linkat, from_folder, from, to_folder, to, flags);
     if (rival)
         put_text(rival, "the rival's");
     errno = EPERM;
