@@ -10,6 +10,7 @@
 #include <p11-kit/p11-kit.h>
 #include <p11-kit/uri.h>
 
+#include "hsm/base/file.h"
 #include "hsm/base/scope.h"
 #include "hsm/wire/rv.h"
 #include "hsm/wire/uri.h"
@@ -33,14 +34,7 @@ static int check_file(const char *path, struct fault *fault)
 
     if (stat(path, &file) != 0)
         return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "module: %s", path);
-    if (!S_ISREG(file.st_mode))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "module: %s is not a regular file",
-                         path);
-    if ((file.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "module: %s can be written by its group or by everybody (mode %04o)", path,
-                         file.st_mode & 07777);
-    return 0;
+    return file_check(FILE_MODULE, &file, fault, "module: %s", path);
 }
 
 /* Who may write to a folder may put another library in this one's place. Not in a sticky one
@@ -52,13 +46,9 @@ static int check_folder(const char *folder, struct fault *fault)
 
     if (stat(folder, &about) != 0 || statvfs(folder, &mount) != 0)
         return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "module: %s", folder);
-    if ((about.st_mode & (S_IWGRP | S_IWOTH)) == 0 || (about.st_mode & S_ISVTX) != 0 ||
-        (mount.f_flag & ST_RDONLY) != 0)
+    if ((mount.f_flag & ST_RDONLY) != 0)
         return 0;
-    return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "module: its folder %s can be written by its group or by everybody (mode "
-                     "%04o), who could put another library there",
-                     folder, about.st_mode & 07777);
+    return file_check(FILE_MODULE_FOLDER, &about, fault, "module: its folder %s", folder);
 }
 
 /* All the folders that lead there; `path` is absolute and has no links in it. */

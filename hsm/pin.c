@@ -18,25 +18,6 @@ void pin_wipe(struct pin *pin)
     explicit_bzero(pin, sizeof *pin);
 }
 
-/* Of the file that is open: a path may lead elsewhere the next moment, and Kubernetes
- * mounts secrets as symbolic links. */
-static int check_file(const char *path, const struct stat *file, struct fault *fault)
-{
-    if (!S_ISREG(file->st_mode))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "PIN file %s is not a regular file",
-                         path);
-    if (file->st_uid != 0 && file->st_uid != geteuid())
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "PIN file %s belongs to user %u, neither to root nor to us", path,
-                         file->st_uid);
-    if ((file->st_mode & (S_IWGRP | S_IRWXO)) != 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "PIN file %s has mode %04o: others must have no access, and its group "
-                         "must not write",
-                         path, file->st_mode & 07777);
-    return 0;
-}
-
 static bool drop_last(struct pin *pin, uint8_t byte)
 {
     bool is_last = pin->length > 0 && pin->bytes[pin->length - 1] == byte;
@@ -63,7 +44,9 @@ static int read_all(int fd, const char *path, struct pin *pin, struct fault *fau
     return 0;
 }
 
-/* O_NONBLOCK: a fifo put in the file's place must not hold us up. */
+/* What is checked is the file that is open: a path may lead elsewhere the next moment, and
+ * Kubernetes mounts secrets as symbolic links. O_NONBLOCK: a fifo put in the file's place must
+ * not hold us up. */
 static int read_file(const char *path, struct pin *pin, struct fault *fault)
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -76,7 +59,7 @@ static int read_file(const char *path, struct pin *pin, struct fault *fault)
                            errno, "cannot open PIN file %s", path);
     if (fstat(fd, &file) != 0)
         return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot look at PIN file %s", path);
-    if (check_file(path, &file, fault) != 0)
+    if (file_check(FILE_PIN, &file, fault, "PIN file %s", path) != 0)
         return -1;
     file_stamp_of(&file, &pin->stamp);
     return read_all(fd, path, pin, fault);

@@ -3,10 +3,10 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
-#include <sys/stat.h>
 
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
@@ -15,6 +15,7 @@ enum {
     PRIVATE = S_IRUSR | S_IWUSR,
     RANDOM_DIGITS = 16,
     AFFIX_MAX = 40, /* "." and ".tmp-<pid>-<random>" */
+    WRONG_MAX = 160,
 };
 
 /* ---- errors ---- */
@@ -254,4 +255,77 @@ void file_sweep(const struct file_place *place)
     while ((entry = readdir(listing)))
         if (is_draft(place, entry->d_name))
             (void)unlinkat(place->folder, entry->d_name, 0);
+}
+
+/* ---- what is trusted ---- */
+
+/* A sentence with a number in it. */
+struct around {
+    const char *before;
+    const char *behind;
+};
+
+static const struct rule {
+    bool regular;       /* a file, and no folder, fifo or device */
+    bool ours;          /* its owner is root or us */
+    mode_t forbidden;   /* of the mode */
+    bool sticky_is_fit; /* in a folder as /tmp is, others cannot replace what is ours */
+    struct around owner;
+    struct around mode;
+} rules[] = {
+    [FILE_PIN] = {.regular = true,
+                  .ours = true,
+                  .forbidden = S_IWGRP | S_IRWXO,
+                  .owner = {"belongs to user ", ", neither to root nor to us"},
+                  .mode = {"has mode ",
+                           ": others must have no access, and its group must not write"}},
+    [FILE_IDENTITY] = {.regular = true,
+                       .ours = true,
+                       .forbidden = S_IWGRP | S_IWOTH,
+                       .owner = {"belongs to somebody else (user ", ")"},
+                       .mode = {"may be written by others (mode ",
+                                "): its content decides which keys are ours"}},
+    [FILE_MODULE] = {.regular = true,
+                     .forbidden = S_IWGRP | S_IWOTH,
+                     .mode = {"can be written by its group or by everybody (mode ", ")"}},
+    [FILE_MODULE_FOLDER] = {.forbidden = S_IWGRP | S_IWOTH,
+                            .sticky_is_fit = true,
+                            .mode = {"can be written by its group or by everybody (mode ",
+                                     "), who could put another library there"}},
+};
+
+static bool has_forbidden_bits(const struct rule *rule, mode_t mode)
+{
+    return (mode & rule->forbidden) != 0 && !(rule->sticky_is_fit && (mode & S_ISVTX) != 0);
+}
+
+/* Says in `wrong` what is, behind the subject. */
+static bool is_fit(const struct rule *rule, const struct stat *file, char wrong[WRONG_MAX])
+{
+    if (rule->regular && !S_ISREG(file->st_mode))
+        (void)snprintf(wrong, WRONG_MAX, "is not a regular file");
+    else if (rule->ours && file->st_uid != 0 && file->st_uid != geteuid())
+        (void)snprintf(wrong, WRONG_MAX, "%s%u%s", rule->owner.before, file->st_uid,
+                       rule->owner.behind);
+    else if (has_forbidden_bits(rule, file->st_mode))
+        (void)snprintf(wrong, WRONG_MAX, "%s%04o%s", rule->mode.before, file->st_mode & 07777,
+                       rule->mode.behind);
+    else
+        return true;
+    return false;
+}
+
+int file_check(enum file_rule rule, const struct stat *file, struct fault *fault,
+               const char *subject, ...)
+{
+    char text[FAULT_MESSAGE_MAX];
+    char wrong[WRONG_MAX];
+    va_list args;
+
+    if (is_fit(&rules[rule], file, wrong))
+        return 0;
+    va_start(args, subject);
+    (void)vsnprintf(text, sizeof text, subject, args);
+    va_end(args);
+    return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s %s", text, wrong);
 }

@@ -7,14 +7,16 @@
  * file_sweep is for.
  *
  * Every fault is one sentence with the path and errno's text. It is FAULT_UNAVAILABLE if the
- * trouble may pass by itself (a full disk), FAULT_FAILED_PRECONDITION if a person must act. */
+ * trouble may pass by itself (a full disk), FAULT_FAILED_PRECONDITION if a person must act.
+ *
+ * And which files are trusted: file_check. */
 #ifndef HSM_BASE_FILE_H
 #define HSM_BASE_FILE_H
 
 #include <limits.h>
 #include <stdbool.h>
 #include <stddef.h>
-#include <sys/types.h>
+#include <sys/stat.h>
 
 #include "hsm/base/fault.h"
 
@@ -68,6 +70,23 @@ void file_draft_close(struct file_draft *draft);
 /* Removes drafts of this place that processes left when they were killed. It is for a caller
  * who knows, by a lock, that nobody else is writing here. */
 void file_sweep(const struct file_place *place);
+
+/* ---- what is trusted ---- */
+
+/* The rules stand side by side in file.c. */
+enum file_rule {
+    FILE_PIN,
+    FILE_IDENTITY,
+    FILE_MODULE,
+    FILE_MODULE_FOLDER,
+};
+
+/* Of `file`, which is open or was just looked at: may it be of any consequence? The fault is
+ * FAULT_FAILED_PRECONDITION, and its sentence begins with the subject. */
+int file_check(enum file_rule rule, const struct stat *file, struct fault *fault,
+               const char *subject, ...) __attribute__((format(printf, 4, 5)));
+
+/* ---- errors ---- */
 
 /* "WHAT PATH: errno's text", with the code as above. */
 int file_fault(struct fault *fault, int error, const char *what, const char *path);

@@ -103,19 +103,7 @@ static int check_file(const struct source *source, int fd, struct fault *fault)
     if (fstat(fd, &st) != 0)
         return fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot look at %s \"%s\"",
                            source->what, source->path);
-    if (!S_ISREG(st.st_mode))
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s \"%s\" is not a regular file",
-                         source->what, source->path);
-    if (st.st_uid != 0 && st.st_uid != geteuid())
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "%s \"%s\" belongs to somebody else (user %u)", source->what, source->path,
-                         (unsigned)st.st_uid);
-    if ((st.st_mode & (S_IWGRP | S_IWOTH)) != 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "%s \"%s\" may be written by others (mode %04o): its content decides "
-                         "which keys are ours",
-                         source->what, source->path, (unsigned)(st.st_mode & 07777));
-    return 0;
+    return file_check(FILE_IDENTITY, &st, fault, "%s \"%s\"", source->what, source->path);
 }
 
 static int read_file(const struct source *source, int fd, struct identity *identity,
