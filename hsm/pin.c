@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "hsm/base/file.h"
+#include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
 
 /* ---- sources ---- */
@@ -133,47 +134,23 @@ static const char record_out[] =
     "1 %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n";
 static const char record_in[] =
     "1 %33s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64;
-enum { RECORD_FIELDS = 8, RECORD_MAX = 256, SERIAL_HEX = 2 * 16 + 2 };
+enum { RECORD_FIELDS = 8, RECORD_MAX = 256, SERIAL_MAX = 16, SERIAL_HEX = 2 * SERIAL_MAX + 2 };
 
 /* With a mark in front, so that an empty serial number is a field too. */
 static void serial_hex(const char *serial, char hex[SERIAL_HEX])
 {
-    static const char digits[] = "0123456789abcdef";
-    size_t used = 0;
-
-    hex[used++] = 's';
-    for (size_t i = 0; serial[i] != '\0' && used + 2 < SERIAL_HEX; i++) {
-        hex[used++] = digits[(unsigned char)serial[i] >> 4];
-        hex[used++] = digits[(unsigned char)serial[i] & 15];
-    }
-    hex[used] = '\0';
+    hex[0] = 's';
+    hex_encode(serial, strnlen(serial, SERIAL_MAX), hex + 1);
 }
 
-static bool hex_digit(char digit, unsigned *value)
+static bool serial_of_hex(const char *hex, char serial[SERIAL_MAX + 1])
 {
-    static const char digits[] = "0123456789abcdef";
-    const char *found = digit != '\0' ? strchr(digits, digit) : NULL;
+    size_t digits = strlen(hex) - 1;
 
-    if (found)
-        *value = (unsigned)(found - digits);
-    return found != NULL;
-}
-
-static bool serial_of_hex(const char *hex, char serial[17])
-{
-    size_t length = strlen(hex);
-    unsigned high;
-    unsigned low;
-
-    if (hex[0] != 's' || length % 2 == 0 || length > 33)
+    if (hex[0] != 's' || digits % 2 != 0)
         return false;
-    memset(serial, 0, 17);
-    for (size_t i = 0; 2 * i + 2 < length; i++) {
-        if (!hex_digit(hex[2 * i + 1], &high) || !hex_digit(hex[2 * i + 2], &low))
-            return false;
-        serial[i] = (char)(high << 4 | low);
-    }
-    return true;
+    memset(serial, 0, SERIAL_MAX + 1);
+    return hex_decode(hex + 1, digits / 2, serial);
 }
 
 static bool parse(const char *line, struct pin_latch *latch)

@@ -9,6 +9,7 @@
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 
+#include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/base64.h"
@@ -100,7 +101,7 @@ static void ski_text(X509 *certificate, char text[TABLE_CELL])
 
     text[0] = '\0';
     if (length > 0 && length < TABLE_CELL / 2)
-        print_hex(ASN1_STRING_get0_data(id), (size_t)length, text);
+        hex_encode(ASN1_STRING_get0_data(id), (size_t)length, text);
 }
 
 static void add_certificate(struct show *show, X509 *certificate)
@@ -117,7 +118,7 @@ static void add_certificate(struct show *show, X509 *certificate)
     ski_text(certificate, ski);
     date_text(X509_get0_notAfter(certificate), until);
     if (X509_digest(certificate, EVP_sha256(), digest, &length) == 1)
-        print_hex(digest, length, fingerprint);
+        hex_encode(digest, length, fingerprint);
     table_row(&show->x509, subject, until, ski[0] ? ski : "-", expired ? "EXPIRED" : "", NULL);
     table_note(&show->x509, "sha256=%s", fingerprint);
 }

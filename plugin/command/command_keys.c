@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 
+#include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
 #include "plugin/keys/catalogue.h"
@@ -77,7 +78,7 @@ static void fill(const struct names *names, struct inventory *server, struct inv
         line->server = names->named;
     date(line->age, line->made);
     line->state = census_state_name(census_state(server, item));
-    print_hex(item->name.id, item->name.id_length, line->cka_id);
+    hex_encode(item->name.id, item->name.id_length, line->cka_id);
     if (item->proven && item->state == HSM_COMPLETE)
         tell_public_key(item, line);
 }

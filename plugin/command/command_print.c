@@ -102,17 +102,6 @@ void table_free(struct table *table)
 
 /* ---- values ---- */
 
-void print_hex(const uint8_t *bytes, size_t length, char *text)
-{
-    static const char digits[] = "0123456789abcdef";
-
-    for (size_t i = 0; i < length; i++) {
-        *text++ = digits[bytes[i] >> 4];
-        *text++ = digits[bytes[i] & 15];
-    }
-    *text = '\0';
-}
-
 void print_age(int64_t seconds, char text[AGE_TEXT])
 {
     static const struct {

@@ -130,8 +130,6 @@ void table_note(struct table *table, const char *format, ...) __attribute__((for
 void table_print(const struct table *table, FILE *out);
 void table_free(struct table *table);
 
-void print_hex(const uint8_t *bytes, size_t length, char *text);
-
 enum { AGE_TEXT = 24 };
 /* "50s", "3m", "7h", "12d". */
 void print_age(int64_t seconds, char text[AGE_TEXT]);

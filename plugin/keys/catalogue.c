@@ -1,11 +1,12 @@
 #include "plugin/keys/catalogue.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <openssl/sha.h>
 #include <openssl/x509.h>
+
+#include "hsm/base/hex.h"
 
 _Static_assert(CATALOGUE_AUTHORITY_ID == 2 * SHA_DIGEST_LENGTH + 1, "its hexadecimal fits");
 
@@ -24,12 +25,6 @@ void catalogue_close(struct catalogue *catalogue)
     (void)pthread_mutex_destroy(&catalogue->mutex);
 }
 
-static void hex(const uint8_t *bytes, size_t length, char *text)
-{
-    for (size_t i = 0; i < length; i++)
-        (void)snprintf(text + 2 * i, 3, "%02x", bytes[i]);
-}
-
 static void authority_id(const struct hsm_public_key *key, char text[CATALOGUE_AUTHORITY_ID])
 {
     const unsigned char *der = key->pkix;
@@ -41,7 +36,7 @@ static void authority_id(const struct hsm_public_key *key, char text[CATALOGUE_A
     text[0] = '\0';
     if (pkix && X509_PUBKEY_get0_param(NULL, &bits, &length, NULL, pkix) == 1 &&
         EVP_Digest(bits, (size_t)length, digest, NULL, EVP_sha1(), NULL) == 1)
-        hex(digest, sizeof digest, text);
+        hex_encode(digest, sizeof digest, text);
     X509_PUBKEY_free(pkix);
 }
 
@@ -56,7 +51,7 @@ struct catalogue_key *catalogue_key_new(const struct label *label, const struct 
     key->generation = label->generation;
     key->name = *name;
     key->public_key = *public_key;
-    hex(public_key->fingerprint, HSM_FINGERPRINT, key->fingerprint);
+    hex_encode(public_key->fingerprint, HSM_FINGERPRINT, key->fingerprint);
     authority_id(public_key, key->authority_id);
     key->holders = 1;
     return key;

@@ -2,6 +2,7 @@
  * is not done when the process ends is found again by the scan of the next Configure. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/keymanager_private.h"

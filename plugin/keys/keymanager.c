@@ -1,11 +1,11 @@
 #include "plugin/keys/keymanager.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
+#include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/report/log.h"
 
@@ -25,9 +25,7 @@ int64_t keymanager_call_timeout(const struct keymanager *keymanager)
 
 void keymanager_cka_id(const struct hsm_key_name *name, char text[2 * HSM_ID_MAX + 1])
 {
-    text[0] = '\0';
-    for (uint32_t i = 0; i < name->id_length && i < HSM_ID_MAX; i++)
-        (void)snprintf(text + (size_t)2 * i, 3, "%02x", name->id[i]);
+    hex_encode(name->id, name->id_length < HSM_ID_MAX ? name->id_length : HSM_ID_MAX, text);
 }
 
 void keymanager_log_event(const struct keymanager *keymanager, const char *event,

@@ -7,6 +7,7 @@
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
 
+#include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
@@ -23,8 +24,7 @@ enum {
 
 static const char format_1[] = "sp1-";
 static const char base32hex[] = "0123456789abcdefghijklmnopqrstuv"; /* RFC 4648 section 7 */
-static const char hex[] = "0123456789abcdef";
-static const int64_t epoch = 1735689600; /* 2025-01-01T00:00Z */
+static const int64_t epoch = 1735689600;                            /* 2025-01-01T00:00Z */
 
 _Static_assert(sizeof format_1 - 1 + 2 * LABEL_HASH + 1 + GENERATION_CHARACTERS + 1 +
                        3 * LABEL_KEY_ID_MAX <=
@@ -108,15 +108,13 @@ static bool is_plain(char c)
 static char *put_name(const char *key_id, char *text)
 {
     for (; *key_id; key_id++) {
-        uint8_t byte = (uint8_t)*key_id;
-
         if (is_plain(*key_id)) {
             *text++ = *key_id;
             continue;
         }
         *text++ = '_';
-        *text++ = hex[byte >> 4];
-        *text++ = hex[byte & 15];
+        hex_encode(key_id, 1, text);
+        text += 2;
     }
     *text = '\0';
     return text;
@@ -126,14 +124,9 @@ static char *put_name(const char *key_id, char *text)
  * as put_name would. */
 static char get_escaped(const char *text)
 {
-    const char *high = text[0] ? strchr(hex, text[0]) : NULL;
-    const char *low = high && text[1] ? strchr(hex, text[1]) : NULL;
     char byte;
 
-    if (!low)
-        return '\0';
-    byte = (char)(uint8_t)((high - hex) << 4 | (low - hex));
-    return is_plain(byte) ? '\0' : byte;
+    return hex_decode(text, 1, &byte) && !is_plain(byte) ? byte : '\0';
 }
 
 static bool get_name(const char *text, char key_id[LABEL_KEY_ID_MAX + 1])
