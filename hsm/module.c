@@ -12,6 +12,7 @@
 
 #include "hsm/base/file.h"
 #include "hsm/base/scope.h"
+#include "hsm/base/utf8.h"
 #include "hsm/wire/rv.h"
 #include "hsm/wire/uri.h"
 
@@ -177,20 +178,6 @@ void module_close(struct module *module)
 
 /* ---- texts ---- */
 
-/* Bytes of the UTF-8 sequence that begins here, 0 if none does. Overlong forms and the
- * like are let pass: this is for the eye. */
-static size_t sequence(const uint8_t *bytes, size_t left)
-{
-    size_t length = bytes[0] >= 0xf0 ? 4 : bytes[0] >= 0xe0 ? 3 : bytes[0] >= 0xc2 ? 2 : 0;
-
-    if (bytes[0] > 0xf4 || length > left)
-        return 0;
-    for (size_t i = 1; i < length; i++)
-        if ((bytes[i] & 0xc0) != 0x80)
-            return 0;
-    return length;
-}
-
 void module_text(const uint8_t *padded, size_t length, char *text)
 {
     size_t used = 0;
@@ -198,9 +185,9 @@ void module_text(const uint8_t *padded, size_t length, char *text)
     while (length > 0 && (padded[length - 1] == ' ' || padded[length - 1] == '\0'))
         length--;
     while (used < length) {
-        size_t wide = sequence(padded + used, length - used);
+        size_t wide = utf8_character((const char *)padded + used, length - used);
 
-        if (wide > 0) {
+        if (wide > 1) {
             memcpy(text + used, padded + used, wide);
             used += wide;
             continue;

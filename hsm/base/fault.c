@@ -4,19 +4,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "hsm/base/utf8.h"
+
 /* A status message is sent as UTF-8: half a character at the end would make the
  * host refuse the whole status. */
 static void cut_at_character(char *text, size_t size)
 {
-    size_t end = strnlen(text, size);
-    size_t start = end;
+    size_t length = strnlen(text, size);
 
-    if (end < size - 1)
-        return;
-    while (start > 0 && ((unsigned char)text[start - 1] & 0xc0) == 0x80)
-        start--;
-    if (start > 0 && ((unsigned char)text[start - 1] & 0x80) != 0)
-        text[start - 1] = '\0';
+    if (length == size - 1)
+        text[utf8_whole(text, length)] = '\0';
 }
 
 __attribute__((format(printf, 3, 0))) static void append(char *text, size_t size,

@@ -53,6 +53,17 @@ bool utf8_is_text(const char *text, size_t length)
     return true;
 }
 
+size_t utf8_whole(const char *text, size_t length)
+{
+    size_t start = length;
+
+    while (start > 0 && length - start < 3 && ((uint8_t)text[start - 1] & 0xc0) == 0x80)
+        start--;
+    if (start > 0 && (uint8_t)text[start - 1] >= 0x80)
+        start--;
+    return start < length && utf8_character(text + start, length - start) == 0 ? start : length;
+}
+
 static bool is_control(char byte)
 {
     return (unsigned char)byte < 0x20 || byte == 0x7f;

@@ -12,6 +12,9 @@ size_t utf8_character(const char *text, size_t length);
 /* Is it all characters, and no NUL among them? */
 bool utf8_is_text(const char *text, size_t length);
 
+/* The length without half a character at the end, of a text that was cut at a byte. */
+size_t utf8_whole(const char *text, size_t length);
+
 /* Copies `text` into `copy`, with '?' for every byte that is no character and, unless
  * `controls`, for control characters; cut at a character when it does not fit. The
  * copy ends with NUL. */

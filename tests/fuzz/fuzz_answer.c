@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hsm/base/utf8.h"
 #include "hsm/module.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -52,7 +53,7 @@ static void take_text(const uint8_t *padded, size_t length)
     if (!text)
         return;
     module_text(padded, length, text);
-    if (strlen(text) > length)
+    if (strlen(text) > length || !utf8_is_text(text, strlen(text)))
         abort();
     free(text);
 }

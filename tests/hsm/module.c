@@ -1,4 +1,6 @@
 /* Which file is loaded as a module, which is not, and what is said then. */
+#include "hsm/module.h"
+
 #include "tests/support/hsm_room.h"
 
 #include <stdio.h>
@@ -139,6 +141,34 @@ static void module_that_cannot_start_may_do_so_later(void **state)
     room_opens(&settings);
 }
 
+static void texts_of_a_token_are_made_fit_to_be_shown(void **state)
+{
+    static const struct {
+        const char *padded;
+        const char *text;
+    } rows[] = {
+        {"spire   ", "spire"},
+        {"  two words\n  ", "  two words?"},
+        {"", ""},
+        {"        ", ""},
+        {"Schl\xc3\xbcssel \xf0\x9f\x94\x91 ", "Schl\xc3\xbcssel \xf0\x9f\x94\x91"},
+        {"cut off \xe2\x82", "cut off ??"},
+        {"\xc0\x80 overlong", "?? overlong"},
+        {"\xed\xa0\x80 surrogate", "??? surrogate"},
+        {"\xf5\x80\x80\x80 beyond", "???? beyond"},
+        {"\x7f\xff", "??"},
+    };
+    char text[64];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        module_text((const uint8_t *)rows[i].padded, strlen(rows[i].padded), text);
+        assert_string_equal(text, rows[i].text);
+    }
+    module_text((const uint8_t *)"a\0b\0\0", 5, text);
+    assert_string_equal(text, "a?b");
+}
+
 #define TEST(test) cmocka_unit_test_setup_teardown(test, room_setup, room_teardown)
 
 int main(void)
@@ -151,6 +181,7 @@ int main(void)
         TEST(module_is_checked_where_its_link_leads),
         TEST(bare_file_name_is_looked_for_in_p11_kits_folder),
         TEST(module_that_cannot_start_may_do_so_later),
+        cmocka_unit_test(texts_of_a_token_are_made_fit_to_be_shown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

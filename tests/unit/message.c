@@ -106,6 +106,18 @@ static void utf8_is_what_the_rfc_says(void **state)
     assert_false(utf8_is_text("a\0b", 3));
 }
 
+static void half_a_character_is_left_off(void **state)
+{
+    static const char text[] = "a\xc3\xa9z\xe2\x82\xac\xf0\x9f\x94\x91";
+    static const size_t whole[] = {0, 1, 1, 3, 4, 4, 4, 7, 7, 7, 7, 11};
+
+    (void)state;
+    for (size_t length = 0; length < sizeof text; length++)
+        assert_int_equal(utf8_whole(text, length), whole[length]);
+    assert_int_equal(utf8_whole("\x80\x80\x80\x80\x80\x80", 6), 2); /* a character, no more */
+    assert_int_equal(utf8_whole("\x80", 1), 0);
+}
+
 static void unclean_text_is_made_fit_for_a_log(void **state)
 {
     char copy[8];
@@ -127,6 +139,7 @@ int main(void)
         cmocka_unit_test(strings_are_checked_at_any_depth),
         cmocka_unit_test(truncated_and_overlong_bytes_are_refused),
         cmocka_unit_test(utf8_is_what_the_rfc_says),
+        cmocka_unit_test(half_a_character_is_left_off),
         cmocka_unit_test(unclean_text_is_made_fit_for_a_log),
     };
 
