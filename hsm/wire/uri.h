@@ -11,9 +11,16 @@ struct p11_kit_uri; /* P11KitUri of p11-kit/uri.h */
 /* For OWNED of scope.h. */
 void uri_free(struct p11_kit_uri **uri);
 
-/* On success *uri is the caller's until uri_free, and pin_source is the URI's, "" if it has
- * none. Refused: what p11-kit cannot read, a PIN in the URI, attributes that are neither a
- * token's nor a slot's. */
+/* What is wrong with the text, a clause and a constant; NULL: nothing. Wrong is what p11-kit
+ * cannot read, and a PIN in the URI. Wrong is also what p11-kit reads otherwise than it looks,
+ * or leaves without effect. */
+const char *uri_wrong(const char *text);
+
+/* Of a URI with which nothing is wrong. */
+bool uri_has_pin_source(const char *text);
+
+/* Refuses what uri_wrong finds wrong. On success *uri is the caller's until uri_free, and
+ * pin_source is the URI's, "" if it has none. */
 int uri_parse(const char *text, struct p11_kit_uri **uri, char pin_source[HSM_PATH_MAX],
               struct fault *fault);
 

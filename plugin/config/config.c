@@ -6,6 +6,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
+#include "hsm/wire/uri.h"
 #include "plugin/config/config_private.h"
 
 /* One reading of one text. */
@@ -128,7 +129,7 @@ static void read_option(struct reading *r, const struct config_option *option,
     }
     if (!is_whole_seconds(r, option))
         note(r->notes, true, "line %u: %s: expected whole seconds", item->line, option->name);
-    if (strcmp(option->name, "token") == 0 && value_uri_has_pin_source(r->config->keymanager.token))
+    if (strcmp(option->name, "token") == 0 && uri_has_pin_source(r->config->keymanager.token))
         join_group(r, GROUP_PIN, "the pin-source of token", item->line);
     warn(r, option, item->line);
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "hsm/wire/uri.h"
 #include "plugin/config/config_private.h"
 
 #define FIELD(member) offsetof(struct config, member), sizeof(((struct config *)NULL)->member)
@@ -22,7 +23,7 @@ static const struct config_option keymanager_options[] = {
     {"module_args", OPTION_STRING, FIELD(keymanager.module_args), .type = "string",
      .help = "what the library wants at C_Initialize, if anything: NSS its configdir"},
     {"token", OPTION_STRING, FIELD(keymanager.token), .required = true, .type = "PKCS#11 URI",
-     .check = value_check_uri,
+     .check = uri_wrong,
      .help = "which token, by any of token (its label), serial, model, manufacturer, slot-id; it "
              "must fit exactly one"},
     {"pin_file", OPTION_STRING, FIELD(keymanager.pin_file), .group = GROUP_PIN,

@@ -19,12 +19,8 @@ const char *value_check_text(const char *text); /* of any string option: first o
 const char *value_check_path(const char *text); /* absolute, and not a folder's */
 const char *value_check_module(const char *text);
 const char *value_check_variable(const char *text);
-const char *value_check_uri(const char *text);
 const char *value_check_mode(int64_t mode);
 const char *value_check_trust_domain(const char *name);
-
-/* Has a checked URI a pin-source? */
-bool value_uri_has_pin_source(const char *uri);
 
 /* ---- config_option.c ---- */
 

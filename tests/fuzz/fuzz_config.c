@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "hsm/base/utf8.h"
 
@@ -17,7 +18,7 @@ static void check(bool promise)
 
 static void check_keymanager(const struct config_keymanager *c)
 {
-    check(c->module[0] != '\0' && strncmp(c->token, "pkcs11:", 7) == 0);
+    check(c->module[0] != '\0' && strncasecmp(c->token, "pkcs11:", 7) == 0);
     check((c->key_identifier_file[0] == '/') != (c->key_identifier_value[0] != '\0'));
     check((c->pin_file[0] != '\0') + (c->pin_env[0] != '\0') + (c->pin[0] != '\0') <= 1);
     check(c->max_sessions >= 1 && c->max_sessions <= HSM_SESSIONS_MAX);

@@ -113,7 +113,7 @@ static void token_is_found_by_serial_number_and_by_slot(void **state)
 
 static void uninitialized_token_is_called_that(void **state)
 {
-    struct hsm_settings settings = room_settings("pkcs11:token=");
+    struct hsm_settings settings = room_settings("pkcs11:token=%20");
 
     (void)state;
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "has not been initialized");
@@ -125,13 +125,13 @@ static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
         const char *uri;
         const char *words;
     } rows[] = {
-        {"token=spire", "token: not a PKCS#11 URI"},
-        {"", "token: not a PKCS#11 URI"},
+        {"token=spire", "token: expected a URI"},
+        {"", "token: expected a URI"},
         {"pkcs11:token=spire?pin-value=" SOFTHSM_PIN, "has no place in the URI"},
         {"pkcs11:token=spire;pin-value=" SOFTHSM_PIN, "has no place in the URI"},
-        {"pkcs11:token=spire;object=key", "not a token's"},
+        {"pkcs11:token=spire;object=key", "expected, separated by ';', some of token"},
         {"pkcs11:token=spire?pin-source=/etc/pin", "beside it"},
-        {"pkcs11:token=%zz?pin-value=" SOFTHSM_PIN, "token: not a PKCS#11 URI"},
+        {"pkcs11:token=%zz?pin-value=" SOFTHSM_PIN, "has no place in the URI"},
     };
 
     (void)state;

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <p11-kit/uri.h>
-
 #include <cmocka.h>
 
 #include "hsm/base/clock.h"
@@ -200,81 +198,17 @@ static void lengths_are_kept_to_the_byte(void **state)
                         "line 1: key_identifier_file: is longer than 1023 bytes");
 }
 
-static const struct {
-    const char *uri;
-    const char *message; /* NULL = accepted */
-} uris[] = {
-    {"pkcs11:", NULL},
-    {"pkcs11:token=spire", NULL},
-    {"pkcs11:token=My%20Token;serial=01%2f;model=SoftHSM%20v2;manufacturer=a;slot-id=12", NULL},
-    {"pkcs11:token=a?pin-source=/etc/pin", NULL},
-    {"pkcs11:token=a?pin-source=file:/etc/pin", NULL},
-    {"pkcs11:?pin-source=file:///etc/pin", NULL},
-    {"pkcs11:token=a:[]@!$'()*+,=&b~._-", NULL},
-    {"spire", "expected a URI that begins with pkcs11:"},
-    {"PKCS11:token=a", "expected a URI that begins with pkcs11:"},
-    {"pkcs11:token=a?pin-value=1234", "a PIN has no place in the URI, use pin_file"},
-    {"pkcs11:token=a;pin-value=1234", "a PIN has no place in the URI, use pin_file"},
-    {"pkcs11:token=a;object=k", "expected, separated by ';', some of token, serial, model, "
-                                "manufacturer and slot-id, nothing else"},
-    {"pkcs11:type=private", "expected, separated by ';', some of token, serial, model, "
-                            "manufacturer and slot-id, nothing else"},
-    {"pkcs11:token=a;", "expected, separated by ';', some of token, serial, model, manufacturer "
-                        "and slot-id, nothing else"},
-    {"pkcs11:1234", "expected, separated by ';', some of token, serial, model, manufacturer and "
-                    "slot-id, nothing else"},
-    {"pkcs11:token", "expected, separated by ';', some of token, serial, model, manufacturer and "
-                     "slot-id, nothing else"},
-    {"pkcs11:token=", "an attribute has no value"},
-    {"pkcs11:token=a;token=b", "an attribute is there twice"},
-    {"pkcs11:token=a b", "characters such as spaces must be percent-encoded (%20)"},
-    {"pkcs11:token=\xc3\xa9", "characters such as spaces must be percent-encoded (%20)"},
-    {"pkcs11:token=a%2", "there is a '%' without two hexadecimal digits behind it"},
-    {"pkcs11:token=a%00", "there is a NUL in it"},
-    {"pkcs11:slot-id=x", "slot-id must be a number"},
-    {"pkcs11:model=seventeen-letters", "an attribute is longer than PKCS#11 allows"},
-    {"pkcs11:token=a?module-path=/x", "expected nothing but pin-source behind '?'"},
-    {"pkcs11:token=a?pin-source=pin", "pin-source must be an absolute path or file:/path"},
-    {"pkcs11:token=a?pin-source=|cmd", "pin-source must be an absolute path or file:/path"},
-    {"pkcs11:token=a?pin-source=file://host/pin",
-     "pin-source must be an absolute path or file:/path"},
-    {"pkcs11:?", "expected nothing but pin-source behind '?'"},
-};
-
-static void token_uris_are_checked_in_front_of_the_token(void **state)
+/* What is wrong with a URI is for uri.c. */
+static void a_token_is_named_by_a_uri(void **state)
 {
     (void)state;
-    for (size_t i = 0; i < sizeof uris / sizeof uris[0]; i++) {
-        char text[512];
-        char message[256];
-
-        (void)snprintf(text, sizeof text, "module=\"m\" token=\"%s\" key_identifier_value=\"x\"",
-                       uris[i].uri);
-        (void)snprintf(message, sizeof message, "line 1: token: %s",
-                       uris[i].message ? uris[i].message : "");
-        if (uris[i].message)
-            refused(CONFIG_KEYMANAGER, text, message);
-        else
-            accepted(CONFIG_KEYMANAGER, text);
-    }
-}
-
-/* Where a URI is used, p11-kit reads it. */
-static void token_uris_that_pass_are_uris_for_p11_kit(void **state)
-{
-    (void)state;
-    for (size_t i = 0; i < sizeof uris / sizeof uris[0]; i++) {
-        P11KitUri *uri = p11_kit_uri_new();
-
-        if (!uris[i].message) {
-            assert_int_equal(
-                p11_kit_uri_parse(uris[i].uri, P11_KIT_URI_FOR_TOKEN | P11_KIT_URI_FOR_SLOT, uri),
-                P11_KIT_URI_OK);
-            assert_false(p11_kit_uri_any_unrecognized(uri));
-            assert_null(p11_kit_uri_get_pin_value(uri));
-        }
-        p11_kit_uri_free(uri);
-    }
+    accepted(CONFIG_KEYMANAGER,
+             "module=\"m\" token=\"pkcs11:token=a%20b\" key_identifier_value=\"x\"");
+    refused(CONFIG_KEYMANAGER, "module=\"m\" token=\"pkcs11:token=a b\" key_identifier_value=\"x\"",
+            "line 1: token: characters such as spaces must be percent-encoded (%20)");
+    refused(CONFIG_KEYMANAGER,
+            "module=\"m\" token=\"pkcs11:token=a?pin-value=1234\" key_identifier_value=\"x\"",
+            "line 1: token: a PIN has no place in the URI, use pin_file");
 }
 
 static void trust_domains_are_as_spiffe_has_them(void **state)
@@ -318,8 +252,7 @@ int main(void)
         cmocka_unit_test(modes_are_octal_however_they_are_written),
         cmocka_unit_test(strings_must_be_what_they_are_for),
         cmocka_unit_test(lengths_are_kept_to_the_byte),
-        cmocka_unit_test(token_uris_are_checked_in_front_of_the_token),
-        cmocka_unit_test(token_uris_that_pass_are_uris_for_p11_kit),
+        cmocka_unit_test(a_token_is_named_by_a_uri),
         cmocka_unit_test(trust_domains_are_as_spiffe_has_them),
     };
 
