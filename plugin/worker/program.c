@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 
@@ -114,8 +115,7 @@ static int sha256_of(int fd, char text[SHA256_TEXT], struct fault *fault)
         !digest_file(fd, context, digest))
         return fault_set(fault, FAULT_UNAVAILABLE, "cannot read the worker's program %s",
                          program.path);
-    for (size_t i = 0; i < sizeof digest; i++)
-        (void)snprintf(text + 2 * i, 3, "%02x", digest[i]);
+    hex_encode(digest, sizeof digest, text);
     return 0;
 }
 
