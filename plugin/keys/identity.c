@@ -54,6 +54,22 @@ static int make_uuid(char text[40])
     return 0;
 }
 
+/* Removed under a running server, by mistake: there is only one right content. */
+static int write_back(const struct source *source, const struct identity *held, bool *existed,
+                      struct fault *fault)
+{
+    struct fault why;
+
+    if (file_make(source->path, held->bytes, held->length, S_IRUSR | S_IWUSR, existed, &why) != 0)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "%s \"%s\" has vanished and cannot be written back: %s", source->what,
+                         source->path, why.message);
+    log_write(LOG_WARN, "key_identifier_file had vanished and was written back", "path",
+              source->path, NULL);
+    *existed = true;
+    return 0;
+}
+
 /* The name never shows a half-written identity. Of two processes that start at once, one
  * makes the file, and the other finds it, like any later one. */
 static int create(const struct source *source, bool *existed, struct fault *fault)
@@ -80,13 +96,19 @@ static int open_source(const struct source *source)
     return fd;
 }
 
-static int open_file(const struct source *source, bool *existed, int *fd, struct fault *fault)
+static bool is_held(const struct source *source, const struct identity *held)
+{
+    return held && strcmp(held->path, source->path) == 0;
+}
+
+static int open_file(const struct source *source, const struct identity *held, bool *existed,
+                     int *fd, struct fault *fault)
 {
     *existed = true;
     *fd = open_source(source);
     if (*fd < 0 && errno == ENOENT) {
-        *existed = false;
-        if (create(source, existed, fault) != 0)
+        if ((is_held(source, held) ? write_back(source, held, existed, fault)
+                                   : create(source, existed, fault)) != 0)
             return -1;
         *fd = open_source(source);
     }
@@ -166,7 +188,7 @@ static bool same_file(int a, int b)
            file_stamp_same_file(&first, &second);
 }
 
-/* Whoever made the file may have taken it back while we waited for the lock. */
+/* The file may have been moved away while we waited for the lock. */
 static bool is_at(const char *path, int fd)
 {
     struct file_stamp now;
@@ -197,10 +219,10 @@ static int lock_file(const struct source *source, const struct identity *held, i
     return 0;
 }
 
-static int make_or_read(const struct source *source, struct identity *identity, int *fd,
-                        struct fault *fault)
+static int make_or_read(const struct source *source, const struct identity *held,
+                        struct identity *identity, int *fd, struct fault *fault)
 {
-    if (open_file(source, &identity->existed, fd, fault) != 0 ||
+    if (open_file(source, held, &identity->existed, fd, fault) != 0 ||
         check_file(source, *fd, fault) != 0 || read_file(source, *fd, identity, fault) != 0)
         return -1;
     return 0;
@@ -212,11 +234,12 @@ static int from_file(const struct source *source, const struct identity *held,
     while (identity->lock < 0) {
         OWNED(scope_close) int fd = -1;
 
-        if (make_or_read(source, identity, &fd, fault) != 0 ||
+        if (make_or_read(source, held, identity, &fd, fault) != 0 ||
             lock_file(source, held, &fd, &identity->lock, fault) != 0)
             return -1;
     }
     identity->alone = true;
+    (void)snprintf(identity->path, sizeof identity->path, "%s", source->path);
     return 0;
 }
 
@@ -269,7 +292,7 @@ static int take_place(const struct identity *held, struct identity *identity, st
         OWNED(scope_close) int fd = -1;
         struct fault why;
 
-        if (make_or_read(&source, &place, &fd, &why) != 0) {
+        if (make_or_read(&source, NULL, &place, &fd, &why) != 0) {
             log_fault(LOG_WARN, &why, "no old key is destroyed, but those this process makes",
                       NULL);
             return 0;
@@ -319,12 +342,6 @@ int identity_open(const struct config *config, const struct identity *held,
         return -1;
     *identity = made;
     return 0;
-}
-
-void identity_undo(const struct config *config, struct identity *identity)
-{
-    if (identity->alone && !identity->existed)
-        (void)unlink(config->keymanager.key_identifier_file);
 }
 
 void identity_close(struct identity *identity)

@@ -23,15 +23,18 @@ struct identity {
     char bytes[CONFIG_IDENTITY_MAX];
     size_t length;
     struct label_scope scope;
-    int lock;     /* descriptor that holds the lock; -1 = none */
-    bool existed; /* key_identifier_file was there before */
-    bool alone;   /* the lock is on key_identifier_file: nobody else has this identity */
+    char path[HSM_PATH_MAX]; /* key_identifier_file, "" with a value */
+    int lock;                /* descriptor that holds the lock; -1 = none */
+    bool existed;            /* key_identifier_file was there before */
+    bool alone;              /* the lock is on key_identifier_file: nobody else has this identity */
     struct label_maker maker; /* of the place; unknown with key_identifier_file */
 };
 
 /* Reads or makes the identity and takes the lock, waiting up to 12 s for a process that
  * is on its way out. `held` is the identity in force, or NULL: the same file is not
- * locked against ourselves. On success the caller closes with identity_close. */
+ * locked against ourselves, and written back if it has vanished, as a new identity in its
+ * place would forget every key. A file is never removed, nor one that is there replaced. On
+ * success the caller closes with identity_close. */
 int identity_open(const struct config *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 
@@ -40,10 +43,6 @@ int identity_open(const struct config *config, const struct identity *held,
  * another process has it. */
 int identity_find(const struct config *config, bool lock, struct identity *identity,
                   struct fault *fault);
-
-/* Takes back a file that identity_open has just made, as if it had not been called: an
- * identity that was never used should not look like an old one. Before identity_close. */
-void identity_undo(const struct config *config, struct identity *identity);
 
 void identity_close(struct identity *identity);
 

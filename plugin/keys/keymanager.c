@@ -170,14 +170,12 @@ int keymanager_open(const struct config *config, struct keymanager *before,
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     if (identity_open(config, before ? &before->identity : NULL, &made->identity, fault) != 0 ||
         start(made, config, fault) != 0) {
-        identity_undo(config, &made->identity);
         free_keymanager(made);
         return -1;
     }
     if (load(made, before, cancel, fault) != 0) {
         if (before)
             rotation_open_gate(before, before);
-        identity_undo(config, &made->identity);
         keymanager_release(made);
         return -1;
     }

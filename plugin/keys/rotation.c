@@ -193,19 +193,22 @@ void rotation_hand_over(struct attempt *attempt)
 static int check_request(const struct keymanager *keymanager, const char *key_id,
                          enum hsm_key_type type, struct fault *fault)
 {
+    struct hsm_token_info info;
+
+    supervisor_info(keymanager->supervisor, &info);
     if (label_check_key_id(key_id, (size_t)keymanager->config.label_max, fault) != 0)
         return -1;
     if (strcmp(key_id, LABEL_TRIAL_KEY_ID) == 0)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "key id \"%s\" is reserved", key_id);
-    if (!keymanager->info.can_generate[type])
+    if (!info.can_generate[type])
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                         "token \"%s\" cannot generate and use %s keys", keymanager->info.label,
+                         "token \"%s\" cannot generate and use %s keys", info.label,
                          hsm_key_type_name(type));
-    if (keymanager->info.write_protected)
+    if (info.write_protected)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "token \"%s\" was write-protected when it was opened: restart the server "
                          "once it is not",
-                         keymanager->info.label);
+                         info.label);
     return 0;
 }
 

@@ -472,6 +472,13 @@ void supervisor_abandon(struct supervisor *s)
     answer_late(s);
 }
 
+void supervisor_info(struct supervisor *s, struct hsm_token_info *info)
+{
+    supervisor_lock(s);
+    *info = s->info;
+    supervisor_unlock(s);
+}
+
 bool supervisor_away(struct supervisor *s, struct fault *fault)
 {
     bool away;

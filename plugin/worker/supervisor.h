@@ -83,6 +83,9 @@ void supervisor_retire(struct supervisor *supervisor);
  * supervisor_retire, as later submissions are still refused properly. */
 void supervisor_abandon(struct supervisor *supervisor);
 
+/* What the latest worker that opened the token found there. After supervisor_wait. */
+void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info);
+
 /* Is there no worker with an open token just now? Then fault says why. */
 bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
 

@@ -370,3 +370,8 @@ bool supervisor_away(struct supervisor *supervisor, struct fault *fault)
     (void)fault;
     return false;
 }
+
+void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info)
+{
+    (void)supervisor_wait(supervisor, 0, NULL, info, NULL);
+}

@@ -126,22 +126,35 @@ static void a_file_system_without_links_will_do(void **state)
     rival = NULL;
 }
 
-static void an_identity_that_was_never_used_is_taken_back(void **state)
+/* An operator may move the right one into its place at any moment of a start. */
+static void a_file_once_made_is_never_removed(void **state)
 {
     struct place *place = *state;
     struct identity identity = take(place);
 
-    identity_undo(&place->config, &identity);
-    identity_close(&identity);
-    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), -1);
-    identity = take(place);
     assert_false(identity.existed);
     identity_close(&identity);
     identity = take(place);
     assert_true(identity.existed);
-    identity_undo(&place->config, &identity);
     identity_close(&identity);
-    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), 0);
+}
+
+static void a_file_that_vanished_under_a_running_server_is_written_back(void **state)
+{
+    struct place *place = *state;
+    const char *path = place->config.keymanager.key_identifier_file;
+    struct identity first = take(place);
+    struct identity second;
+    struct fault fault;
+
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(identity_open(&place->config, &first, &second, &fault), 0);
+    assert_int_equal(second.length, first.length);
+    assert_memory_equal(second.bytes, first.bytes, first.length);
+    assert_true(second.existed);
+    assert_int_equal(access(path, F_OK), 0);
+    identity_close(&first);
+    identity_close(&second);
 }
 
 /* ---- a value and its place ---- */
@@ -285,7 +298,8 @@ int main(void)
         AT(one_newline_at_the_end_does_not_count),
         AT(any_bytes_will_do_up_to_256),
         AT(a_file_system_without_links_will_do),
-        AT(an_identity_that_was_never_used_is_taken_back),
+        AT(a_file_once_made_is_never_removed),
+        AT(a_file_that_vanished_under_a_running_server_is_written_back),
         AT(a_value_marks_the_keys_of_its_place),
         AT(a_file_marks_nothing),
         AT(a_value_without_a_place_will_do),

@@ -141,23 +141,6 @@ static void the_lock_lasts_as_long_as_a_worker_that_inherited_it(void **state)
     end_server(&next);
 }
 
-static void a_start_that_came_to_nothing_leaves_no_identity(void **state)
-{
-    struct place *place = *state;
-    struct identity identity;
-
-    assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
-    assert_false(identity.existed);
-    identity_undo(&place->config, &identity);
-    identity_close(&identity);
-    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), -1);
-    put_text(place, "old");
-    assert_int_equal(identity_open(&place->config, NULL, &identity, NULL), 0);
-    identity_undo(&place->config, &identity);
-    identity_close(&identity);
-    assert_int_equal(access(place->config.keymanager.key_identifier_file, F_OK), 0);
-}
-
 static void a_reconfiguration_does_not_lock_itself_out(void **state)
 {
     struct place *place = *state;
@@ -242,7 +225,6 @@ int main(void)
         AT(a_second_server_waits_until_the_first_has_ended),
         AT(a_second_server_with_the_same_value_waits_too),
         AT(the_lock_lasts_as_long_as_a_worker_that_inherited_it),
-        AT(a_start_that_came_to_nothing_leaves_no_identity),
         AT(a_reconfiguration_does_not_lock_itself_out),
         AT(a_reconfiguration_to_another_identity_locks_that_one),
         AT(who_only_looks_does_not_wait_for_the_lock),

@@ -1,0 +1,29 @@
+# How test programs are built. Included by the Makefile.
+TESTS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/*.c tests/hsm/*.c))
+FUZZERS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/fuzz/fuzz_*.c))
+DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump.c))
+
+# Each stand-in defines functions of the product or of libc anew. In the archive it would come to
+# every program that calls one of them, so it is linked to those named below and to no other.
+STAND_INS := identity_scene keymanager_token model_world supervisor_stage supervisor_token
+SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/faulty_% %_dump.c %/raw_sign.c %/collide.c \
+               $(STAND_INS:%=tests/support/%.c),$(wildcard tests/support/*.c)))
+
+$(BUILD)/tests/support.a: $(SUPPORT)
+	$(call say,AR,$@)rm -f $@; ar rcs $@ $^
+
+$(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.a $(BUILD)/rooms.a
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -lcmocka -ldl
+$(addprefix $(BUILD)/tests/unit/,identity identity_lock): $(BUILD)/tests/support/identity_scene.o
+$(BUILD)/tests/unit/keymanager: $(BUILD)/tests/support/keymanager_token.o
+$(BUILD)/tests/unit/model: $(BUILD)/tests/support/model_world.o
+$(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life): \
+    $(addprefix $(BUILD)/tests/support/,supervisor_stage.o supervisor_token.o)
+
+$(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/faulty.h
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
+$(BUILD)/tests/collide.so: tests/support/collide.c
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
+$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so
