@@ -304,6 +304,29 @@ static void refusal_that_cannot_be_written_down_says_so(void **state)
                        "cannot remember this (cannot open the directory /nonexistent/folder: ");
 }
 
+/* Or no key of a type could be made for the life of the process, for one lost answer. */
+static void a_mechanism_that_cannot_be_asked_about_is_no_verdict(void **state)
+{
+    struct hsm_settings settings = room_faulty("C_GetMechanismInfo 1 before CKR_DEVICE_ERROR");
+    struct hsm_token_info info;
+    struct hsm_token *token;
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(hsm_open(&settings, &token, &info, &fault), -1);
+    assert_int_equal(fault.code, FAULT_UNAVAILABLE);
+    settings = room_faulty("C_GetMechanismInfo before CKR_MECHANISM_INVALID");
+    assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
+    for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++)
+        assert_false(info.can_generate[type]);
+    hsm_close(token);
+    settings = room_faulty("C_GetMechanismInfo before CKR_FUNCTION_NOT_SUPPORTED");
+    assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
+    assert_true(info.can_generate[HSM_EC_P256]);
+    hsm_close(token);
+    softhsm_script("");
+}
+
 static void latch_knows_tokens_and_sources_apart(void **state)
 {
     struct pin_latch latch = {.file = "", .set = false};
@@ -392,6 +415,7 @@ int main(void)
         TEST(wrong_pin_is_tried_once_until_its_file_changes),
         TEST(refusal_is_remembered_without_the_pin),
         TEST(refusal_that_cannot_be_written_down_says_so),
+        TEST(a_mechanism_that_cannot_be_asked_about_is_no_verdict),
         TEST(latch_knows_tokens_and_sources_apart),
         TEST(wiped_settings_hold_nothing),
     };

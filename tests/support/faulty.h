@@ -59,6 +59,13 @@ struct faulty_habits {
     uint64_t latency;
     uint64_t slow_generation;
     uint64_t token_flags; /* CKF_.., beside the token's own */
+    struct faulty_trouble {
+        uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
+        bool private_keys; /* whom it hits */
+        bool public_keys;
+        char part[32]; /* of the label of those it hits, "" = all */
+        uint64_t rv;   /* what reading them answers; CKR_OK: searches leave them out */
+    } trouble;
 };
 
 struct faulty_script {
@@ -92,6 +99,7 @@ CK_RV faulty_after(const char *function, CK_RV rv);
 const struct faulty_habits *faulty_habits(void);
 
 int64_t faulty_now(void); /* CLOCK_MONOTONIC, ns */
+int64_t faulty_age(void); /* of the script, since its first reader; ns */
 void faulty_sleep(uint64_t milliseconds);
 
 /* The token's memory of new objects, over processes and until the next script: name is a

@@ -364,6 +364,28 @@ CK_RV habit_find_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_UL
     return rv == CKR_OK ? faulty_real->C_FindObjectsInit(session, attributes, count) : rv;
 }
 
+/* Is this one of those that the trouble hits, and does it last? */
+static bool is_in_trouble(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    const struct faulty_trouble *trouble = &habits()->trouble;
+    CK_OBJECT_CLASS class = CKO_DATA;
+    char label[NAME_MAX_BYTES + 1] = "";
+    CK_ATTRIBUTE attributes[] = {{CKA_CLASS, &class, sizeof class},
+                                 {CKA_LABEL, label, sizeof label - 1}};
+
+    if (trouble->lasts == 0 || faulty_age() > (int64_t)trouble->lasts * 1000000)
+        return false;
+    (void)faulty_real->C_GetAttributeValue(session, object, attributes, 2);
+    return ((class == CKO_PRIVATE_KEY && trouble->private_keys) ||
+            (class == CKO_PUBLIC_KEY && trouble->public_keys)) &&
+           strstr(label, trouble->part) != NULL;
+}
+
+static bool is_hidden(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    return habits()->trouble.rv == CKR_OK && is_in_trouble(session, object);
+}
+
 static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG count)
 {
     CK_ULONG kept = 0;
@@ -371,7 +393,8 @@ static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object
     for (CK_ULONG i = 0; i < count; i++) {
         uint64_t name = name_of_object(session, objects[i]);
 
-        if (!faulty_newborn_hidden(name) && !faulty_newborn_apart(name, habits()->apart))
+        if (!is_hidden(session, objects[i]) && !faulty_newborn_hidden(name) &&
+            !faulty_newborn_apart(name, habits()->apart))
             objects[kept++] = objects[i];
     }
     return kept;
@@ -388,7 +411,7 @@ CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG 
             return rv;
         if (logged_out)
             *count = 0;
-        else if (habits()->lag > 0 || habits()->apart > 0)
+        else if (habits()->lag > 0 || habits()->apart > 0 || habits()->trouble.lasts > 0)
             *count = keep_visible(session, objects, *count);
     } while (*count == 0);
     return rv;
@@ -488,6 +511,8 @@ CK_RV habit_get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
     CK_BYTE point[POINT_MAX];
     CK_RV result = CKR_OK;
 
+    if (habits()->trouble.rv != CKR_OK && is_in_trouble(session, object))
+        return (CK_RV)habits()->trouble.rv;
     if (!habits()->raw_point && !habits()->no_public)
         return faulty_real->C_GetAttributeValue(session, object, attributes, count);
     for (CK_ULONG i = 0; i < count; i++) {

@@ -52,6 +52,10 @@
  *   newborn MS CKR    C_SignInit with a key younger than that
  *   sessions N        CKR_SESSION_COUNT beyond, over all processes
  *   idle MS           a session not used for so long is closed
+ *   hide HALF MS [PART]  for so long searches leave out keys: private, public or both; only
+ *                     those whose label has PART in it. Counted from when the first process
+ *                     loaded the script, so that it lasts over processes
+ *   unreadable CKR HALF MS [PART]  for so long C_GetAttributeValue answers CKR for them
  *   token-flags FLAGS the token's own and these, 0x20000 (CKF_USER_PIN_FINAL_TRY) and the like
  *   id-length N, label-length N   longer ones are cut, silently
  *

@@ -307,6 +307,38 @@ static int newborn(struct line *line, struct faulty_habits *habits)
     return 0;
 }
 
+/* "private 400 [x509]" */
+static int read_trouble(struct line *line, struct faulty_trouble *trouble)
+{
+    const char *half = next_word(line);
+    const char *part;
+
+    trouble->private_keys = half && (strcmp(half, "private") == 0 || strcmp(half, "both") == 0);
+    trouble->public_keys = half && (strcmp(half, "public") == 0 || strcmp(half, "both") == 0);
+    if (!trouble->private_keys && !trouble->public_keys)
+        return wrong(line, "private, public or both, not", half);
+    if (next_number(line, &trouble->lasts) != 0)
+        return -1;
+    part = next_word(line);
+    (void)snprintf(trouble->part, sizeof trouble->part, "%s", part ? part : "");
+    return 0;
+}
+
+static int hide(struct line *line, struct faulty_habits *habits)
+{
+    habits->trouble.rv = CKR_OK;
+    return read_trouble(line, &habits->trouble);
+}
+
+static int unreadable(struct line *line, struct faulty_habits *habits)
+{
+    char *word = next_word(line);
+
+    if (!word || read_rv(word, &habits->trouble.rv) != 0)
+        return wrong(line, "no such CKR:", word);
+    return read_trouble(line, &habits->trouble);
+}
+
 /* A profile sets a flag, or takes a number, or has a function of its own. */
 static const struct {
     const char *name;
@@ -330,6 +362,8 @@ static const struct {
     OTHER(yubihsm),
     OTHER(dangling),
     OTHER(newborn),
+    OTHER(hide),
+    OTHER(unreadable),
     FLAG("rawpoint", raw_point),
     FLAG("nopub", no_public),
     FLAG("logout", logout),

@@ -76,6 +76,11 @@ _Noreturn static void give_up(const char *what)
     abort();
 }
 
+int64_t faulty_age(void)
+{
+    return faulty_now() - page->loaded;
+}
+
 int64_t faulty_now(void)
 {
     struct timespec now;

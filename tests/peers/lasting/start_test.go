@@ -1,0 +1,109 @@
+// Package lasting_test has trouble that lasts: a token that for some time shows or reads less than
+// it has, at a start of the plugin. Whatever it shows meanwhile, no key may be destroyed and none
+// forgotten. Single errors are the job of tests/peers/faults.
+package lasting_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"testing"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/faulty"
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/load"
+	"spire-hsm/peers/softhsm"
+)
+
+// The kept token has keys that are months old: what is young gets more patience.
+const kept = "../../data/format-1"
+
+type fingerprints map[string]string
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// restore the kept token, and what the server of its identity file has on it.
+func restore(t *testing.T) (*softhsm.Token, fingerprints) {
+	t.Helper()
+	token := softhsm.Restore(t, filepath.Join(kept, "tokens"))
+	identity, err := os.ReadFile(filepath.Join(kept, "hsm-id"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(token.Dir, "hsm-id"), identity, 0o600))
+	text, err := os.ReadFile(filepath.Join(kept, "keys.json"))
+	must(t, err)
+	var servers []struct {
+		Identity string       `json:"identity"`
+		Keys     fingerprints `json:"keys"`
+	}
+	must(t, json.Unmarshal(text, &servers))
+	for _, server := range servers {
+		if server.Identity == "" {
+			return token, server.Keys
+		}
+	}
+	t.Fatal("the kept token has no server with an identity file")
+	return nil, nil
+}
+
+// serves these keys and no others, and signs with each.
+func serves(t *testing.T, p *host.Plugin, wanted fingerprints) {
+	t.Helper()
+	response, err := p.KeyManager().GetPublicKeys(context.Background(), &keymanagerv1.GetPublicKeysRequest{})
+	must(t, err)
+	found := fingerprints{}
+	for _, key := range response.PublicKeys {
+		found[key.Id] = key.Fingerprint
+		if err := load.Sign(p, key); err != nil {
+			t.Errorf("%s: %v", key.Id, err)
+		}
+	}
+	if !maps.Equal(found, wanted) {
+		t.Errorf("it serves %v; want %v", found, wanted)
+	}
+}
+
+func startIn(t *testing.T, token *softhsm.Token, module *faulty.Module) *host.Plugin {
+	t.Helper()
+	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(token.Env(), module.Env()...)})
+	must(t, p.Configure("example.org", module.In(token.PluginData(""))))
+	return p
+}
+
+func TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone(t *testing.T) {
+	troubles := []string{"hide", "unreadable CKR_OBJECT_HANDLE_INVALID", "unreadable CKR_KEY_HANDLE_INVALID",
+		"unreadable CKR_GENERAL_ERROR", "unreadable CKR_FUNCTION_FAILED", "unreadable CKR_DEVICE_ERROR"}
+	for _, trouble := range troubles {
+		for _, half := range []string{"private", "public", "both"} {
+			for _, milliseconds := range []int{20, 100, 300, 900} {
+				script := fmt.Sprintf("profile %s %s %d", trouble, half, milliseconds)
+				t.Run(script, func(t *testing.T) {
+					t.Parallel()
+					token, keys := restore(t)
+					before := token.Labels(t)
+					module := faulty.Wrap(t, token)
+					module.Play(t, "%s", script)
+					p := startIn(t, token, module)
+					serves(t, p, keys)
+					must(t, p.Close())
+					module.Play(t, "")
+					p = startIn(t, token, module)
+					serves(t, p, keys)
+					must(t, p.Close())
+					if after := token.Labels(t); len(after) != len(before) {
+						t.Errorf("the token had %d objects and has %d: %v", len(before), len(after), after)
+					}
+				})
+			}
+		}
+	}
+}
