@@ -20,10 +20,13 @@ static const char expected[] =
     "expected, separated by ';', some of token, serial, model, manufacturer, slot-id (a number), "
     "slot-description and slot-manufacturer, none longer than PKCS#11 allows";
 
+static const char nul[] = "%00";
+static const char has_nul[] = "there is a NUL in it";
+
 /* Behind an empty attribute p11-kit takes all for a query, which has no effect. Of two it takes
- * the last. An empty value fits a blank field alone, and an empty slot-id is slot 0. A slot-id
- * that is too large becomes another one. pin-source may stand here for p11-kit, but the one
- * behind '?' wins. */
+ * the last. An empty value fits a blank field alone, an empty slot-id is slot 0, and what begins
+ * with a NUL fits any. A slot-id that is too large becomes another one. pin-source may stand
+ * here for p11-kit, but the one behind '?' wins. */
 static const char *path_wrong(const char *path)
 {
     static const char slot[] = "slot-id=";
@@ -38,6 +41,8 @@ static const char *path_wrong(const char *path)
         for (const char *other = path; other < at; other += strcspn(other, ";") + 1)
             if (strncmp(other, at, name) == 0)
                 return "an attribute is there twice";
+        if (strncmp(at + name, nul, sizeof nul - 1) == 0)
+            return has_nul;
         if (strncmp(at, "pin", 3) == 0)
             return "pin-source must stand behind '?'";
         if (strncmp(at, slot, name) == 0 && length - name > SLOT_DIGITS)
@@ -54,7 +59,7 @@ static const char *query_wrong(const char *query)
 
     if (strncmp(query, source, sizeof source - 1) != 0 || strpbrk(query, "&;"))
         return "expected nothing but pin-source behind '?'";
-    return strstr(query, "%00") ? "there is a NUL in it" : NULL;
+    return strstr(query, nul) ? has_nul : NULL;
 }
 
 /* p11-kit leaves out blanks, so that "My Token" would be another token's name. */

@@ -107,6 +107,8 @@ static const struct {
     {"pkcs11:slot-id=12345678901", ATTRIBUTES},
     {"pkcs11:slot-id=18446744073709551617", ATTRIBUTES}, /* 1 */
     {"pkcs11:slot-id=18446744073709551615", ATTRIBUTES}, /* any */
+    {"pkcs11:token=%00", "there is a NUL in it"},
+    {"pkcs11:serial=1;token=%00a", "there is a NUL in it"},
     {"pkcs11:slot-id=", NO_VALUE},
     {"pkcs11:token=", NO_VALUE},
     {"pkcs11:token=;serial=1", NO_VALUE},
