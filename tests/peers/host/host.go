@@ -17,6 +17,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -78,6 +79,21 @@ func Binary(t testing.TB) string {
 		t.Fatal("SPIRE_HSM must be the path of the spire-hsm binary")
 	}
 	return path
+}
+
+// Install copies both programs into a folder; the path of spire-hsm there.
+func Install(t testing.TB, folder string) string {
+	t.Helper()
+	for _, name := range []string{"spire-hsm", "spire-hsm-worker"} {
+		program, err := os.ReadFile(filepath.Join(filepath.Dir(Binary(t)), name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(folder, name), program, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return filepath.Join(folder, "spire-hsm")
 }
 
 // Start loads a plugin for the length of a test.
