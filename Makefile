@@ -136,4 +136,4 @@ clean:
 include tests/fuzz/fuzz.mk $(wildcard packaging/*.mk)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile tests/fuzz/fuzz.mk packaging/*.mk | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile tests/*.mk tests/fuzz/fuzz.mk packaging/*.mk | expand -t 20

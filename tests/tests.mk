@@ -27,3 +27,8 @@ $(BUILD)/tests/collide.so: tests/support/collide.c
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
 $(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so
+
+.PHONY: test-fresh
+test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc and Go, as root
+	@tests/lib/deps.sh deb
+	@tests/real/fresh.sh

@@ -11,6 +11,7 @@
 #
 # A build may take minutes: it says on stderr what it does.
 set -euo pipefail
+umask 022 # what is cached is for everybody: it must not depend on who asked first
 
 name=$1
 version=$2

@@ -11,7 +11,7 @@ set -euo pipefail
 declare -A packages=(
     [build]="libgrpc-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler
              libp11-kit-dev libjansson-dev libssl-dev pkg-config"
-    [run]="softhsm2 opensc openssl curl jq"
+    [run]="softhsm2 opensc openssl curl jq procps"
     [tutorial]="python3-venv"
     [test]="libcmocka-dev p11-kit postgresql
             libnss3 libnss3-tools swtpm dbus tpm2-abrmd libtss2-tcti-swtpm0 libtss2-tcti-tabrmd0
@@ -19,7 +19,7 @@ declare -A packages=(
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
     [llvm]="clang libclang-rt-dev"
-    [deb]="debhelper fakeroot lintian man-db mandoc systemd debootstrap"
+    [deb]="build-essential debhelper fakeroot lintian man-db mandoc bsdextrautils systemd debootstrap"
     [k8s]="containerd runc containernetworking-plugins etcd-server haproxy debootstrap"
 )
 declare -A purpose=(

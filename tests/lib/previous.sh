@@ -3,6 +3,7 @@
 # while there is none, at the first commit that ever landed. It is built once, into the same
 # cache as SPIRE. Exit status 3, and the reason, where there is no history to build from.
 set -euo pipefail
+umask 022
 cd "$(dirname "$0")/../.."
 
 first=9ba05163ff16030b8058e50df5179731b0b21935

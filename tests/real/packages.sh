@@ -37,6 +37,20 @@ versions_follow_tags() {
         [ "$("$repository/packaging/version.sh" --epoch)" = 1700000000 ]
 }
 
+## The programs of others
+
+# parts.sh has a umask of 077: whoever asks first must not make the cache his own.
+cache_is_for_everybody() {
+    (
+        umask 077
+        export XDG_CACHE_HOME=$scratch/cache
+        bash -c '. "$0" probe 1
+            complete() { [ -e "$1/probe" ]; }
+            build() { mkdir "$1/bin" && touch "$1/bin/probe"; }
+            provide "" no-probe-in-the-PATH' "$here/lib/cache.sh" >"$scratch/probe"
+    ) && [ "$(stat -c %a "$(<"$scratch/probe")" "$(<"$scratch/probe")/probe" | xargs)" = "755 644" ]
+}
+
 ## The SBOM
 
 # dpkg-shlibdeps has found out for itself what the program needs.
@@ -201,6 +215,7 @@ check "its program runs and says the version" deb_runs
 check "its programs are a pair: a token passes every check" deb_checks_a_token
 check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
 check "versions follow tags, and are SemVer" versions_follow_tags
+check "what is cached can be read by everybody, whoever asked first" cache_is_for_everybody
 check "manual pages are well formed" pages_are_well_formed
 check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
 check "systemd finds no fault with the units" units_verify
