@@ -46,6 +46,18 @@ static char *sources(void)
     return text;
 }
 
+/* Without the blanks around it: they may stand in another string than the words. */
+static const char *trim(char *part)
+{
+    size_t length;
+
+    part += strspn(part, " ");
+    length = strlen(part);
+    while (length > 0 && part[length - 1] == ' ')
+        part[--length] = '\0';
+    return part;
+}
+
 /* Three dots in a quotation stand for what differs from case to case. */
 static void must_be_said(const char *source, const char *quote)
 {
@@ -60,7 +72,7 @@ static void must_be_said(const char *source, const char *quote)
             *rest = '\0';
             rest += 3;
         }
-        if (!strstr(source, part))
+        if (!strstr(source, trim(part)))
             fail_msg("README.md has the log say '%s', but no source has '%s'", quote, part);
     }
 }
