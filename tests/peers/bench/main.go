@@ -21,7 +21,7 @@ var (
 	faulty  = flag.String("faulty", "", "faulty.so, for a slow token")
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
-	only    = flag.String("only", "", "sections, comma-separated: rates, generate, start, latency, stall")
+	only    = flag.String("only", "", "sections, comma-separated: rates, generate, start, latency, stall, recover")
 	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
@@ -38,6 +38,7 @@ var sections = []section{
 	{"start", measureStart},
 	{"latency", measureLatency},
 	{"stall", measureStall},
+	{"recover", measureRecovery},
 }
 
 func main() {

@@ -2,11 +2,14 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/load"
 )
 
 func measureGeneration(*report) error {
@@ -115,6 +118,41 @@ func measureStartAmong(r *report, foreign int) error {
 
 // measureLatency: as many bare threads as sessions have the latency that the token really
 // shows, which is that of the sleep, of waking up and of the signature.
+// measureRecovery kills the worker and signs at once: the signature waits for the next worker.
+func measureRecovery(r *report) error {
+	const kills = 50
+	token, remove, err := newToken()
+	if err != nil {
+		return err
+	}
+	defer remove()
+	p, err := open(token, "", "")
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	key, err := load.Generate(p, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
+	if err != nil {
+		return err
+	}
+	var times []time.Duration
+	for range kills {
+		if err := load.Sign(p, key); err != nil {
+			return err
+		}
+		p.KillWorkers()
+		begun := time.Now()
+		if err := load.Sign(p, key); err != nil {
+			return err
+		}
+		times = append(times, time.Since(begun))
+	}
+	fmt.Printf("recovery: kill -9 of the worker until the next signature, %d times: median %.1f ms, worst %.1f ms\n\n",
+		kills, milliseconds(median(times)), milliseconds(slices.Max(times)))
+	r.atMost("recovery of a killed worker in ms", milliseconds(median(times)), 10)
+	return nil
+}
+
 func measureLatency(r *report) error {
 	const latency = 20 * time.Millisecond
 	token, remove, err := newToken()
