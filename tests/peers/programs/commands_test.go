@@ -1,0 +1,89 @@
+package programs
+
+import (
+	"strings"
+	"syscall"
+	"testing"
+
+	"spire-hsm/peers/faulty"
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/softhsm"
+)
+
+// broken is a token with a key of a server, behind a module that plays a script.
+func broken(t *testing.T, format string, args ...any) (*softhsm.Token, *faulty.Module, func(name string, options ...string) *command) {
+	t.Helper()
+	token := softhsm.New(t)
+	p := start(t, token.Env()...)
+	must(t, p.Configure(domain, token.PluginData("")))
+	_ = generate(t, p, "ec", p256)
+	must(t, p.Close())
+	module := faulty.Wrap(t, token)
+	module.Play(t, format, args...)
+	return token, module, func(name string, options ...string) *command {
+		return runs(t, token, module.In(token.PluginData("generate_timeout = \"10s\"\noperation_timeout = \"1s\"\n")),
+			append(token.Env(), module.Env()...), name, options...)
+	}
+}
+
+// once: a sentence is said, and not again and again.
+func once(t testing.TB, output, text string) {
+	t.Helper()
+	if got := strings.Count(output, text); got != 1 {
+		t.Errorf("%q stands there %d times:\n%s", text, got, output)
+	}
+}
+
+func TestCommandsOutliveAModuleThatCrashesAtTheLogin(t *testing.T) {
+	_, _, run := broken(t, "C_Login after abort")
+	const its, ours = "internal error, giving up", "worker ended: signal 6 (Aborted)"
+	once(t, run("check").ends(t, 1, "MISSING  token", ours, its), ours)
+	once(t, run("keys").ends(t, 2, ours, its), ours)
+	once(t, run("prune").ends(t, 2, ours, its), ours)
+}
+
+func TestCommandsOutliveAModuleThatCrashesAtASignature(t *testing.T) {
+	token, module, run := broken(t, "C_Sign before segv")
+	run("check").ends(t, 1, "MISSING  trial ec-p256", "ended in the middle of it", "signal 11")
+	run("keys").ends(t, 0, "unknown", "PKCS#11 workers in a row ended while executing it")
+	run("prune", "--yes").ends(t, 0)
+	module.Play(t, "")
+	run("check").ends(t, 0, content)
+	if left := token.Labels(t); len(left) != 1 {
+		t.Errorf("on the token: %v", left)
+	}
+}
+
+func TestCommandsEndWhenTheModuleHangsInASearch(t *testing.T) {
+	t.Parallel() // three times 10 s
+	for _, row := range []struct {
+		name string
+		exit int
+		says string
+	}{
+		{"check", 1, "MISSING  objects"}, {"keys", 2, "cannot list the keys"}, {"prune", 2, "cannot list the keys"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			_, _, run := broken(t, "C_FindObjects before hang")
+			run(row.name, map[string][]string{"check": {"--no-trial"}}[row.name]...).ends(t, row.exit, row.says, "hang")
+		})
+	}
+}
+
+// What a command has begun ends with it, be it by Ctrl-C or SIGKILL.
+func TestAWorkerDoesNotOutliveItsCommand(t *testing.T) {
+	_, module, run := broken(t, "C_Login before sleep 500")
+	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+		module.Play(t, "C_Login before sleep 500")
+		c := run("keys")
+		eventually(t, "the module logs in", func() bool { return len(module.Fired(t)) > 0 })
+		workers := host.Children(c.Process.Pid)
+		must(t, c.Process.Signal(signal))
+		<-c.done
+		if len(workers) != 1 {
+			t.Fatalf("workers: %v", workers)
+		}
+		eventually(t, "its worker is gone", func() bool { return host.Gone(workers[0]) })
+	}
+}
