@@ -73,13 +73,14 @@ static int take_text(const char *text, struct pin *pin)
     return 0;
 }
 
+/* The name is not repeated: with -expandEnv, `pin_env = "${HSM_PIN}"` is the PIN itself. */
 static int read_env(const char *name, struct pin *pin, struct fault *fault)
 {
     const char *value = getenv(name);
 
     if (!value)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "pin_env: environment variable %s is not set", name);
+                         "pin_env: the environment variable that it names is not set");
     return take_text(value, pin);
 }
 
@@ -105,9 +106,10 @@ static int check_length(enum hsm_pin_kind kind, const char *text, const struct p
                         struct fault *fault)
 {
     static const char *const where[] = {[HSM_PIN_FILE] = "PIN file ",
-                                        [HSM_PIN_ENV] = "pin_env: environment variable ",
+                                        [HSM_PIN_ENV] =
+                                            "pin_env: the environment variable that it names",
                                         [HSM_PIN_INLINE] = "pin"};
-    const char *name = kind == HSM_PIN_INLINE ? "" : text;
+    const char *name = kind == HSM_PIN_FILE ? text : "";
 
     if (pin->length == 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s%s is empty", where[kind], name);

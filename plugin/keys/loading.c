@@ -467,7 +467,8 @@ static void log_loaded(const struct keymanager *keymanager, const struct hsm_rep
     if (keymanager->identity.existed && keymanager->catalogue.count == 0)
         log_write(LOG_WARN,
                   "key_identifier_file existed before, but the token holds no key of this server: "
-                  "is it the right token, or was it initialised anew?",
+                  "after a first start that failed, that is as it should be; otherwise this is "
+                  "another token, or it was initialised anew",
                   "token", keymanager->info.label, "serial", keymanager->info.serial, NULL);
 }
 

@@ -105,6 +105,8 @@ static void run_configure(void *context)
         rpc_reply(job->call, (const uint8_t *)"", 0);
 }
 
+/* `spire-server validate` takes any note for a mistake: what is only remarkable goes to the
+ * log. */
 static void reply_notes(struct rpc_call *call, bool valid, struct config_notes *notes)
 {
     Spire__ValidateResponse response = SPIRE__VALIDATE_RESPONSE__INIT;
@@ -112,7 +114,10 @@ static void reply_notes(struct rpc_call *call, bool valid, struct config_notes *
 
     response.valid = valid;
     response.notes = texts;
-    response.n_notes = count_notes(notes);
+    if (valid)
+        log_notes(notes);
+    else
+        response.n_notes = count_notes(notes);
     for (size_t i = 0; i < response.n_notes; i++)
         texts[i] = notes->notes[i].text;
     message_reply(call, &response.base);

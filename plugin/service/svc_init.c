@@ -27,13 +27,18 @@ static bool offers(const Spire__InitRequest *request, const char *service)
     return false;
 }
 
-/* Server and agent start their key managers with one and the same cookie; only what
- * they offer in return tells them apart. A service announced to the wrong one gets a
- * warning into its log. */
+/* Server and agent start their key managers with one and the same cookie; only what they offer
+ * in return tells them apart: any service of a server's name space makes a server. (SPIRE has
+ * IdentityProvider for notifiers, which it is about to drop.) A service announced to the wrong
+ * one gets a warning into its log. */
 static bool host_is_agent(const Spire__InitRequest *request)
 {
-    return offers(request, metrics_service) &&
-           !offers(request, "spire.hostservice.server.identityprovider.v1.IdentityProvider");
+    static const char of_a_server[] = "spire.hostservice.server.";
+
+    for (size_t i = 0; i < request->n_host_service_names; i++)
+        if (strncmp(request->host_service_names[i], of_a_server, strlen(of_a_server)) == 0)
+            return false;
+    return offers(request, metrics_service);
 }
 
 static void init(struct rpc_call *call, const uint8_t *bytes, size_t length)

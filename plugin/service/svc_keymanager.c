@@ -115,11 +115,13 @@ static struct keymanager *require_configured(struct rpc_call *call)
 
 static int64_t deadline_of(const struct rpc_call *call, const struct keymanager *keymanager)
 {
+    int64_t now = clock_now();
     int64_t theirs = rpc_deadline(call);
-    int64_t ours = clock_now() + keymanager_call_timeout(keymanager);
+    int64_t ours = now + keymanager_call_timeout(keymanager);
+    int64_t quarter = theirs > now ? (theirs - now) / 4 : 0;
 
-    if (theirs != CLOCK_NEVER)
-        theirs -= answer_margin;
+    if (theirs != CLOCK_NEVER) /* who gives half a second is not refused for the answer's way */
+        theirs -= quarter < answer_margin ? quarter : answer_margin;
     return theirs < ours ? theirs : ours;
 }
 

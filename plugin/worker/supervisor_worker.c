@@ -12,6 +12,7 @@
 static const int64_t leave_limit = 2 * CLOCK_SECOND;
 static const int64_t leave_limit_generating = 10 * CLOCK_SECOND;
 static const int64_t kill_limit = 3 * CLOCK_SECOND;
+static const int64_t waited_for_pause = 5 * CLOCK_SECOND;
 
 static void set_worker(struct supervisor *s, enum worker_state worker)
 {
@@ -229,12 +230,29 @@ static void begin(struct supervisor *s)
     send_open(s);
 }
 
+/* Even a reason for a person to act may pass without one: an upgrade puts the module's file
+ * back. Who waits meanwhile is not made to wait for long. */
+static void hurry(struct supervisor *s)
+{
+    int64_t soon = clock_now() + waited_for_pause;
+    bool idle;
+
+    supervisor_lock(s);
+    idle = jobs_idle(&s->jobs);
+    supervisor_unlock(s);
+    if (!idle && s->next_start > soon)
+        s->next_start = soon;
+}
+
 static void await_start(struct supervisor *s)
 {
     const int64_t tick = SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;
-    int64_t left = s->next_start - clock_now();
-    struct timespec nap = {.tv_nsec = left < tick ? left : tick};
+    struct timespec nap = {.tv_nsec = 0};
+    int64_t left;
 
+    hurry(s);
+    left = s->next_start - clock_now();
+    nap.tv_nsec = left < tick ? left : tick;
     if (left <= 0 && pin_is_still_wrong(s))
         s->next_start = clock_now() + CLOCK_SECOND;
     else if (left <= 0)

@@ -140,6 +140,8 @@ conf_with 's|/hsm-pin|/wrong-pin|'
 (umask 077 && echo 000000 >"$scratch/etc/wrong-pin")
 check "a wrong PIN ends the start, saying which file it came from" refused_saying wrong-pin
 check "nothing was made on the token" token_holds 0
+check "the identity that such a start has made is left alone" test -s "$STATE_DIRECTORY/hsm-id"
+rm -f "$STATE_DIRECTORY/hsm-id" # a start that finds one, and no key, remarks it
 
 section "Start, restart, rotation"
 conf_with_data_file

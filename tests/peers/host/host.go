@@ -29,7 +29,6 @@ import (
 	"github.com/spiffe/spire-plugin-sdk/private"
 	metricsv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/common/metrics/v1"
 	agentstorev1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/agentstore/v1"
-	identityproviderv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/hostservice/server/identityprovider/v1"
 	agentkeymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/agent/keymanager/v1"
 	bundlepublisherv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/bundlepublisher/v1"
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
@@ -319,10 +318,6 @@ func (bytesCodec) Unmarshal(data []byte, v any) error {
 	return nil
 }
 
-type identityProvider struct {
-	identityproviderv1.UnimplementedIdentityProviderServer
-}
-
 type agentStore struct {
 	agentstorev1.UnimplementedAgentStoreServer
 }
@@ -378,8 +373,8 @@ func (p *Plugin) AwaitCounter(t testing.TB, name string, value float32) {
 func hostServices(agent bool, m *metrics) []pluginsdk.ServiceServer {
 	all := []pluginsdk.ServiceServer{metricsv1.MetricsServiceServer(m)}
 	if !agent {
-		all = append(all, identityproviderv1.IdentityProviderServiceServer(identityProvider{}),
-			agentstorev1.AgentStoreServiceServer(agentStore{}))
+		// no IdentityProvider: SPIRE has it for notifiers, which it is about to drop
+		all = append(all, agentstorev1.AgentStoreServiceServer(agentStore{}))
 	}
 	return all
 }

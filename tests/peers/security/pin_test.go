@@ -99,6 +99,7 @@ func TestThePINIsInNoLogLineAndNoError(t *testing.T) {
 		fmt.Sprintf("pin = [%q]", secret),
 		fmt.Sprintf("pin = %q", strings.Repeat(secret, 40)),
 		fmt.Sprintf("pin_env = %q", secret+"="),
+		fmt.Sprintf("pin_env = %q", secret), // -expandEnv and "${THE_PIN}"
 		fmt.Sprintf("pin = %q\nnonsense", secret),
 		fmt.Sprintf("pinn = %q", secret),
 	} {

@@ -184,6 +184,21 @@ func TestLogLinesArriveWithLevelAndFields(t *testing.T) {
 	}
 }
 
+// `spire-server validate` takes any note for a mistake.
+func TestARightConfigurationHasNoNotesWhateverIsRemarkable(t *testing.T) {
+	p := host.Start(t, host.Options{Type: "KeyManager"})
+	response, err := p.Validate("example.org", `module = "/usr/lib/softhsm/libsofthsm2.so"
+token = "pkcs11:token=spire"
+pin = "1234"
+key_identifier_value = "x"`)
+	if err != nil || !response.Valid || len(response.Notes) != 0 {
+		t.Errorf("%v %v", response, err)
+	}
+	if line := p.Logs.Wait(t, "local tests only"); line.Level != hclog.Warn {
+		t.Errorf("%v", line)
+	}
+}
+
 func TestValidateTellsWithoutFailing(t *testing.T) {
 	p := host.Start(t, host.Options{Type: "BundlePublisher"})
 	path := filepath.Join(t.TempDir(), "bundle.json")
