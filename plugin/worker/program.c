@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
@@ -27,6 +28,7 @@ static struct {
     const char *sha256;
     char path[PATH_MAX]; /* "" = not looked for yet */
     int fd;
+    bool refused; /* by the kernel: it may since have been installed anew */
 } program = {.fd = -1};
 
 void program_is(const char *path, const char *sha256)
@@ -60,34 +62,29 @@ static int find_path(struct fault *fault)
     return 0;
 }
 
-static int open_path(struct fault *fault)
+/* A pipe in its place must not keep us waiting; hence O_NONBLOCK. */
+static int open_path(int *fd, struct fault *fault)
 {
-    int fd;
-    int error;
+    OWNED(scope_close) int low = open(program.path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    int error = errno;
+    struct stat file;
 
-    if (program.path[0] == '\0' && find_path(fault) != 0)
-        return -1;
-    fd = open(program.path, O_RDONLY | O_CLOEXEC);
-    error = errno;
-    if (fd < 0)
+    if (low < 0)
         return fault_set(fault,
                          error == EMFILE || error == ENFILE ? FAULT_UNAVAILABLE
                                                             : FAULT_FAILED_PRECONDITION,
                          "cannot open the worker's program %s: %s; it must lie beside spire-hsm "
                          "and come from the same build",
                          program.path, strerrordesc_np(error));
-    program.fd = fcntl(fd, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
-    error = errno;
-    (void)close(fd);
-    if (program.fd < 0)
-        return fault_errno(fault, FAULT_UNAVAILABLE, error, "cannot open %s", program.path);
+    if (fstat(low, &file) == 0 && !S_ISREG(file.st_mode))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the worker's program %s is not a file; it must come from the same build "
+                         "as spire-hsm",
+                         program.path);
+    *fd = fcntl(low, F_DUPFD_CLOEXEC, FIRST_FREE_FD);
+    if (*fd < 0)
+        return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot open %s", program.path);
     return 0;
-}
-
-static void close_path(void)
-{
-    (void)close(program.fd);
-    program.fd = -1;
 }
 
 /* ---- whether it is ours ---- */
@@ -119,13 +116,14 @@ static int sha256_of(int fd, char text[SHA256_TEXT], struct fault *fault)
     return 0;
 }
 
-static int check(struct fault *fault)
+/* FAULT_UNAVAILABLE: that cannot be told now. */
+static int check(int fd, struct fault *fault)
 {
     char found[SHA256_TEXT];
 
     if (!program.sha256)
         return 0;
-    if (sha256_of(program.fd, found, fault) != 0)
+    if (sha256_of(fd, found, fault) != 0)
         return -1;
     if (strcmp(found, program.sha256) == 0)
         return 0;
@@ -136,20 +134,36 @@ static int check(struct fault *fault)
                      program.path, found, program.sha256);
 }
 
+/* Takes what lies at the path in the place of what is open, if it is ours. */
+static int open_anew(struct fault *fault)
+{
+    int fd = -1;
+
+    if ((program.path[0] == '\0' && find_path(fault) != 0) || open_path(&fd, fault) != 0)
+        return -1;
+    if (check(fd, fault) != 0) {
+        (void)close(fd);
+        return -1;
+    }
+    if (program.fd >= 0)
+        (void)close(program.fd);
+    program.fd = fd;
+    return 0;
+}
+
 int program_open(int *fd, struct fault *fault)
 {
-    bool was_open = program.fd >= 0;
+    struct fault why = {.code = FAULT_FAILED_PRECONDITION};
+    bool right = program.fd >= 0 && check(program.fd, &why) == 0;
 
-    if (was_open && check(NULL) != 0) {
-        close_path();
-        was_open = false;
-    }
-    if (!was_open && open_path(fault) != 0)
-        return -1;
-    if (!was_open && check(fault) != 0) {
-        close_path();
+    if (!right && why.code == FAULT_UNAVAILABLE) {
+        if (fault)
+            *fault = why;
         return -1;
     }
+    if ((!right || program.refused) && open_anew(right ? NULL : fault) != 0 && !right)
+        return -1;
+    program.refused = false;
     *fd = program.fd;
     return 0;
 }
@@ -178,6 +192,7 @@ static int refused_access(struct fault *fault)
 
 int program_refused(int error, struct fault *fault)
 {
+    program.refused = true;
     switch (error) {
     case EACCES:
     case EPERM:

@@ -4,7 +4,8 @@
  * beside a running server must not mix two builds. Before each start its SHA-256 is compared
  * with the one that the build wrote into us, on the same descriptor, so that SPIRE's
  * plugin_checksum of spire-hsm covers both programs. A program that was written to in place
- * no longer matches; then the path is opened anew, in case the right one is there.
+ * no longer matches, and one that the kernel refuses may have been installed anew: then the
+ * path is opened again, in case the right one is there.
  *
  * Faults are FAULT_FAILED_PRECONDITION unless memory or descriptors ran out, and each says
  * where we looked and what to do. All on one thread, but for program_is. */

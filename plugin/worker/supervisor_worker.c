@@ -208,6 +208,17 @@ static void send_open(struct supervisor *s)
     hsm_settings_wipe(&frame.settings);
 }
 
+/* Who configures us is told by that call's answer; a running server by the log, once, and by
+ * what its calls are answered. */
+static void cannot_start(struct supervisor *s, const struct fault *fault)
+{
+    if (s->info.sessions > 0 && strcmp(s->reason.message, fault->message) != 0)
+        log_fault(LOG_ERROR, fault, "cannot start a PKCS#11 worker", NULL);
+    supervisor_worker_refused(s, fault);
+    s->failures++;
+    s->next_start = clock_now() + pause_before_start(s);
+}
+
 static void begin(struct supervisor *s)
 {
     struct child child;
@@ -215,9 +226,7 @@ static void begin(struct supervisor *s)
 
     hsm_pin_stamp(&s->options.settings, &s->pin_stamp);
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
-        supervisor_worker_refused(s, &fault);
-        s->failures++;
-        s->next_start = clock_now() + pause_before_start(s);
+        cannot_start(s, &fault);
         return;
     }
     supervisor_lock(s);
