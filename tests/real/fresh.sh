@@ -16,7 +16,7 @@ apart=
 # apart CMD...: with mounts and processes of its own. All of both end with its first process, so
 # whatever ends this script, nothing stays mounted.
 apart() {
-    unshare --mount --pid --mount-proc --fork --kill-child "$@" </dev/null 3>&- 4>&- &
+    setpriv --pdeathsig KILL unshare --mount --pid --mount-proc --fork --kill-child "$@" </dev/null 3>&- 4>&- &
     apart=$!
     wait "$apart" # unlike a command in the foreground, this lets the traps run
     local status=$?
