@@ -17,6 +17,7 @@ import (
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -25,27 +26,20 @@ const kept = "../../data/format-1"
 
 type fingerprints map[string]string
 
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // restore the kept token, and what the server of its identity file has on it.
 func restore(t *testing.T) (*softhsm.Token, fingerprints) {
 	t.Helper()
 	token := softhsm.Restore(t, filepath.Join(kept, "tokens"))
 	identity, err := os.ReadFile(filepath.Join(kept, "hsm-id"))
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(token.Dir, "hsm-id"), identity, 0o600))
+	scene.Must(t, err)
+	scene.Must(t, os.WriteFile(filepath.Join(token.Dir, "hsm-id"), identity, 0o600))
 	text, err := os.ReadFile(filepath.Join(kept, "keys.json"))
-	must(t, err)
+	scene.Must(t, err)
 	var servers []struct {
 		Identity string       `json:"identity"`
 		Keys     fingerprints `json:"keys"`
 	}
-	must(t, json.Unmarshal(text, &servers))
+	scene.Must(t, json.Unmarshal(text, &servers))
 	for _, server := range servers {
 		if server.Identity == "" {
 			return token, server.Keys
@@ -59,7 +53,7 @@ func restore(t *testing.T) (*softhsm.Token, fingerprints) {
 func serves(t *testing.T, p *host.Plugin, wanted fingerprints) {
 	t.Helper()
 	response, err := p.KeyManager().GetPublicKeys(context.Background(), &keymanagerv1.GetPublicKeysRequest{})
-	must(t, err)
+	scene.Must(t, err)
 	found := fingerprints{}
 	for _, key := range response.PublicKeys {
 		found[key.Id] = key.Fingerprint
@@ -75,7 +69,7 @@ func serves(t *testing.T, p *host.Plugin, wanted fingerprints) {
 func startIn(t *testing.T, token *softhsm.Token, module *faulty.Module) *host.Plugin {
 	t.Helper()
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(token.Env(), module.Env()...)})
-	must(t, p.Configure("example.org", module.In(token.PluginData(""))))
+	scene.Must(t, p.Configure("example.org", module.In(token.PluginData(""))))
 	return p
 }
 
@@ -94,11 +88,11 @@ func TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone(t *testing.T) {
 					module.Play(t, "%s", script)
 					p := startIn(t, token, module)
 					serves(t, p, keys)
-					must(t, p.Close())
+					scene.Must(t, p.Close())
 					module.Play(t, "")
 					p = startIn(t, token, module)
 					serves(t, p, keys)
-					must(t, p.Close())
+					scene.Must(t, p.Close())
 					if after := token.Labels(t); len(after) != len(before) {
 						t.Errorf("the token had %d objects and has %d: %v", len(before), len(after), after)
 					}

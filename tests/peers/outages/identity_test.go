@@ -12,6 +12,7 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 // newValued is told who it is by a value.
@@ -24,17 +25,17 @@ func newValued(t *testing.T) *bench {
 
 func (b *bench) takeValue() {
 	file := fmt.Sprintf("key_identifier_file = %q", filepath.Join(b.Dir, "hsm-id"))
-	b.data = strings.Replace(b.data, file, `key_identifier_value = "server-1"`, 1)
+	b.Data = strings.Replace(b.Data, file, `key_identifier_value = "server-1"`, 1)
 }
 
 // on a host: one with a /dev/shm of that name, where nobody else of this test machine looks.
 func (b *bench) on(t *testing.T, name string) *host.Plugin {
 	t.Helper()
 	memory := filepath.Join(b.Dir, name)
-	must(t, os.MkdirAll(memory, 0o700))
-	return host.Start(t, host.Options{Type: "KeyManager", Env: b.env, Change: func(cmd *exec.Cmd) {
+	scene.Must(t, os.MkdirAll(memory, 0o700))
+	return host.Start(t, host.Options{Type: "KeyManager", Env: b.Environ, Change: func(cmd *exec.Cmd) {
 		unshare, err := exec.LookPath("unshare")
-		must(t, err)
+		scene.Must(t, err)
 		cmd.Args = []string{unshare, "--mount", "sh", "-c", `mount --bind "$1" /dev/shm && exec "$0"`, cmd.Path, memory}
 		cmd.Path = unshare
 	}})
@@ -43,7 +44,7 @@ func (b *bench) on(t *testing.T, name string) *host.Plugin {
 func (b *bench) readyOn(t *testing.T, name string) *host.Plugin {
 	t.Helper()
 	p := b.on(t, name)
-	must(t, p.Configure(domain, b.data))
+	scene.Must(t, p.Configure(domain, b.Data))
 	return p
 }
 
@@ -52,16 +53,15 @@ func TestASecondServerWithTheSameValueIsRefusedOnTheSameHost(t *testing.T) {
 	faults(t, 1)
 	b := newValued(t)
 	first := b.readyOn(t, "host")
-	key := mustGenerate(t, first, "x509-CA-A", p256)
-	l := load.Start(t, first, 4, key)
+	key, l := scene.Work(t, first, 4)
 	second := b.on(t, "host")
-	expect(t, second.Configure(domain, b.data), codes.FailedPrecondition, "in use by another process", "one identity")
+	expect(t, second.Configure(domain, b.Data), codes.FailedPrecondition, "in use by another process", "one identity")
 	l.EndWithoutFailures()
-	must(t, first.Configure(domain, b.data+"max_sessions = 2\n")) // which is no second server
-	mustSign(t, first, key)
+	scene.Must(t, first.Configure(domain, b.Data+"max_sessions = 2\n")) // which is no second server
+	scene.Sign(t, first, key)
 	unload(t, first)
-	must(t, second.Configure(domain, b.data))
-	mustSign(t, second, key)
+	scene.Must(t, second.Configure(domain, b.Data))
+	scene.Sign(t, second, key)
 }
 
 // No lock reaches over hosts. What is left is to see the other's keys, and to leave them alone.
@@ -70,16 +70,16 @@ func TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers(t *testing.
 	faults(t, 1)
 	b := newValued(t)
 	first := b.readyOn(t, "one")
-	x509, jwt := mustGenerate(t, first, "x509-CA-A", p256), mustGenerate(t, first, "JWT-Signer-A", p256)
+	x509, jwt := scene.Generate(t, first, "x509-CA-A", p256), scene.Generate(t, first, "JWT-Signer-A", p256)
 	l := load.Start(t, first, 4, x509, jwt)
 
 	second := b.readyOn(t, "two")
-	mustSign(t, second, x509, jwt) // the newest there are: it cannot know better
-	others := mustGenerate(t, second, "x509-CA-A", p256)
+	scene.Sign(t, second, x509, jwt) // the newest there are: it cannot know better
+	others := scene.Generate(t, second, "x509-CA-A", p256)
 	for range 3 { // its own ones go when they are superseded
-		others = mustGenerate(t, second, "x509-CA-A", p256)
+		others = scene.Generate(t, second, "x509-CA-A", p256)
 	}
-	othersJWT := mustGenerate(t, second, "JWT-Signer-A", p256)
+	othersJWT := scene.Generate(t, second, "JWT-Signer-A", p256)
 	b.expectPairs(t, 4)
 	second.Logs.Wait(t, "superseded key stays for spire-hsm prune")
 
@@ -91,9 +91,9 @@ func TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers(t *testing.
 
 	unload(t, first)
 	first = b.readyOn(t, "one")
-	mustSign(t, first, others, othersJWT)
-	mustGenerate(t, first, "x509-CA-A", p256)
-	mustSign(t, second, others, othersJWT)
+	scene.Sign(t, first, others, othersJWT)
+	scene.Generate(t, first, "x509-CA-A", p256)
+	scene.Sign(t, second, others, othersJWT)
 	b.expectPairs(t, 3) // what it had made itself before has gone
 }
 
@@ -104,11 +104,11 @@ func TestCrashLoopsWithAValueDoNotFillTheToken(t *testing.T) {
 	b := newValued(t)
 	for i := range rounds {
 		p := b.readyOn(t, "host")
-		mustGenerate(t, p, "x509-CA-A", p256)
-		mustGenerate(t, p, "JWT-Signer-A", p256)
+		scene.Generate(t, p, "x509-CA-A", p256)
+		scene.Generate(t, p, "JWT-Signer-A", p256)
 		if i%2 == 0 {
 			p.Kill()
-			eventually(t, "it is gone", p.Exited)
+			scene.Eventually(t, "it is gone", p.Exited)
 		}
 		unload(t, p)
 	}
@@ -118,8 +118,8 @@ func TestCrashLoopsWithAValueDoNotFillTheToken(t *testing.T) {
 
 	// on a host that knows nothing of them, old keys stay
 	p = b.readyOn(t, "another")
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	mustSign(t, p, key)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
+	scene.Sign(t, p, key)
 	unload(t, p)
 	p = b.readyOn(t, "another")
 	if line := p.Logs.Wait(t, "token opened"); line.Fields["older_keys"] != "1" {

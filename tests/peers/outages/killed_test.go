@@ -22,6 +22,7 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 // hits are ends of workers with requests in flight.
@@ -38,8 +39,8 @@ func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
 	kills := either(100, 1000)
 	faults(t, kills)
 	b := newBench(t, "")
-	p := b.ready(t)
-	a, c := mustGenerate(t, p, "x509-CA-A", p256), mustGenerate(t, p, "JWT-Signer-A", rsa2048)
+	p := b.Ready(t)
+	a, c := scene.Generate(t, p, "x509-CA-A", p256), scene.Generate(t, p, "JWT-Signer-A", rsa2048)
 	l := load.Rush(t, p, 8, a, c)
 	killed := 0
 	for ; hits(p) < kills && killed < 2*kills; killed += p.KillWorkers() {
@@ -59,9 +60,9 @@ func TestWorkersThatDieAfterMakingAnUnfitPairCostNoCallAndNoUnfitKeyIsServed(t *
 	t.Parallel()
 	faults(t, 2)
 	b := newFaulty(t, "", "")
-	p := b.ready(t)
+	p := b.Ready(t)
 	b.module.Play(t, "C_GenerateKeyPair 1-2 before spoil shared\nC_GenerateKeyPair 1-2 after kill shared")
-	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	scene.Sign(t, p, scene.Generate(t, p, "x509-CA-A", p256))
 	expectEnds(t, p, 2)
 	b.expectPairs(t, 1)
 }
@@ -71,14 +72,14 @@ func TestATokenThatMakesUnfitPairsFailsTheCallWithTheReason(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", "C_GenerateKeyPair before spoil\n")
-	p := b.ready(t)
+	p := b.Ready(t)
 	_, err := load.Generate(p, "x509-CA-A", p256)
 	expect(t, err, codes.Internal, "not fit for use", "CKA_EXTRACTABLE")
 	if made := len(b.module.FiredIn(t, "C_GenerateKeyPair")); made != 2 {
 		t.Errorf("%d unfit pairs were made, want 2", made)
 	}
 	b.module.Play(t, "")
-	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	scene.Sign(t, p, scene.Generate(t, p, "x509-CA-A", p256))
 	expectEnds(t, p, 0)
 	b.expectPairs(t, 1)
 }
@@ -114,7 +115,7 @@ func (r *rotator) check(t *testing.T, p *host.Plugin, found *keymanagerv1.Public
 	if !r.asked && found.Fingerprint != r.last.Fingerprint {
 		t.Errorf("%s is another key than was told", r.id)
 	}
-	mustSign(t, p, found)
+	scene.Sign(t, p, found)
 	r.last = found
 }
 
@@ -124,11 +125,11 @@ func TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing(t *testing.T) {
 	b := newBench(t, "")
 	b.Tool(t, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "somebody else's", "--id", "01")
 	rotators := []*rotator{{id: "x509-CA-A"}, {id: "JWT-Signer-A"}, {id: "a/b c"}}
-	p := b.ready(t)
+	p := b.Ready(t)
 	for _, r := range rotators {
-		r.last = mustGenerate(t, p, r.id, p256)
+		r.last = scene.Generate(t, p, r.id, p256)
 	}
-	still := mustGenerate(t, p, "x509-CA-B", rsa2048)
+	still := scene.Generate(t, p, "x509-CA-B", rsa2048)
 	var made atomic.Int64
 	for range kills {
 		var group sync.WaitGroup
@@ -136,15 +137,15 @@ func TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing(t *testing.T) {
 			r.run(p, &made, &group)
 		}
 		until := made.Load() + 6
-		eventually(t, "keys are made", func() bool { return made.Load() >= until })
+		scene.Eventually(t, "keys are made", func() bool { return made.Load() >= until })
 		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond) // at random is the point
 		workers := p.Workers()
 		p.Kill()
 		group.Wait()
 		for _, worker := range workers {
-			eventually(t, "the worker goes after its front", func() bool { return host.Gone(worker) })
+			scene.Eventually(t, "the worker goes after its front", func() bool { return host.Gone(worker) })
 		}
-		p = b.ready(t)
+		p = b.Ready(t)
 		found := served(t, p)
 		for _, r := range rotators {
 			r.check(t, p, found[r.id])
@@ -152,7 +153,7 @@ func TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing(t *testing.T) {
 		if len(found) != len(rotators)+1 || found[still.Id] == nil || found[still.Id].Fingerprint != still.Fingerprint {
 			t.Fatalf("served: %v", found)
 		}
-		mustSign(t, p, still)
+		scene.Sign(t, p, still)
 	}
 	t.Logf("%d keys made, %d kills, 0 keys lost", made.Load(), kills)
 	b.expectPairs(t, len(rotators)+1+1)
@@ -205,7 +206,7 @@ func spireServer(t *testing.T) string {
 
 // server is a spire-server with its configuration; it can be started again and again.
 type server struct {
-	*daemon
+	*scene.Daemon
 	t        *testing.T
 	bin, dir string
 	env      []string
@@ -215,19 +216,19 @@ type server struct {
 
 func newServer(t *testing.T, b *bench) *server {
 	t.Helper()
-	s := &server{t: t, bin: spireServer(t), env: b.env}
+	s := &server{t: t, bin: spireServer(t), env: b.Environ}
 	dir, err := os.MkdirTemp("/tmp", "outages") // socket paths have 108 bytes
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	s.dir = dir
 	s.env = append(s.env, "TMPDIR="+dir)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
+	scene.Must(t, err)
 	port := listener.Addr().(*net.TCPAddr).Port
-	must(t, listener.Close())
+	scene.Must(t, listener.Close())
 	binary, err := os.ReadFile(host.Binary(t))
-	must(t, err)
-	write(t, filepath.Join(dir, "server.conf"), fmt.Sprintf(`
+	scene.Must(t, err)
+	scene.Write(t, filepath.Join(dir, "server.conf"), fmt.Sprintf(`
 server {
     trust_domain = "example.org"
     bind_address = "127.0.0.1"
@@ -250,7 +251,7 @@ plugins {
         }
     }
 }
-`, port, dir, dir, dir, host.Binary(t), sha256.Sum256(binary), b.data))
+`, port, dir, dir, dir, host.Binary(t), sha256.Sum256(binary), b.Data))
 	return s
 }
 
@@ -259,13 +260,13 @@ func (s *server) start() {
 	s.number++
 	s.log = filepath.Join(s.dir, fmt.Sprintf("log.%d", s.number))
 	log, err := os.Create(s.log)
-	must(s.t, err)
+	scene.Must(s.t, err)
 	defer func() { _ = log.Close() }()
 	syscall.Umask(0o027) // or it complains
-	s.daemon = launch(s.t, s.env, log, s.bin, "run", "-config", filepath.Join(s.dir, "server.conf"))
-	eventually(s.t, "spire-server is healthy", func() bool {
+	s.Daemon = scene.Launch(s.t, s.env, log, s.bin, "run", "-config", filepath.Join(s.dir, "server.conf"))
+	scene.Eventually(s.t, "spire-server is healthy", func() bool {
 		select {
-		case <-s.done:
+		case <-s.Done:
 			text, _ := os.ReadFile(s.log)
 			s.t.Fatalf("spire-server ended:\n%s", text)
 		default:
@@ -288,7 +289,7 @@ func (s *server) run(args ...string) ([]byte, error) {
 // complaints in the log of the current run.
 func (s *server) complaints() []string {
 	text, err := os.ReadFile(s.log)
-	must(s.t, err)
+	scene.Must(s.t, err)
 	var found []string
 	for _, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
 		var entry struct{ Level, Msg string }
@@ -315,7 +316,7 @@ func TestASpireServerKilledWhileMintingFindsItsKeysAgain(t *testing.T) {
 	faults(t, kills)
 	s.start()
 	before, err := s.run("bundle", "show", "-format", "spiffe")
-	must(t, err)
+	scene.Must(t, err)
 	for range kills {
 		var group sync.WaitGroup
 		var minted atomic.Int64
@@ -329,27 +330,27 @@ func TestASpireServerKilledWhileMintingFindsItsKeysAgain(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "tokens are minted", func() bool { return minted.Load() >= 3 })
+		scene.Eventually(t, "tokens are minted", func() bool { return minted.Load() >= 3 })
 		all := family(t, s.Process.Pid)
 		if len(all) != 3 {
 			t.Errorf("spire-server, front and worker are %d processes", len(all))
 		}
-		s.kill()
+		s.Kill()
 		group.Wait()
 		for _, pid := range all {
-			eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
+			scene.Eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
 		}
 		s.start()
 		for _, line := range s.complaints() {
 			t.Errorf("at the restart: %s", line)
 		}
 		after, err := s.run("bundle", "show", "-format", "spiffe")
-		must(t, err)
+		scene.Must(t, err)
 		if !bytes.Equal(before, after) {
 			t.Errorf("another bundle after the restart: keys were lost\n%s\n%s", before, after)
 		}
 		_, err = s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a")
-		must(t, err)
+		scene.Must(t, err)
 	}
 	labels := b.Labels(t)
 	t.Logf("%d kills; on the token: %d keys", kills, len(labels))
@@ -374,21 +375,21 @@ func TestASpireServerKilledWhileItMakesAuthoritiesLeavesNoKeyBehind(t *testing.T
 			})
 		}
 		time.Sleep(time.Duration(50+rand.IntN(150)) * time.Millisecond) // at random is the point
-		s.kill()
+		s.Kill()
 		group.Wait()
 		for _, pid := range all {
-			eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
+			scene.Eventually(t, "front and worker go with spire-server", func() bool { return host.Gone(pid) })
 		}
 		s.start()
 		_, err := s.run("jwt", "mint", "-spiffeID", "spiffe://example.org/w", "-audience", "a")
-		must(t, err)
+		scene.Must(t, err)
 	}
-	must(t, s.Process.Signal(syscall.SIGTERM))
-	<-s.done
-	p := b.ready(t)
+	scene.Must(t, s.Process.Signal(syscall.SIGTERM))
+	<-s.Done
+	p := b.Ready(t)
 	keys := served(t, p)
 	for _, key := range keys {
-		mustSign(t, p, key)
+		scene.Sign(t, p, key)
 	}
 	t.Logf("%d kills; %d keys served", kills, len(keys))
 	b.expectPairs(t, len(keys))

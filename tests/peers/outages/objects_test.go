@@ -16,6 +16,7 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 // ---- no room ----
@@ -24,9 +25,7 @@ func TestAFullTokenSaysSoAndGoesOnServingWhatItHas(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, _, l := b.Busy(t, 4)
 	b.module.Play(t, "profile full\n")
 	for range 3 {
 		_, err := load.Generate(p, "x509-CA-A", p256)
@@ -37,7 +36,7 @@ func TestAFullTokenSaysSoAndGoesOnServingWhatItHas(t *testing.T) {
 	}
 	l.Await(100)
 	b.module.Play(t, "")
-	mustGenerate(t, p, "x509-CA-B", p256)
+	scene.Generate(t, p, "x509-CA-B", p256)
 	l.EndWithoutFailures()
 	b.expectPairs(t, 2)
 }
@@ -52,7 +51,7 @@ func newSmall(t *testing.T) *bench {
 		t.Fatalf("cp: %v %s", err, output)
 	}
 	b.Tokens = mounted
-	write(t, b.Conf, fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", mounted))
+	scene.Write(t, b.Conf, fmt.Sprintf("directories.tokendir = %s\nobjectstore.backend = file\nlog.level = ERROR\n", mounted))
 	return b
 }
 
@@ -60,9 +59,7 @@ func TestAFullDiskUnderTheTokenLosesNoKey(t *testing.T) {
 	t.Parallel()
 	b := newSmall(t)
 	faults(t, 1)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, key, l := b.Busy(t, 4)
 	filler := fill(t, b.Tokens)
 	_, err := load.Generate(p, "x509-CA-B", p256)
 	t.Logf("GenerateKey: %v", err)
@@ -70,10 +67,10 @@ func TestAFullDiskUnderTheTokenLosesNoKey(t *testing.T) {
 		t.Errorf("GenerateKey on a full disk: %v", err)
 	}
 	l.Await(100)
-	must(t, os.Remove(filler))
-	made := mustGenerate(t, p, "x509-CA-B", p256)
+	scene.Must(t, os.Remove(filler))
+	made := scene.Generate(t, p, "x509-CA-B", p256)
 	l.EndWithoutFailures()
-	mustSign(t, p, key, made)
+	scene.Sign(t, p, key, made)
 	b.expectPairs(t, 2)
 }
 
@@ -81,9 +78,9 @@ func TestAReadOnlyTokenDirectoryLosesNoKey(t *testing.T) {
 	t.Parallel()
 	b := newSmall(t)
 	faults(t, 1)
-	p := b.ready(t)
-	mustGenerate(t, p, "x509-CA-A", p256)
-	key := mustGenerate(t, p, "x509-CA-A", p256) // what this one supersedes may have to stay for a while
+	p := b.Ready(t)
+	scene.Generate(t, p, "x509-CA-A", p256)
+	key := scene.Generate(t, p, "x509-CA-A", p256) // what this one supersedes may have to stay for a while
 	remount(t, b.Tokens, true)
 	l := load.Start(t, p, 4, key)
 	_, err := load.Generate(p, "x509-CA-B", p256)
@@ -93,11 +90,11 @@ func TestAReadOnlyTokenDirectoryLosesNoKey(t *testing.T) {
 	}
 	l.Await(100)
 	remount(t, b.Tokens, false)
-	made := mustGenerate(t, p, "x509-CA-B", p256)
+	made := scene.Generate(t, p, "x509-CA-B", p256)
 	l.EndWithoutFailures()
-	mustSign(t, p, key, made)
+	scene.Sign(t, p, key, made)
 	unload(t, p)
-	p = b.ready(t)
+	p = b.Ready(t)
 	found := served(t, p)
 	if len(found) != 2 || found[key.Id].Fingerprint != key.Fingerprint || found[made.Id].Fingerprint != made.Fingerprint {
 		t.Errorf("served after a restart: %v", found)
@@ -111,8 +108,8 @@ func TestSlowKeyGenerationCostsFailedCallsButExactlyOneKey(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
+	p := b.Ready(t)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
 	b.module.Play(t, "profile slowgen %d\n", either(70_000, 240_000))
 	l := load.Start(t, p, 4, key)
 	failed := 0
@@ -124,7 +121,7 @@ func TestSlowKeyGenerationCostsFailedCallsButExactlyOneKey(t *testing.T) {
 		next, err := load.Generate(p, "JWT-Signer-A", keymanagerv1.KeyType_RSA_4096)
 		if err == nil {
 			made = next.Fingerprint
-			mustSign(t, p, next)
+			scene.Sign(t, p, next)
 			break
 		}
 		failed++
@@ -145,8 +142,8 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 	t.Parallel()
 	faults(t, 4)
 	b := newFaulty(t, "", "")
-	p := b.ready(t)
-	mustGenerate(t, p, "x509-CA-A", p256)
+	p := b.Ready(t)
+	scene.Generate(t, p, "x509-CA-A", p256)
 	failed := 0
 	for lag := 1; lag <= 4; lag++ {
 		b.module.Play(t, "profile lag %d\n", lag)
@@ -157,18 +154,18 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 			t.Errorf("a lag of %d searches: %v", lag, err)
 			continue
 		}
-		mustSign(t, p, key)
+		scene.Sign(t, p, key)
 	}
 	t.Logf("%d failed calls", failed)
 	keys := served(t, p)
 	unload(t, p)
 	b.module.Play(t, "")
-	p = b.ready(t)
+	p = b.Ready(t)
 	for id, key := range served(t, p) {
 		if keys[id] == nil || keys[id].Fingerprint != key.Fingerprint {
 			t.Errorf("%s is another key after a restart", id)
 		}
-		mustSign(t, p, key)
+		scene.Sign(t, p, key)
 	}
 	b.expectPairs(t, 5)
 }
@@ -179,7 +176,7 @@ func TestKeysThatShowUpLateAreServedAndNotMadeTwice(t *testing.T) {
 func labelOf(t *testing.T, p *host.Plugin, id string) string {
 	t.Helper()
 	label := ""
-	eventually(t, "the log tells of "+id, func() bool {
+	scene.Eventually(t, "the log tells of "+id, func() bool {
 		for _, line := range p.Logs.Lines() {
 			if (line.Message == "key made" || line.Message == "key adopted") && line.Fields["key_id"] == id {
 				label = line.Fields["label"]
@@ -213,7 +210,7 @@ func (b *bench) objects(t *testing.T) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
 	paths, err := filepath.Glob(filepath.Join(b.Tokens, "*", "*.object"))
-	must(t, err)
+	scene.Must(t, err)
 	for _, path := range paths {
 		found[path] = true
 	}
@@ -227,7 +224,7 @@ func (b *bench) halves(t *testing.T, public string, make func()) (private, half 
 	make()
 	for path := range b.objects(t) {
 		text, err := os.ReadFile(path)
-		must(t, err)
+		scene.Must(t, err)
 		switch {
 		case before[path] || filepath.Base(path) == "token.object":
 		case strings.Contains(string(text), public): // its label is not encrypted
@@ -246,26 +243,26 @@ func TestADuplicatedKeyIsNotServedAndNotDestroyedAndOthersAre(t *testing.T) {
 	t.Parallel()
 	faults(t, 2)
 	b := newBench(t, "")
-	p := b.ready(t)
-	other := mustGenerate(t, p, "x509-CA-B", p256)
-	private, public := b.halves(t, "x509-CA-A", func() { mustGenerate(t, p, "x509-CA-A", p256) })
+	p := b.Ready(t)
+	other := scene.Generate(t, p, "x509-CA-B", p256)
+	private, public := b.halves(t, "x509-CA-A", func() { scene.Generate(t, p, "x509-CA-A", p256) })
 	key := served(t, p)["x509-CA-A"]
 	copies := func(path string) {
 		text, err := os.ReadFile(path)
-		must(t, err)
+		scene.Must(t, err)
 		name := filepath.Join(filepath.Dir(path), "00000000-0000-0000-0000-"+strings.Split(filepath.Base(path), "-")[4])
-		must(t, os.WriteFile(name, text, 0o600))
-		must(t, os.WriteFile(strings.TrimSuffix(name, ".object")+".lock", nil, 0o600))
+		scene.Must(t, os.WriteFile(name, text, 0o600))
+		scene.Must(t, os.WriteFile(strings.TrimSuffix(name, ".object")+".lock", nil, 0o600))
 	}
 	copies(private)
 	l := load.Start(t, p, 4, key, other) // it was proven when it was one
 	p.KillWorkers()
-	eventually(t, "the next worker looks for it", func() bool { return status.Code(load.Sign(p, key)) == codes.FailedPrecondition })
+	scene.Eventually(t, "the next worker looks for it", func() bool { return status.Code(load.Sign(p, key)) == codes.FailedPrecondition })
 	l.Await(20)
 	l.EndFailing("more than one private key", codes.FailedPrecondition)
 	expectEnds(t, p, 1)
 	unload(t, p)
-	p = b.ready(t)
+	p = b.Ready(t)
 	found := served(t, p)
 	if found["x509-CA-A"] != nil || found["x509-CA-B"] == nil {
 		t.Errorf("served: %v", found)
@@ -274,9 +271,9 @@ func TestADuplicatedKeyIsNotServedAndNotDestroyedAndOthersAre(t *testing.T) {
 	if line.Fields["state"] != "exists more than once" {
 		t.Errorf("said: %v", line)
 	}
-	mustSign(t, p, other)
-	made := mustGenerate(t, p, "x509-CA-A", p256) // what SPIRE does then
-	mustSign(t, p, made, other)
+	scene.Sign(t, p, other)
+	made := scene.Generate(t, p, "x509-CA-A", p256) // what SPIRE does then
+	scene.Sign(t, p, made, other)
 	if n := b.privateKeys(t); n != 4 {
 		t.Errorf("%d private keys on the token, want the two twins, the other and the new one", n)
 	}
@@ -285,7 +282,7 @@ func TestADuplicatedKeyIsNotServedAndNotDestroyedAndOthersAre(t *testing.T) {
 	// a public half that is there twice does no harm
 	copies(public)
 	b2 := *b
-	p = b2.ready(t)
+	p = b2.Ready(t)
 	if found := served(t, p); found["x509-CA-A"] == nil || found["x509-CA-A"].Fingerprint != made.Fingerprint {
 		t.Errorf("served: %v", found)
 	}
@@ -303,14 +300,14 @@ func TestHalvesOfOurKeysAreClearedAwayAndOthersServed(t *testing.T) {
 	faults(t, 3)
 	b := newBench(t, "")
 	b.Tool(t, "--keypairgen", "--key-type", "EC:prime256v1", "--label", "somebody else's", "--id", "01")
-	p := b.ready(t)
-	other := mustGenerate(t, p, "x509-CA-B", p256)
-	_, public := b.halves(t, "x509-CA-A", func() { mustGenerate(t, p, "x509-CA-A", p256) })
-	private, _ := b.halves(t, "JWT-Signer-A", func() { mustGenerate(t, p, "JWT-Signer-A", rsa2048) })
+	p := b.Ready(t)
+	other := scene.Generate(t, p, "x509-CA-B", p256)
+	_, public := b.halves(t, "x509-CA-A", func() { scene.Generate(t, p, "x509-CA-A", p256) })
+	private, _ := b.halves(t, "JWT-Signer-A", func() { scene.Generate(t, p, "JWT-Signer-A", rsa2048) })
 	unload(t, p)
-	must(t, os.Remove(public))
-	must(t, os.Remove(private))
-	p = b.ready(t)
+	scene.Must(t, os.Remove(public))
+	scene.Must(t, os.Remove(private))
+	p = b.Ready(t)
 	found := served(t, p)
 	if len(found) != 1 || found[other.Id] == nil {
 		t.Errorf("served: %v", found)
@@ -318,18 +315,18 @@ func TestHalvesOfOurKeysAreClearedAwayAndOthersServed(t *testing.T) {
 	if line := p.Logs.Wait(t, "key on the token is not served"); line.Fields["key_id"] != "x509-CA-A" {
 		t.Errorf("said: %v", line)
 	}
-	eventually(t, "the public half of JWT-Signer-A is gone", func() bool {
+	scene.Eventually(t, "the public half of JWT-Signer-A is gone", func() bool {
 		return !strings.Contains(b.Tool(t, "--list-objects", "--type", "pubkey"), "JWT-Signer-A")
 	})
 	if n := b.privateKeys(t); n != 3 {
 		t.Errorf("%d private keys on the token, want the other, somebody else's, and the one without a public half", n)
 	}
-	mustSign(t, p, other)
-	made := mustGenerate(t, p, "x509-CA-A", p256)
-	mustSign(t, p, made)
+	scene.Sign(t, p, other)
+	made := scene.Generate(t, p, "x509-CA-A", p256)
+	scene.Sign(t, p, made)
 	unload(t, p)
-	p = b.ready(t)
-	mustSign(t, p, other, made)
+	p = b.Ready(t)
+	scene.Sign(t, p, other, made)
 	b.expectPairs(t, 2+1)
 }
 
@@ -358,9 +355,9 @@ func (b *bench) importKey(t *testing.T, label, id string, algorithm ...string) {
 func TestObjectsWithHostileAttributesAreNeitherServedNorDestroyed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t, "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	jwt := mustGenerate(t, p, "JWT-Signer-A", rsa2048)
+	p := b.Ready(t)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
+	jwt := scene.Generate(t, p, "JWT-Signer-A", rsa2048)
 	label, prefix := labelOf(t, p, key.Id), strings.TrimSuffix(labelOf(t, p, key.Id), key.Id)
 	unload(t, p)
 
@@ -389,17 +386,17 @@ func TestObjectsWithHostileAttributesAreNeitherServedNorDestroyed(t *testing.T) 
 	for _, k := range keys {
 		b.importKey(t, k.label, k.id, k.algorithm...)
 	}
-	write(t, filepath.Join(b.Dir, "data"), "no key at all")
+	scene.Write(t, filepath.Join(b.Dir, "data"), "no key at all")
 	b.Tool(t, "--write-object", filepath.Join(b.Dir, "data"), "--type", "data", "--label", newer(t, label, 6))
 	before := b.named(t)
 
 	for range 2 {
-		p = b.ready(t)
+		p = b.Ready(t)
 		found := served(t, p)
 		if len(found) != 2 || found[key.Id].Fingerprint != key.Fingerprint || found[jwt.Id].Fingerprint != jwt.Fingerprint {
 			t.Errorf("served: %v", found)
 		}
-		mustSign(t, p, key, jwt)
+		scene.Sign(t, p, key, jwt)
 		planted := false
 		for _, line := range p.Logs.Lines() {
 			planted = planted || (line.Message == "key on the token is not served" && line.Fields["key_id"] == "planted")
@@ -416,10 +413,10 @@ func TestObjectsWithHostileAttributesAreNeitherServedNorDestroyed(t *testing.T) 
 			t.Errorf("%d objects, of %d before: %.100s", after[name], count, name)
 		}
 	}
-	p = b.ready(t)
-	mustSign(t, p, mustGenerate(t, p, key.Id, p256), jwt)
+	p = b.Ready(t)
+	scene.Sign(t, p, scene.Generate(t, p, key.Id, p256), jwt)
 	unload(t, p)
-	p = b.ready(t)
+	p = b.Ready(t)
 	if found := served(t, p); len(found) != 2 || found[key.Id].Fingerprint == key.Fingerprint {
 		t.Errorf("after a rotation: %v", found)
 	}
@@ -438,16 +435,16 @@ func TestThePlantedLastGenerationIsNamed(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newBench(t, "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
+	p := b.Ready(t)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
 	label := labelOf(t, p, key.Id)
 	unload(t, p)
 	b.importKey(t, strings.Replace(label, strings.Split(label, "-")[2], "vvvvvv", 1), "30313233343536373839616263646566",
 		"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
-	p = b.ready(t)
-	mustSign(t, p, key)
+	p = b.Ready(t)
+	scene.Sign(t, p, key)
 	_, err := load.Generate(p, key.Id, p256)
 	t.Logf("GenerateKey: %v", err)
 	expect(t, err, codes.Internal, "no generations are left", "label of a key on the token")
-	mustSign(t, p, key)
+	scene.Sign(t, p, key)
 }

@@ -10,6 +10,7 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 // counted is a script that leaves a line for each login, whatever comes of it.
@@ -22,7 +23,7 @@ func (b *bench) expectLogins(t *testing.T, when string, want int) {
 	}
 }
 
-func (b *bench) setPIN(t *testing.T, pin string) { write(t, b.PINFile, pin+"\n") }
+func (b *bench) setPIN(t *testing.T, pin string) { scene.Write(t, b.PINFile, pin+"\n") }
 
 // changePIN on the token, as its owner does.
 func (b *bench) changePIN(t *testing.T, pin string) {
@@ -52,26 +53,26 @@ func TestAWrongPINIsTriedOnceUntilItsFileChanges(t *testing.T) {
 	faults(t, 5)
 	b := newFaulty(t, "", counted)
 	b.setPIN(t, "9999")
-	p := b.start(t)
-	refused(t, p, b.data)
+	p := b.Start(t)
+	refused(t, p, b.Data)
 	b.expectLogins(t, "at the first Configure", 1)
-	refused(t, p, b.data)
+	refused(t, p, b.Data)
 	b.expectLogins(t, "at another Configure", 1)
 	unload(t, p)
 	for range 2 { // a server that is restarted by systemd
-		p = b.start(t)
-		refused(t, p, b.data)
+		p = b.Start(t)
+		refused(t, p, b.Data)
 		unload(t, p)
 	}
 	b.expectLogins(t, "after restarts", 1)
 	b.setPIN(t, "9998")
-	p = b.start(t)
-	refused(t, p, b.data)
-	refused(t, p, b.data)
+	p = b.Start(t)
+	refused(t, p, b.Data)
+	refused(t, p, b.Data)
 	b.expectLogins(t, "with another wrong PIN", 2)
 	b.setPIN(t, b.PIN)
-	must(t, p.Configure(domain, b.data))
-	mustSign(t, p, mustGenerate(t, p, "x509-CA-A", p256))
+	scene.Must(t, p.Configure(domain, b.Data))
+	scene.Sign(t, p, scene.Generate(t, p, "x509-CA-A", p256))
 	b.expectLogins(t, "with the right one", 3)
 }
 
@@ -81,12 +82,12 @@ func TestALockedPINIsNotTriedAgain(t *testing.T) {
 		t.Run(answer, func(t *testing.T) {
 			faults(t, 1)
 			b := newFaulty(t, "", "C_Login before "+answer+"\n")
-			p := b.start(t)
-			expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, answer)
+			p := b.Start(t)
+			expect(t, p.Configure(domain, b.Data), codes.FailedPrecondition, answer)
 			unload(t, p)
 			for range 2 {
-				p = b.start(t)
-				refused(t, p, b.data)
+				p = b.Start(t)
+				refused(t, p, b.Data)
 				unload(t, p)
 			}
 			b.expectLogins(t, "over three starts", 1)
@@ -100,23 +101,23 @@ func TestTheLastTryOfAPINIsNotOursToTake(t *testing.T) {
 	for flag, text := range map[string]string{"0x20000": "one PIN try left", "0x40000": "user PIN is locked"} {
 		faults(t, 2)
 		b := newFaulty(t, `call_timeout = "2s"`, counted+"profile token-flags "+flag+"\n")
-		p := b.start(t)
+		p := b.Start(t)
 		for range 2 {
-			expect(t, p.Configure(domain, b.data), codes.FailedPrecondition, text)
+			expect(t, p.Configure(domain, b.Data), codes.FailedPrecondition, text)
 		}
 		b.expectLogins(t, "in all", 0)
 
 		b.module.Play(t, counted) // its owner has logged in once
-		must(t, p.Configure(domain, b.data))
-		key := mustGenerate(t, p, "x509-CA-A", p256)
+		scene.Must(t, p.Configure(domain, b.Data))
+		key := scene.Generate(t, p, "x509-CA-A", p256)
 		b.module.Play(t, "%s", counted+"profile token-flags "+flag+"\n")
-		mustSign(t, p, key) // who is logged in stays so
+		scene.Sign(t, p, key) // who is logged in stays so
 		before := len(b.module.FiredIn(t, "C_Login"))
 		p.KillWorkers()
 		expect(t, load.Sign(p, key), codes.Unavailable, text)
 		b.expectLogins(t, "while the token warns", before)
 		b.module.Play(t, counted)
-		eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
+		scene.Eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
 		b.expectLogins(t, "in all", before+1)
 	}
 }
@@ -124,23 +125,22 @@ func TestTheLastTryOfAPINIsNotOursToTake(t *testing.T) {
 func TestAPINThatIsChangedWhileWeRunCostsNoCallIfItsFileFollows(t *testing.T) {
 	t.Parallel()
 	b := newFaulty(t, "", counted)
-	b.changeWhileRunning(t, b.ready(t))
+	b.changeWhileRunning(t, b.Ready(t))
 }
 
 // Without an identity file nothing beside it says that a PIN was refused.
 func TestSoDoesOneThatThePinSourceOfTheURINames(t *testing.T) {
 	t.Parallel()
 	b := newFaulty(t, "", counted)
-	b.data = strings.Replace(b.data, "pin_file = \""+b.PINFile+"\"", "", 1)
-	b.data = strings.Replace(b.data, "token=spire", "token=spire?pin-source=file:"+b.PINFile, 1)
+	b.Data = strings.Replace(b.Data, "pin_file = \""+b.PINFile+"\"", "", 1)
+	b.Data = strings.Replace(b.Data, "token=spire", "token=spire?pin-source=file:"+b.PINFile, 1)
 	b.takeValue()
 	b.changeWhileRunning(t, b.readyOn(t, "host"))
 }
 
 func (b *bench) changeWhileRunning(t *testing.T, p *host.Plugin) {
 	faults(t, 1)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	_, l := scene.Work(t, p, 4)
 	b.changePIN(t, "4321")
 	l.Await(100) // who is logged in stays so
 	b.expectLogins(t, "before the worker died", 1)
@@ -150,7 +150,7 @@ func (b *bench) changeWhileRunning(t *testing.T, p *host.Plugin) {
 	b.expectLogins(t, "with the old PIN", 2)
 	b.setPIN(t, b.PIN)
 	l.Await(100)
-	mustGenerate(t, p, "x509-CA-B", p256)
+	scene.Generate(t, p, "x509-CA-B", p256)
 	l.EndWithoutFailures()
 	b.expectLogins(t, "in all", 3)
 }
@@ -159,9 +159,7 @@ func TestAPINThatIsChangedForGoodFailsCallsWithTheReason(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, `call_timeout = "2s"`, counted)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, _, l := b.Busy(t, 4)
 	b.changePIN(t, "4321")
 	p.KillWorkers()
 	p.Logs.Wait(t, "was refused")
@@ -179,18 +177,18 @@ func TestAPINFileThatAppearsLateIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", counted)
-	must(t, os.Remove(b.PINFile))
-	p := b.start(t)
+	scene.Must(t, os.Remove(b.PINFile))
+	p := b.Start(t)
 	configured := make(chan error, 1)
-	go func() { configured <- p.Configure(domain, b.data) }()
+	go func() { configured <- p.Configure(domain, b.Data) }()
 	select {
 	case err := <-configured:
 		t.Fatalf("Configure did not wait: %v", err)
 	case <-time.After(pause):
 	}
 	b.setPIN(t, b.PIN)
-	must(t, <-configured)
-	mustGenerate(t, p, "x509-CA-A", p256)
+	scene.Must(t, <-configured)
+	scene.Generate(t, p, "x509-CA-A", p256)
 	b.expectLogins(t, "in all", 1)
 }
 
@@ -198,9 +196,9 @@ func TestAPINFileThatNeverAppearsIsNamed(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, `startup_wait = "1s"`, counted)
-	must(t, os.Remove(b.PINFile))
-	p := b.start(t)
-	expect(t, p.Configure(domain, b.data), codes.Unavailable, "PIN file "+b.PINFile, "No such file")
+	scene.Must(t, os.Remove(b.PINFile))
+	p := b.Start(t)
+	expect(t, p.Configure(domain, b.Data), codes.Unavailable, "PIN file "+b.PINFile, "No such file")
 	b.expectLogins(t, "without a PIN", 0)
 }
 
@@ -209,10 +207,8 @@ func TestAPINFileThatVanishesWhileWeRunIsWaitedForAtTheNextLogin(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", counted)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
-	must(t, os.Remove(b.PINFile))
+	p, _, l := b.Busy(t, 4)
+	scene.Must(t, os.Remove(b.PINFile))
 	l.Await(50)
 	p.KillWorkers()
 	time.Sleep(pause)
@@ -226,14 +222,12 @@ func TestARefusedPINDoesNotStopTheWorkerThatIsLoggedIn(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "", counted)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, _, l := b.Busy(t, 4)
 	b.setPIN(t, "9999")
-	refused(t, p, b.data)
+	refused(t, p, b.Data)
 	l.Await(100)
 	b.setPIN(t, b.PIN)
-	must(t, p.Configure(domain, b.data))
+	scene.Must(t, p.Configure(domain, b.Data))
 	l.Await(100)
 	l.EndWithoutFailures()
 	b.expectLogins(t, "in all", 3)

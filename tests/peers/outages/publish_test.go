@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 )
 
 // press has a bundle to publish, of which each edition differs in its number and keys.
@@ -39,14 +40,14 @@ type press struct {
 func newPress(t testing.TB, directory string) *press {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	scene.Must(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
+	scene.Must(t, err)
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	must(t, err)
+	scene.Must(t, err)
 	return &press{path: filepath.Join(directory, "bundle.json"), certificate: certificate, key: spki}
 }
 
@@ -96,7 +97,7 @@ func (p *press) expectEdition(t testing.TB, want uint64) {
 func publisher(t testing.TB, p *press) *host.Plugin {
 	t.Helper()
 	plugin := host.Start(t, host.Options{Type: "BundlePublisher"})
-	must(t, plugin.Configure(domain, p.data("")))
+	scene.Must(t, plugin.Configure(domain, p.data("")))
 	return plugin
 }
 
@@ -110,7 +111,7 @@ func notify(plugin *host.Plugin, bundle *types.Bundle) error {
 func onlyTheBundle(t testing.TB, directory string) {
 	t.Helper()
 	entries, err := os.ReadDir(directory)
-	must(t, err)
+	scene.Must(t, err)
 	for _, entry := range entries {
 		if name := entry.Name(); name != "bundle.json" && name != ".bundle.json.lock" {
 			t.Errorf("left behind: %s", name)
@@ -125,16 +126,16 @@ func TestAFullOrReadOnlyDiskLeavesTheOldBundleAndIsGotOver(t *testing.T) {
 	faults(t, 2)
 	p := newPress(t, disk)
 	plugin := publisher(t, p)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 
 	filler := fill(t, disk)
 	for range 3 {
 		expect(t, p.publish(plugin), codes.Unavailable, p.path, "No space left")
 		p.expectEdition(t, 1)
 	}
-	must(t, os.Remove(filler))
+	scene.Must(t, os.Remove(filler))
 	onlyTheBundle(t, disk)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 	p.expectEdition(t, p.edition)
 
 	before := p.edition
@@ -142,7 +143,7 @@ func TestAFullOrReadOnlyDiskLeavesTheOldBundleAndIsGotOver(t *testing.T) {
 	expect(t, p.publish(plugin), codes.Unavailable, p.path, "Read-only")
 	p.expectEdition(t, before)
 	remount(t, disk, false)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 	p.expectEdition(t, p.edition)
 	onlyTheBundle(t, disk)
 }
@@ -155,17 +156,17 @@ func TestAFullDiskDoesNotKeepAServerFromStartingUnlessItIsToldSo(t *testing.T) {
 	p := newPress(t, disk)
 	for _, required := range []bool{false, true} {
 		plugin := host.Start(t, host.Options{Type: "Notifier"})
-		must(t, plugin.Configure(domain, p.data(fmt.Sprintf("required = %v", required))))
+		scene.Must(t, plugin.Configure(domain, p.data(fmt.Sprintf("required = %v", required))))
 		filler := fill(t, disk)
 		err := notify(plugin, p.next())
 		if required {
 			expect(t, err, codes.Unavailable, "No space left")
 		} else {
-			must(t, err)
+			scene.Must(t, err)
 			plugin.Logs.Wait(t, "cannot publish the bundle")
 		}
-		must(t, os.Remove(filler))
-		must(t, notify(plugin, p.next()))
+		scene.Must(t, os.Remove(filler))
+		scene.Must(t, notify(plugin, p.next()))
 		p.expectEdition(t, p.edition)
 		unload(t, plugin)
 	}
@@ -175,19 +176,19 @@ func TestADirectoryThatIsRemovedIsPublishedToWhenItIsBack(t *testing.T) {
 	t.Parallel()
 	faults(t, 2)
 	directory := filepath.Join(t.TempDir(), "out")
-	must(t, os.Mkdir(directory, 0o700))
+	scene.Must(t, os.Mkdir(directory, 0o700))
 	p := newPress(t, directory)
 	plugin := publisher(t, p)
-	must(t, p.publish(plugin))
-	must(t, os.RemoveAll(directory))
+	scene.Must(t, p.publish(plugin))
+	scene.Must(t, os.RemoveAll(directory))
 	expect(t, p.publish(plugin), codes.FailedPrecondition, directory, "No such file")
-	must(t, os.Mkdir(directory, 0o700))
-	must(t, p.publish(plugin))
+	scene.Must(t, os.Mkdir(directory, 0o700))
+	scene.Must(t, p.publish(plugin))
 	p.expectEdition(t, p.edition)
 
-	must(t, os.Rename(directory, directory+".old")) // and another one in its place
-	must(t, os.Mkdir(directory, 0o700))
-	must(t, p.publish(plugin))
+	scene.Must(t, os.Rename(directory, directory+".old")) // and another one in its place
+	scene.Must(t, os.Mkdir(directory, 0o700))
+	scene.Must(t, p.publish(plugin))
 	p.expectEdition(t, p.edition)
 }
 
@@ -195,10 +196,10 @@ func TestAFileThatIsReplacedByAnythingElseIsNotWrittenThrough(t *testing.T) {
 	t.Parallel()
 	directory := t.TempDir()
 	victim := filepath.Join(t.TempDir(), "victim")
-	write(t, victim, "precious")
+	scene.Write(t, victim, "precious")
 	p := newPress(t, directory)
 	plugin := publisher(t, p)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 	thieves := []struct {
 		what  string
 		place func() error
@@ -211,11 +212,11 @@ func TestAFileThatIsReplacedByAnythingElseIsNotWrittenThrough(t *testing.T) {
 	}
 	faults(t, len(thieves)+3)
 	for _, thief := range thieves {
-		must(t, os.Remove(p.path))
-		must(t, thief.place())
+		scene.Must(t, os.Remove(p.path))
+		scene.Must(t, thief.place())
 		expect(t, p.publish(plugin), codes.FailedPrecondition, p.path, thief.text)
-		must(t, os.Remove(p.path))
-		must(t, p.publish(plugin))
+		scene.Must(t, os.Remove(p.path))
+		scene.Must(t, p.publish(plugin))
 		p.expectEdition(t, p.edition)
 	}
 	for what, damage := range map[string]func() error{
@@ -223,7 +224,7 @@ func TestAFileThatIsReplacedByAnythingElseIsNotWrittenThrough(t *testing.T) {
 		"cut":         func() error { return os.Truncate(p.path, 100) },
 		"overwritten": func() error { return os.WriteFile(p.path, []byte("{}"), 0o644) },
 	} {
-		must(t, damage())
+		scene.Must(t, damage())
 		if err := p.publish(plugin); err != nil {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -274,7 +275,7 @@ func (r *reader) end() {
 func shm(t testing.TB) string {
 	t.Helper()
 	directory, err := os.MkdirTemp("/dev/shm", "outages")
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(directory) })
 	return directory
 }
@@ -286,7 +287,7 @@ func TestAReaderNeverSeesAPartialOrInvalidFile(t *testing.T) {
 	directory := shm(t)
 	p := newPress(t, directory)
 	plugin := publisher(t, p)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 	r := startReader(t, p)
 	failed := 0
 	for p.edition < editions && !t.Failed() {
@@ -307,12 +308,12 @@ func TestAPublisherKilledBetweenAnyTwoStepsLeavesAWholeFileAndNoOther(t *testing
 	directory := shm(t)
 	p := newPress(t, directory)
 	plugin := publisher(t, p)
-	must(t, p.publish(plugin))
+	scene.Must(t, p.publish(plugin))
 	r := startReader(t, p)
 	published := 0
 	for range kills {
 		begun := time.Now()
-		must(t, p.publish(plugin))
+		scene.Must(t, p.publish(plugin))
 		within := 3 * time.Since(begun)
 		timer := time.AfterFunc(time.Duration(mathrand.Int64N(int64(within))), plugin.Kill)
 		for p.publish(plugin) == nil {
@@ -320,7 +321,7 @@ func TestAPublisherKilledBetweenAnyTwoStepsLeavesAWholeFileAndNoOther(t *testing
 		}
 		timer.Stop()
 		plugin = publisher(t, p)
-		must(t, p.publish(plugin))
+		scene.Must(t, p.publish(plugin))
 		p.expectEdition(t, p.edition)
 		onlyTheBundle(t, directory)
 	}

@@ -12,13 +12,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 	"google.golang.org/grpc/codes"
@@ -26,12 +24,12 @@ import (
 
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
-	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
 const (
-	domain  = "example.org"
+	domain  = scene.Domain
 	p256    = keymanagerv1.KeyType_EC_P256
 	rsa2048 = keymanagerv1.KeyType_RSA_2048
 )
@@ -72,42 +70,19 @@ func either[T any](short, inLong T) T {
 	return short
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for patience := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(patience) {
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	must(t, os.WriteFile(path+".new", []byte(text), 0o600))
-	must(t, os.Rename(path+".new", path))
-}
-
 // ---- the plugin ----
 
 // bench is a token and what a plugin is told to find it.
 type bench struct {
 	*softhsm.Token
+	scene.Setting
 	module *faulty.Module // nil if it is SoftHSM itself
-	data   string         // plugin_data
-	env    []string       // of the plugin
 }
 
 func newBench(t testing.TB, more string) *bench {
 	t.Helper()
 	token := softhsm.New(t)
-	return &bench{Token: token, data: token.PluginData(more), env: token.Env()}
+	return &bench{Token: token, Setting: scene.Setting{Data: token.PluginData(more), Environ: token.Env()}}
 }
 
 // newFaulty has the fault-injecting module between the plugin and the token.
@@ -115,58 +90,28 @@ func newFaulty(t testing.TB, more, script string) *bench {
 	t.Helper()
 	b := newBench(t, more)
 	b.module = faulty.Wrap(t, b.Token)
-	b.data = b.module.In(b.data)
-	b.env = append(b.env, b.module.Env()...)
+	b.Data = b.module.In(b.Data)
+	b.Environ = append(b.Environ, b.module.Env()...)
 	b.module.Play(t, "%s", script)
 	return b
-}
-
-func (b *bench) start(t testing.TB) *host.Plugin {
-	t.Helper()
-	return host.Start(t, host.Options{Type: "KeyManager", Env: b.env})
-}
-
-func (b *bench) ready(t testing.TB) *host.Plugin {
-	t.Helper()
-	p := b.start(t)
-	must(t, p.Configure(domain, b.data))
-	return p
 }
 
 // unload is an orderly end, as at a restart of the server.
 func unload(t testing.TB, p *host.Plugin) {
 	t.Helper()
-	must(t, p.Close())
-}
-
-func mustGenerate(t testing.TB, p *host.Plugin, id string, keyType keymanagerv1.KeyType) *keymanagerv1.PublicKey {
-	t.Helper()
-	key, err := load.Generate(p, id, keyType)
-	if err != nil {
-		t.Fatalf("GenerateKey %s: %v", id, err)
-	}
-	return key
+	scene.Must(t, p.Close())
 }
 
 // served keys by id.
 func served(t testing.TB, p *host.Plugin) map[string]*keymanagerv1.PublicKey {
 	t.Helper()
 	response, err := p.KeyManager().GetPublicKeys(ctx, &keymanagerv1.GetPublicKeysRequest{})
-	must(t, err)
+	scene.Must(t, err)
 	found := map[string]*keymanagerv1.PublicKey{}
 	for _, key := range response.PublicKeys {
 		found[key.Id] = key
 	}
 	return found
-}
-
-func mustSign(t testing.TB, p *host.Plugin, keys ...*keymanagerv1.PublicKey) {
-	t.Helper()
-	for _, key := range keys {
-		if err := load.Sign(p, key); err != nil {
-			t.Fatalf("SignData %s: %v", key.Id, err)
-		}
-	}
 }
 
 func expect(t testing.TB, err error, code codes.Code, texts ...string) {
@@ -181,7 +126,7 @@ func expect(t testing.TB, err error, code codes.Code, texts ...string) {
 // expectEnds of workers: those that were to die, and no other.
 func expectEnds(t testing.TB, p *host.Plugin, want int) {
 	t.Helper()
-	eventually(t, fmt.Sprintf("%d workers ended", want), func() bool { return len(p.Ends()) >= want })
+	scene.Eventually(t, fmt.Sprintf("%d workers ended", want), func() bool { return len(p.Ends()) >= want })
 	if n := len(p.Ends()); n != want {
 		t.Errorf("%d workers ended, want %d", n, want)
 	}
@@ -204,34 +149,6 @@ func (b *bench) named(t *testing.T) map[string]int {
 	return found
 }
 
-// ---- processes ----
-
-// daemon is a program that runs until the test ends or kills it.
-type daemon struct {
-	*exec.Cmd
-	done chan struct{}
-}
-
-func launch(t testing.TB, env []string, output *os.File, name string, args ...string) *daemon {
-	t.Helper()
-	d := &daemon{exec.Command(name, args...), make(chan struct{})}
-	d.Env = append(os.Environ(), env...)
-	d.Stdout, d.Stderr = output, output
-	d.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, d.Start())
-	go func() {
-		_ = d.Wait()
-		close(d.done)
-	}()
-	t.Cleanup(d.kill)
-	return d
-}
-
-func (d *daemon) kill() {
-	_ = d.Process.Kill()
-	<-d.done
-}
-
 // ---- disks ----
 
 // mount a small tmpfs of so many kilobytes; for root alone.
@@ -240,8 +157,8 @@ func mount(t testing.TB, directory string, kilobytes int) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting a small disk needs root")
 	}
-	must(t, os.MkdirAll(directory, 0o700))
-	must(t, syscall.Mount("tmpfs", directory, "tmpfs", 0, fmt.Sprintf("size=%dk,mode=0700", kilobytes)))
+	scene.Must(t, os.MkdirAll(directory, 0o700))
+	scene.Must(t, syscall.Mount("tmpfs", directory, "tmpfs", 0, fmt.Sprintf("size=%dk,mode=0700", kilobytes)))
 	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
 }
 
@@ -251,7 +168,7 @@ func remount(t testing.TB, directory string, readOnly bool) {
 	if readOnly {
 		flags |= syscall.MS_RDONLY
 	}
-	must(t, syscall.Mount("", directory, "", flags, ""))
+	scene.Must(t, syscall.Mount("", directory, "", flags, ""))
 }
 
 // fill a disk to the last byte; the file to remove.
@@ -259,7 +176,7 @@ func fill(t testing.TB, directory string) string {
 	t.Helper()
 	path := filepath.Join(directory, "filler")
 	file, err := os.Create(path)
-	must(t, err)
+	scene.Must(t, err)
 	defer func() { _ = file.Close() }()
 	block := make([]byte, 4096)
 	for err == nil {

@@ -12,23 +12,22 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
 const pause = 3 * time.Second // of a token, that nobody is to notice
 
-func (b *bench) takeAway(t *testing.T) { must(t, os.Rename(b.Tokens, b.Tokens+".away")) }
+func (b *bench) takeAway(t *testing.T) { scene.Must(t, os.Rename(b.Tokens, b.Tokens+".away")) }
 
-func (b *bench) bringBack(t *testing.T) { must(t, os.Rename(b.Tokens+".away", b.Tokens)) }
+func (b *bench) bringBack(t *testing.T) { scene.Must(t, os.Rename(b.Tokens+".away", b.Tokens)) }
 
 func TestATokenThatIsAwayForThreeSecondsCostsNoCall(t *testing.T) {
 	t.Parallel()
 	times := either(2, 20)
 	faults(t, times)
 	b := newBench(t, "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	_, _, l := b.Busy(t, 8)
 	l.Rotate("JWT-Signer-A")
 	l.Rotate("JWT-Signer-B")
 	for range times {
@@ -45,9 +44,7 @@ func TestATokenThatIsAwayForLongerThanCallsMayTakeFailsThemWithTheReason(t *test
 	t.Parallel()
 	faults(t, 1)
 	b := newBench(t, `call_timeout = "2s"`)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, key, l := b.Busy(t, 4)
 	b.takeAway(t)
 	time.Sleep(pause)
 	_, err := load.Generate(p, "x509-CA-B", p256)
@@ -58,7 +55,7 @@ func TestATokenThatIsAwayForLongerThanCallsMayTakeFailsThemWithTheReason(t *test
 	if found := served(t, p); found[key.Id] == nil {
 		t.Errorf("served: %v", found)
 	}
-	eventually(t, "a key is made", func() bool {
+	scene.Eventually(t, "a key is made", func() bool {
 		_, err := load.Generate(p, "x509-CA-B", p256)
 		return err == nil
 	})
@@ -71,7 +68,7 @@ const remoteModule = "/usr/lib/x86_64-linux-gnu/pkcs11/p11-kit-client.so"
 
 type remote struct {
 	*bench
-	server *daemon
+	server *scene.Daemon
 	t      *testing.T
 	socket string
 }
@@ -82,13 +79,13 @@ func newRemote(t *testing.T, more string) *remote {
 		t.Skip("no p11-kit-client.so")
 	}
 	dir, err := os.MkdirTemp("/tmp", "outages") // socket paths have 108 bytes
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	b := newBench(t, more)
-	b.data = strings.Replace(b.data, softhsm.Module(), remoteModule, 1)
+	b.Data = strings.Replace(b.Data, softhsm.Module(), remoteModule, 1)
 	r := &remote{bench: b, t: t, socket: filepath.Join(dir, "hsm")}
 	// the plugin speaks to the server, not to SoftHSM
-	b.env = []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + r.socket, "SOFTHSM2_CONF=/nonexistent"}
+	b.Environ = []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + r.socket, "SOFTHSM2_CONF=/nonexistent"}
 	r.serve()
 	return r
 }
@@ -96,9 +93,9 @@ func newRemote(t *testing.T, more string) *remote {
 func (r *remote) serve() {
 	r.t.Helper()
 	_ = os.Remove(r.socket)
-	r.server = launch(r.t, r.Env(), nil, "p11-kit", "server", "-f", "-n", r.socket,
+	r.server = scene.Launch(r.t, r.Env(), nil, "p11-kit", "server", "-f", "-n", r.socket,
 		"--provider", softhsm.Module(), "pkcs11:token="+r.Label)
-	eventually(r.t, "p11-kit server listens", func() bool {
+	scene.Eventually(r.t, "p11-kit server listens", func() bool {
 		_, err := os.Stat(r.socket)
 		return err == nil
 	})
@@ -115,14 +112,14 @@ func (r *remote) signal(signal syscall.Signal) {
 func (r *remote) die() {
 	r.t.Helper()
 	r.signal(syscall.SIGKILL)
-	<-r.server.done
+	<-r.server.Done
 }
 
 func (r *remote) freeze(length time.Duration) {
 	r.t.Helper()
 	frozen := family(r.t, r.server.Process.Pid)
 	for _, pid := range frozen {
-		must(r.t, syscall.Kill(pid, syscall.SIGSTOP))
+		scene.Must(r.t, syscall.Kill(pid, syscall.SIGSTOP))
 	}
 	time.Sleep(length)
 	for _, pid := range frozen {
@@ -135,9 +132,7 @@ func TestANetworkHSMThatIsKilledAndRestartedCostsNoCall(t *testing.T) {
 	deaths := either(4, 30)
 	faults(t, deaths)
 	r := newRemote(t, "")
-	p := r.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	_, _, l := r.Busy(t, 8)
 	l.Rotate("x509-CA-B")
 	for i := range deaths {
 		r.die()
@@ -155,9 +150,7 @@ func TestANetworkHSMThatIsFrozenForThreeSecondsCostsNoCall(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	r := newRemote(t, "")
-	p := r.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	p, _, l := r.Busy(t, 8)
 	made := make(chan error, 1)
 	go func() {
 		time.Sleep(pause / 2) // in the middle of it
@@ -165,7 +158,7 @@ func TestANetworkHSMThatIsFrozenForThreeSecondsCostsNoCall(t *testing.T) {
 		made <- err
 	}()
 	r.freeze(pause)
-	must(t, <-made)
+	scene.Must(t, <-made)
 	l.Await(200)
 	l.EndWithoutFailures()
 	expectEnds(t, p, 0)
@@ -175,9 +168,7 @@ func TestANetworkHSMThatIsFrozenForAMinuteFailsCallsInTimeAndIsFoundAgain(t *tes
 	t.Parallel()
 	faults(t, 1)
 	r := newRemote(t, "")
-	p := r.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 4, key)
+	p, key, l := r.Busy(t, 4)
 	stop := make(chan struct{})
 	slowest := make(chan time.Duration, 1)
 	go func() {
@@ -212,9 +203,7 @@ func killedOnATokenWithFewSessions(t *testing.T, profile string) {
 	kills := either(2, 10)
 	faults(t, kills)
 	b := newFaulty(t, "max_sessions = 4", profile)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	_, _, l := b.Busy(t, 8)
 	l.KillWorkers(kills, 100)
 	l.EndWithoutFailures()
 }
@@ -234,13 +223,11 @@ func TestATokenWithOneSessionLeftIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "max_sessions = 4", "profile dangling 6 4\n")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	p, _, l := b.Busy(t, 8)
 	p.KillWorkers()
 	l.Await(100)
 	_, err := load.Generate(p, "x509-CA-B", p256)
-	must(t, err)
+	scene.Must(t, err)
 	l.EndWithoutFailures()
 }
 
@@ -248,11 +235,9 @@ func TestFewerSessionsThanWantedWillDo(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
 	b := newFaulty(t, "max_sessions = 16", "profile sessions 3\n")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	p, _, l := b.Busy(t, 8)
 	l.Await(200)
-	mustGenerate(t, p, "x509-CA-B", p256)
+	scene.Generate(t, p, "x509-CA-B", p256)
 	l.EndWithoutFailures()
 	expectEnds(t, p, 0)
 }
@@ -263,19 +248,17 @@ func TestASilentLogoutLosesNoKeyAndCostsNoCall(t *testing.T) {
 	times := either(10, 100)
 	faults(t, times)
 	b := newFaulty(t, "", "")
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
-	l := load.Start(t, p, 8, key)
+	p, _, l := b.Busy(t, 8)
 	for i := range times {
 		b.module.Play(t, "profile logout # %d\n", i)
 		l.Await(100)
-		mustGenerate(t, p, "x509-CA-B", p256)
+		scene.Generate(t, p, "x509-CA-B", p256)
 	}
 	l.EndWithoutFailures()
 	b.expectPairs(t, 2)
 	unload(t, p)
 	b.module.Play(t, "profile logout\n")
-	p = b.ready(t)
+	p = b.Ready(t)
 	if found := served(t, p); len(found) != 2 {
 		t.Errorf("served after a restart: %v", found)
 	}
@@ -285,8 +268,8 @@ func idleTest(t *testing.T, profile, options string, idle time.Duration, rounds 
 	t.Helper()
 	faults(t, rounds)
 	b := newFaulty(t, options, profile)
-	p := b.ready(t)
-	key := mustGenerate(t, p, "x509-CA-A", p256)
+	p := b.Ready(t)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
 	failed := 0
 	for range rounds {
 		time.Sleep(idle)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -17,16 +18,16 @@ import (
 func inMemory(t *testing.T, pid int, what string) int {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	must(t, err)
+	scene.Must(t, err)
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	must(t, err)
+	scene.Must(t, err)
 	defer memory.Close()
 	count := 0
 	for _, line := range strings.Split(strings.TrimSpace(string(maps)), "\n") {
 		var from, to uint64
 		var mode string
 		_, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &mode)
-		must(t, err)
+		scene.Must(t, err)
 		if !strings.HasPrefix(mode, "rw") || to-from > 1<<30 { // a sanitizer's shadow is terabytes
 			continue
 		}
@@ -43,14 +44,14 @@ func TestThePINOfAFileIsInNoProcessAfterTheLogin(t *testing.T) {
 	token := aToken(t)
 	inline := start(t, token)
 	unsanitized(t, inline)
-	must(t, inline.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
+	scene.Must(t, inline.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
 	if inMemory(t, inline.PID(), secret) == 0 || inMemory(t, worker(t, inline), secret) == 0 {
 		t.Error("an inline PIN is not found: this search finds nothing")
 	}
-	must(t, inline.Close())
+	scene.Must(t, inline.Close())
 
 	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	if n := inMemory(t, p.PID(), secret); n > 0 {
 		t.Errorf("it is in the front's memory, %d times", n)
 	}
@@ -66,11 +67,11 @@ func TestAnInlinePINIsWipedWhenAnotherSourceTakesItsPlace(t *testing.T) {
 	token := aToken(t)
 	p := start(t, token)
 	unsanitized(t, p)
-	must(t, p.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
+	scene.Must(t, p.Configure(domain, withPIN(token, fmt.Sprintf("pin = %q", secret))))
 	if inMemory(t, p.PID(), kept) == 0 {
 		t.Error("the front's copy is not found: this search finds nothing")
 	}
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	next := worker(t, p) // the old supervisor's end comes with its worker's
 	for patience := time.Now().Add(time.Minute); inMemory(t, p.PID(), kept) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(patience) {
@@ -86,7 +87,7 @@ func TestAnInlinePINIsWipedWhenAnotherSourceTakesItsPlace(t *testing.T) {
 func TestThePINIsInNoLogLineAndNoError(t *testing.T) {
 	token := aToken(t)
 	wrong := filepath.Join(token.Dir, "wrong")
-	must(t, os.WriteFile(wrong, []byte("wrong-"+secret+"\n"), 0o600))
+	scene.Must(t, os.WriteFile(wrong, []byte("wrong-"+secret+"\n"), 0o600))
 	uri := "pkcs11:token=" + token.Label
 	for _, pin := range []string{
 		fmt.Sprintf("pin_file = %q", token.PINFile),
@@ -126,15 +127,15 @@ func TestALibraryThatWouldWriteThePINIntoTheLogIsWarnedOf(t *testing.T) {
 	token := aToken(t)
 	for _, name := range []string{"PKCS11SPY", "YUBIHSM_PKCS11_DBG", "CKNFAST_DEBUG"} {
 		p := start(t, token, name+"="+softhsm.Module())
-		must(t, p.Configure(domain, token.PluginData("")))
+		scene.Must(t, p.Configure(domain, token.PluginData("")))
 		line := p.Logs.Wait(t, name)
 		if !strings.Contains(line.Message, "PIN") {
 			t.Errorf("%v", line)
 		}
-		must(t, p.Close())
+		scene.Must(t, p.Close())
 	}
 	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	if line, found := p.Logs.Find("PKCS11SPY"); found {
 		t.Errorf("without reason: %v", line)
 	}

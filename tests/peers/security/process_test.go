@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -26,13 +27,6 @@ const (
 	// Nowhere else: it is searched for in memory and in logs.
 	secret = "7Zq3xKw0-the-PIN-of-this-test"
 )
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 func needRoot(t *testing.T) {
 	t.Helper()
@@ -55,7 +49,7 @@ func aToken(t *testing.T) *softhsm.Token {
 	token := softhsm.New(t)
 	token.Label, token.PIN = "secret", secret
 	token.Init(t, token.Label)
-	must(t, os.WriteFile(token.PINFile, []byte(secret+"\n"), 0o600))
+	scene.Must(t, os.WriteFile(token.PINFile, []byte(secret+"\n"), 0o600))
 	return token
 }
 
@@ -85,7 +79,7 @@ func worker(t *testing.T, p *host.Plugin) int {
 func cored(t *testing.T, directory string) bool {
 	t.Helper()
 	cores, err := filepath.Glob(filepath.Join(directory, "core*"))
-	must(t, err)
+	scene.Must(t, err)
 	return len(cores) > 0
 }
 
@@ -93,25 +87,25 @@ func cored(t *testing.T, directory string) bool {
 func coreDumps(t *testing.T) {
 	t.Helper()
 	pattern, err := os.ReadFile("/proc/sys/kernel/core_pattern")
-	must(t, err)
+	scene.Must(t, err)
 	if !strings.HasPrefix(string(pattern), "core") {
 		t.Skipf("cores do not go into the current directory here, but to %s", pattern)
 	}
 	var before syscall.Rlimit
-	must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &before))
+	scene.Must(t, syscall.Getrlimit(syscall.RLIMIT_CORE, &before))
 	if before.Max != ^uint64(0) {
 		t.Skipf("cores are limited to %d bytes here", before.Max)
 	}
-	must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: before.Max, Max: before.Max}))
-	t.Cleanup(func() { must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &before)) })
+	scene.Must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{Cur: before.Max, Max: before.Max}))
+	t.Cleanup(func() { scene.Must(t, syscall.Setrlimit(syscall.RLIMIT_CORE, &before)) })
 }
 
 func TestNoProcessLeavesACore(t *testing.T) {
 	coreDumps(t)
 	control := exec.Command("sleep", "600")
 	control.Dir = t.TempDir()
-	must(t, control.Start())
-	must(t, control.Process.Signal(syscall.SIGABRT))
+	scene.Must(t, control.Start())
+	scene.Must(t, control.Process.Signal(syscall.SIGABRT))
 	_ = control.Wait()
 	if !cored(t, control.Dir) {
 		t.Skip("not even sleep leaves a core here")
@@ -121,14 +115,14 @@ func TestNoProcessLeavesACore(t *testing.T) {
 	directory := t.TempDir()
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), token.Env()...),
 		Change: func(cmd *exec.Cmd) { cmd.Dir = directory }})
-	must(t, p.Configure(domain, token.PluginData("")))
-	must(t, syscall.Kill(worker(t, p), syscall.SIGABRT))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, syscall.Kill(worker(t, p), syscall.SIGABRT))
 	p.Logs.Wait(t, "signal 6")
 	if cored(t, directory) {
 		t.Error("the worker left a core")
 	}
 	_ = worker(t, p)
-	must(t, p.Signal(syscall.SIGABRT))
+	scene.Must(t, p.Signal(syscall.SIGABRT))
 	for !p.Exited() {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -139,9 +133,9 @@ func TestNoProcessLeavesACore(t *testing.T) {
 	// a command outlives the library, and says what it saw of its end
 	config, script := filepath.Join(token.Dir, "plugin_data"), filepath.Join(token.Dir, "script")
 	faulty := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "faulty.so")
-	must(t, os.WriteFile(config, []byte(strings.Replace(token.PluginData(""),
+	scene.Must(t, os.WriteFile(config, []byte(strings.Replace(token.PluginData(""),
 		softhsm.Module(), faulty, 1)), 0o600))
-	must(t, os.WriteFile(script, []byte("C_Login after abort\n"), 0o600))
+	scene.Must(t, os.WriteFile(script, []byte("C_Login after abort\n"), 0o600))
 	command := exec.Command(host.Binary(t), "check", "--config", config, "--trust-domain", domain)
 	command.Dir = directory
 	command.Env = append(append(os.Environ(), token.Env()...), "FAULTY_MODULE="+softhsm.Module(), "FAULTY_SCRIPT="+script)
@@ -165,8 +159,8 @@ func as(uid uint32, name string, args ...string) bool {
 // belongTo gives everything below a directory away, and opens the way there.
 func belongTo(t *testing.T, uid int, directory string) {
 	t.Helper()
-	must(t, os.Chmod(filepath.Dir(directory), 0o755))
-	must(t, filepath.Walk(directory, func(path string, _ os.FileInfo, err error) error {
+	scene.Must(t, os.Chmod(filepath.Dir(directory), 0o755))
+	scene.Must(t, filepath.Walk(directory, func(path string, _ os.FileInfo, err error) error {
 		if err != nil {
 			return err
 		}
@@ -183,7 +177,7 @@ func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
 	own := &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	control := exec.Command("sleep", "600")
 	control.SysProcAttr = own
-	must(t, control.Start())
+	scene.Must(t, control.Start())
 	t.Cleanup(func() { _ = control.Process.Kill(); _ = control.Wait() })
 	if !as(nobody, "cat", fmt.Sprintf("/proc/%d/environ", control.Process.Pid)) {
 		t.Fatal("not even sleep can be looked into")
@@ -193,7 +187,7 @@ func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
 		Env:    append(os.Environ(), append(token.Env(), "TMPDIR="+token.Dir)...),
 		Change: func(cmd *exec.Cmd) { cmd.SysProcAttr = own; cmd.Dir = "/" }})
 	unsanitized(t, p)
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	for name, pid := range map[string]int{"front": p.PID(), "worker": worker(t, p)} {
 		for _, file := range []string{"environ", "mem", "maps"} {
 			if as(nobody, "head", "-c", "0", fmt.Sprintf("/proc/%d/%s", pid, file)) {
@@ -206,16 +200,16 @@ func TestNobodyOfTheSameUserCanLookInside(t *testing.T) {
 func TestTheSocketIsReachedByItsOwnerAlone(t *testing.T) {
 	needRoot(t)
 	directory := t.TempDir()
-	must(t, os.Chmod(filepath.Dir(directory), 0o755))
-	must(t, os.Chmod(directory, 0o777)) // as /tmp is
+	scene.Must(t, os.Chmod(filepath.Dir(directory), 0o755))
+	scene.Must(t, os.Chmod(directory, 0o777)) // as /tmp is
 	reaches := func(uid uint32, socket string) bool {
 		return as(uid, "perl", "-MSocket", "-e",
 			"socket(S, AF_UNIX, SOCK_STREAM, 0) && connect(S, sockaddr_un(shift)) or exit 1", socket)
 	}
 	control, err := net.Listen("unix", filepath.Join(directory, "open"))
-	must(t, err)
+	scene.Must(t, err)
 	defer control.Close()
-	must(t, os.Chmod(control.Addr().String(), 0o777))
+	scene.Must(t, os.Chmod(control.Addr().String(), 0o777))
 	if !reaches(nobody, control.Addr().String()) {
 		t.Fatal("not even a socket that is open to all is reached")
 	}
@@ -232,21 +226,21 @@ func TestTheSocketIsReachedByItsOwnerAlone(t *testing.T) {
 func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 	token := aToken(t)
 	theirs, err := os.CreateTemp(t.TempDir(), "the-hosts-own-")
-	must(t, err)
+	scene.Must(t, err)
 	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	must(t, err)
+	scene.Must(t, err)
 	defer listener.Close()
 	listening, err := listener.(*net.UnixListener).File()
-	must(t, err)
+	scene.Must(t, err)
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(os.Environ(), token.Env()...),
 		Change: func(cmd *exec.Cmd) {
 			// beyond the numbers that the worker's own take
 			cmd.ExtraFiles = []*os.File{nil, nil, nil, nil, theirs, listening}
 		}})
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	has := func(pid int, what string) bool {
 		links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-		must(t, err)
+		scene.Must(t, err)
 		for _, link := range links {
 			if to, _ := os.Readlink(link); to == what {
 				return true
@@ -255,7 +249,7 @@ func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 		return false
 	}
 	socket, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", listening.Fd()))
-	must(t, err)
+	scene.Must(t, err)
 	for _, what := range []string{theirs.Name(), socket} {
 		if !has(p.PID(), what) {
 			t.Errorf("not even the front has %s: this look sees nothing", what)
@@ -265,7 +259,7 @@ func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 		}
 	}
 	first, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", p.PID())) // go-plugin's pipe
-	must(t, err)
+	scene.Must(t, err)
 	if has(worker(t, p), first) {
 		t.Error("the worker has go-plugin's pipe, which then does not close with the front")
 	}
@@ -280,14 +274,14 @@ func TestNoModuleIsLoadedButTheOneThatIsNamed(t *testing.T) {
 		t.Skipf("p11-kit would load no other here:\n%s", listed)
 	}
 	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", worker(t, p)))
-	must(t, err)
+	scene.Must(t, err)
 	if !bytes.Contains(maps, named) || bytes.Contains(maps, []byte(trust)) {
 		t.Errorf("the worker has loaded:\n%s", maps)
 	}
 	front, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.PID()))
-	must(t, err)
+	scene.Must(t, err)
 	if bytes.Contains(front, named) {
 		t.Error("the front has loaded the module")
 	}
@@ -300,14 +294,14 @@ func TestAFolderThatIsOpenToAllIsNoMatterOnAReadOnlyMount(t *testing.T) {
 	token := aToken(t)
 	open, mounted := t.TempDir(), t.TempDir()
 	module, err := os.ReadFile(softhsm.Module())
-	must(t, err)
-	must(t, os.WriteFile(filepath.Join(open, "module.so"), module, 0o644))
-	must(t, os.Chmod(open, 0o777))
+	scene.Must(t, err)
+	scene.Must(t, os.WriteFile(filepath.Join(open, "module.so"), module, 0o644))
+	scene.Must(t, os.Chmod(open, 0o777))
 	if err := syscall.Mount(open, mounted, "", syscall.MS_BIND, ""); err != nil {
 		t.Skipf("mount: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(mounted, syscall.MNT_DETACH) })
-	must(t, syscall.Mount("", mounted, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
+	scene.Must(t, syscall.Mount("", mounted, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""))
 	data := func(folder string) string {
 		return strings.Replace(token.PluginData(""), softhsm.Module(), filepath.Join(folder, "module.so"), 1)
 	}
@@ -315,8 +309,8 @@ func TestAFolderThatIsOpenToAllIsNoMatterOnAReadOnlyMount(t *testing.T) {
 	if err := p.Configure(domain, data(open)); err == nil || !strings.Contains(err.Error(), "could put another library there") {
 		t.Errorf("%v", err)
 	}
-	must(t, p.Configure(domain, data(mounted)))
-	must(t, p.Close()) // the worker has the file open
+	scene.Must(t, p.Configure(domain, data(mounted)))
+	scene.Must(t, p.Close()) // the worker has the file open
 	for patience := time.Now().Add(time.Minute); syscall.Unmount(mounted, 0) == syscall.EBUSY; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(patience) {
 			t.Fatal("the worker does not let go of the module")
@@ -328,7 +322,7 @@ func TestAFolderThatIsOpenToAllIsNoMatterOnAReadOnlyMount(t *testing.T) {
 func status(t *testing.T, pid int, name string) string {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	must(t, err)
+	scene.Must(t, err)
 	for _, line := range strings.Split(string(text), "\n") {
 		if value, found := strings.CutPrefix(line, name+":"); found {
 			return strings.TrimSpace(value)
@@ -341,7 +335,7 @@ func status(t *testing.T, pid int, name string) string {
 func TestTheWorkerGetsNoNewPrivilegesAndMakesFilesForItsOwnerAlone(t *testing.T) {
 	token := aToken(t)
 	p := start(t, token)
-	must(t, p.Configure(domain, token.PluginData("")))
+	scene.Must(t, p.Configure(domain, token.PluginData("")))
 	pid := worker(t, p)
 	if got := status(t, pid, "NoNewPrivs"); got != "1" {
 		t.Errorf("NoNewPrivs %s", got)

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/scene"
 )
 
 const nssModule = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so"
@@ -14,12 +16,12 @@ func newNSS(t *testing.T) *token {
 	t.Helper()
 	installed(t, nssModule, "certutil")
 	dir := t.TempDir()
-	write(t, dir+"/pin", "12345678\n")
+	scene.Write(t, dir+"/pin", "12345678\n")
 	run(t, nil, "certutil", "-N", "-d", "sql:"+dir, "-f", dir+"/pin")
 	return &token{
-		data: fmt.Sprintf("module = %q\nmodule_args = \"configdir='sql:%s' dbTokenDescription='spire'\"\n"+
+		Setting: scene.Setting{Data: fmt.Sprintf("module = %q\nmodule_args = \"configdir='sql:%s' dbTokenDescription='spire'\"\n"+
 			"token = \"pkcs11:token=spire\"\npin_file = \"%s/pin\"\nkey_identifier_file = \"%s/hsm-id\"\n"+
-			"attribute_check = \"lenient\"\nmax_sessions = 1\n", nssModule, dir, dir, dir),
+			"attribute_check = \"lenient\"\nmax_sessions = 1\n", nssModule, dir, dir, dir)},
 		keys: map[string]keymanagerv1.KeyType{"x509-CA-A": p256, "JWT-Signer-A": rsa2048, "x509-CA-B": p384}}
 }
 

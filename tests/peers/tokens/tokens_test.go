@@ -13,16 +13,16 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 const (
-	domain  = "example.org"
+	domain  = scene.Domain
 	p256    = keymanagerv1.KeyType_EC_P256
 	p384    = keymanagerv1.KeyType_EC_P384
 	rsa2048 = keymanagerv1.KeyType_RSA_2048
@@ -30,30 +30,8 @@ const (
 
 // token is what the binary is told to find one.
 type token struct {
-	data string   // plugin_data
-	env  []string // of the plugin
+	scene.Setting
 	keys map[string]keymanagerv1.KeyType
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for patience := time.Now().Add(time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(patience) {
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
-func write(t testing.TB, path, text string) {
-	t.Helper()
-	must(t, os.WriteFile(path, []byte(text), 0o600))
 }
 
 // installed, all of it, or the test is skipped.
@@ -84,7 +62,7 @@ func run(t testing.TB, env []string, name string, args ...string) []byte {
 // start the binary. What a library of others leaks is not for a sanitizer to judge.
 func (k *token) start(t *testing.T) *host.Plugin {
 	t.Helper()
-	p := host.Start(t, host.Options{Type: "KeyManager", Env: k.env})
+	p := k.Start(t)
 	if p.Sanitized() {
 		t.Skip("built with a sanitizer")
 	}
@@ -94,7 +72,7 @@ func (k *token) start(t *testing.T) *host.Plugin {
 func (k *token) ready(t *testing.T) *host.Plugin {
 	t.Helper()
 	p := k.start(t)
-	must(t, p.Configure(domain, k.data))
+	scene.Must(t, p.Configure(domain, k.Data))
 	return p
 }
 
@@ -102,15 +80,15 @@ func (k *token) ready(t *testing.T) *host.Plugin {
 func (k *token) command(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "plugin_data")
-	write(t, config, k.data)
-	return run(t, k.env, host.Binary(t), append([]string{name, "--config", config, "--trust-domain", domain}, args...)...)
+	scene.Write(t, config, k.Data)
+	return run(t, k.Environ, host.Binary(t), append([]string{name, "--config", config, "--trust-domain", domain}, args...)...)
 }
 
 // onToken are the states of the keys there.
 func (k *token) onToken(t *testing.T) (states []string) {
 	t.Helper()
 	var found struct{ Keys []struct{ State string } }
-	must(t, json.Unmarshal(k.command(t, "keys", "--json"), &found))
+	scene.Must(t, json.Unmarshal(k.command(t, "keys", "--json"), &found))
 	for _, key := range found.Keys {
 		states = append(states, key.State)
 	}
@@ -152,11 +130,10 @@ func (k *token) lives(t *testing.T, kills int) {
 	t.Helper()
 	p := k.start(t)
 	t.Logf("%s", k.command(t, "check"))
-	must(t, p.Configure(domain, k.data))
+	scene.Must(t, p.Configure(domain, k.Data))
 	keys := map[string]*keymanagerv1.PublicKey{}
 	for id, keyType := range k.keys {
-		key, err := load.Generate(p, id, keyType)
-		must(t, err)
+		key := scene.Generate(t, p, id, keyType)
 		signs(t, p, key)
 		keys[id] = key
 	}
@@ -168,7 +145,7 @@ func (k *token) lives(t *testing.T, kills int) {
 	l.Await(20)
 	for range kills {
 		made := l.Made()
-		eventually(t, "a key is made", func() bool { return l.Made() > made })
+		scene.Eventually(t, "a key is made", func() bool { return l.Made() > made })
 		p.KillWorkers()
 		l.Await(20)
 	}
@@ -178,13 +155,13 @@ func (k *token) lives(t *testing.T, kills int) {
 		t.Errorf("%d workers ended, %d were killed", ends, kills)
 	}
 	keys["rotated"] = l.Current("rotated")
-	must(t, p.Close())
+	scene.Must(t, p.Close())
 
 	p = k.ready(t)
 	for _, key := range keys {
 		signs(t, p, key)
 	}
-	eventually(t, "the token holds the keys that are served, and no other", func() bool {
+	scene.Eventually(t, "the token holds the keys that are served, and no other", func() bool {
 		states := k.onToken(t)
 		return len(states) == len(keys) && !slices.ContainsFunc(states, func(state string) bool { return state != "current" })
 	})

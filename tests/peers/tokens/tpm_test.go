@@ -4,43 +4,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"syscall"
 	"testing"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 )
 
 const tpmModule = "/usr/lib/x86_64-linux-gnu/pkcs11/libtpm2_pkcs11.so"
 
-// launch a program that runs until the test ends, or the function that is returned is called.
-func launch(t *testing.T, env []string, name string, args ...string) (kill func()) {
-	t.Helper()
-	command := exec.Command(name, args...)
-	command.Env = append(os.Environ(), env...)
-	command.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	output := &strings.Builder{}
-	command.Stdout, command.Stderr = output, output
-	must(t, command.Start())
-	kill = func() {
-		_ = command.Process.Kill()
-		_ = command.Wait()
-	}
-	t.Cleanup(func() {
-		kill()
-		if t.Failed() {
-			t.Logf("%s: %s", name, output)
-		}
-	})
-	return kill
-}
-
 type tpm struct {
 	token
-	socket string
-	kill   func() // the resource manager
+	socket  string
+	manager *scene.Daemon
 }
 
 // newTPM is one of software, the resource manager in front of it, and the bus between the two and the
@@ -49,43 +26,43 @@ func newTPM(t *testing.T) *tpm {
 	t.Helper()
 	installed(t, tpmModule, "swtpm", "tpm2-abrmd", "dbus-daemon", "tpm2_ptool", "tpm2_getrandom")
 	dir, err := os.MkdirTemp("/tmp", "tpm") // socket paths have 108 bytes
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	for _, name := range []string{"state", "store"} {
-		must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
+		scene.Must(t, os.Mkdir(filepath.Join(dir, name), 0o700))
 	}
 	socket := filepath.Join(dir, "tpm")
-	launch(t, nil, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir+"/state", "--flags", "not-need-init,startup-clear",
+	scene.Launch(t, nil, nil, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+dir+"/state", "--flags", "not-need-init,startup-clear",
 		"--server", "type=unixio,path="+socket, "--ctrl", "type=unixio,path="+socket+".ctrl")
 	bus := "unix:path=" + dir + "/bus"
 	env := []string{"DBUS_SESSION_BUS_ADDRESS=" + bus, "TPM2TOOLS_TCTI=tabrmd:bus_type=session",
 		"TPM2_PKCS11_TCTI=tabrmd:bus_type=session", "TPM2_PKCS11_STORE=" + dir + "/store"}
-	launch(t, nil, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address="+bus)
-	eventually(t, "TPM and bus listen", func() bool {
+	scene.Launch(t, nil, nil, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address="+bus)
+	scene.Eventually(t, "TPM and bus listen", func() bool {
 		_, tpm := os.Stat(socket + ".ctrl")
 		_, bus := os.Stat(dir + "/bus")
 		return tpm == nil && bus == nil
 	})
-	k := &tpm{socket: socket, token: token{env: env,
-		data: "module = \"" + tpmModule + "\"\ntoken = \"pkcs11:token=spire\"\npin_file = \"" + dir + "/pin\"\n" +
-			"key_identifier_file = \"" + dir + "/hsm-id\"\nmax_sessions = 1\n",
+	k := &tpm{socket: socket, token: token{Setting: scene.Setting{Environ: env,
+		Data: "module = \"" + tpmModule + "\"\ntoken = \"pkcs11:token=spire\"\npin_file = \"" + dir + "/pin\"\n" +
+			"key_identifier_file = \"" + dir + "/hsm-id\"\nmax_sessions = 1\n"},
 		keys: map[string]keymanagerv1.KeyType{"x509-CA-A": p256, "JWT-Signer-A": rsa2048, "x509-CA-B": p384}}}
-	k.kill = k.manage(t)
-	eventually(t, "the TPM answers", func() bool {
+	k.manager = k.manage(t)
+	scene.Eventually(t, "the TPM answers", func() bool {
 		command := exec.Command("tpm2_getrandom", "4")
 		command.Env = append(os.Environ(), env...)
 		return command.Run() == nil
 	})
 	run(t, env, "tpm2_ptool", "init")
 	run(t, env, "tpm2_ptool", "addtoken", "--pid=1", "--label=spire", "--userpin=12345678", "--sopin=87654321")
-	write(t, dir+"/pin", "12345678\n")
+	scene.Write(t, dir+"/pin", "12345678\n")
 	return k
 }
 
 // manage the TPM: what a manager that was killed left in there is in the next one's way.
-func (k *tpm) manage(t *testing.T) (kill func()) {
+func (k *tpm) manage(t *testing.T) *scene.Daemon {
 	t.Helper()
-	return launch(t, k.env, "tpm2-abrmd", "--session", "--allow-root", "--flush-all", "--tcti=swtpm:path="+k.socket)
+	return scene.Launch(t, k.Environ, nil, "tpm2-abrmd", "--session", "--allow-root", "--flush-all", "--tcti=swtpm:path="+k.socket)
 }
 
 func TestATPM(t *testing.T) { newTPM(t).lives(t, 3) }
@@ -95,15 +72,14 @@ func TestATPMWhoseResourceManagerDiesCostsNoCall(t *testing.T) {
 	p := k.ready(t)
 	var keys []*keymanagerv1.PublicKey
 	for id, keyType := range k.keys {
-		key, err := load.Generate(p, id, keyType)
-		must(t, err)
+		key := scene.Generate(t, p, id, keyType)
 		keys = append(keys, key)
 	}
 	l := load.Start(t, p, 4, keys...)
 	for range 2 {
 		l.Await(20)
-		k.kill()
-		k.kill = k.manage(t)
+		k.manager.Kill()
+		k.manager = k.manage(t)
 		l.Await(20)
 	}
 	l.Round()
