@@ -47,16 +47,24 @@ static struct {
     struct frame_page *map;
 } kept = {-1, -1, -1, NULL};
 
+static void forget(int *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+    *fd = -1;
+}
+
 /* In a child that has not called exec: it may live for as long as it likes, and the identity
- * lock is held by being open. */
+ * lock is held by being open. Once: its own children come here too, and in them these numbers
+ * are its own. */
 static void forget_in_child(void)
 {
-    (void)close(kept.socket);
-    (void)close(kept.page);
-    if (kept.lock >= 0)
-        (void)close(kept.lock);
+    forget(&kept.socket);
+    forget(&kept.page);
+    forget(&kept.lock);
     if (kept.map)
         (void)munmap(kept.map, sizeof *kept.map);
+    kept.map = NULL;
 }
 
 /* Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be the

@@ -1,14 +1,16 @@
 /* collide.so: a PKCS#11 module around a real one (COLLIDE_MODULE) that has functions of its own
  * under names which our libraries have too, as vendors' libraries with a static OpenSSL or
  * json-c do. Before it hands out its functions it calls each and sees whether its own answers.
- * With COLLIDE_FORK it also forks a child in C_Initialize that lives on and never calls exec,
- * as some vendors' helpers do; the variable names a file for the child's process id. */
+ * With COLLIDE_FORK it also forks a helper in C_Initialize that lives on and never calls exec,
+ * as some vendors' do; the variable names a file for the helper's process id. */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <p11-kit/pkcs11.h>
@@ -51,19 +53,37 @@ static bool all_are_mine(void)
            IS_MINE(log_write) && IS_MINE(frame_decode);
 }
 
+enum { OPENED = 8 };
+
+/* What it opened before the second fork must be open behind it. */
+static void be_helper(const char *path, const int opened[OPENED])
+{
+    FILE *file = fopen(path, "we");
+
+    for (size_t i = 0; i < OPENED; i++)
+        if (!file || fcntl(opened[i], F_GETFD) < 0)
+            _exit(EXIT_FAILURE);
+    (void)fprintf(file, "%d\n", (int)getpid());
+    (void)fclose(file);
+    for (;;)
+        (void)pause();
+}
+
+/* As daemons do: the child's child. */
 static void start_helper(const char *path)
 {
     pid_t pid = fork();
-    FILE *file;
+    int opened[OPENED];
 
-    if (pid == 0)
-        for (;;)
-            (void)pause();
-    file = fopen(path, "we");
-    if (!file)
-        abort();
-    (void)fprintf(file, "%d\n", (int)pid);
-    (void)fclose(file);
+    if (pid > 0)
+        (void)waitpid(pid, NULL, 0);
+    if (pid != 0)
+        return;
+    for (size_t i = 0; i < OPENED; i++)
+        opened[i] = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fork() == 0)
+        be_helper(path, opened);
+    _exit(EXIT_SUCCESS);
 }
 
 static CK_RV initialize(void *args)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -263,6 +264,29 @@ func TestTheWorkerInheritsNothingButItsOwn(t *testing.T) {
 	if has(worker(t, p), first) {
 		t.Error("the worker has go-plugin's pipe, which then does not close with the front")
 	}
+}
+
+// The identity lock is held by being open: a helper that a library forks, and that outlives it,
+// must not keep the next server out. What the helper has open itself is its own business.
+func TestAHelperOfTheLibrarysKeepsNothingOfTheWorkers(t *testing.T) {
+	token := aToken(t)
+	pidFile := filepath.Join(t.TempDir(), "pid")
+	data := strings.Replace(token.PluginData(""), softhsm.Module(),
+		filepath.Join(filepath.Dir(host.Binary(t)), "tests", "collide.so"), 1)
+	p := start(t, token, "COLLIDE_MODULE="+softhsm.Module(), "COLLIDE_FORK="+pidFile)
+	must(t, p.Configure(domain, data))
+	helper := 0
+	for patience := time.Now().Add(20 * time.Second); helper == 0; time.Sleep(10 * time.Millisecond) {
+		text, _ := os.ReadFile(pidFile)
+		helper, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		if time.Now().After(patience) {
+			t.Fatal("the helper's own descriptors were closed in it")
+		}
+	}
+	t.Cleanup(func() { _ = syscall.Kill(helper, syscall.SIGKILL) })
+	must(t, p.Close())
+	must(t, start(t, token).Configure(domain, token.PluginData("")))
+	must(t, syscall.Kill(helper, 0)) // it is there still
 }
 
 // Every library more is code beside the PIN: p11-kit's configuration names some on most systems.
