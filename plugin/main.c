@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <openssl/crypto.h>
 
@@ -40,6 +42,19 @@ static void refuse_dumps(void)
 #endif
 }
 
+/* Whoever starts us may have closed some of them. What we open next would get their numbers, and
+ * what is meant for stderr would be written into the identity file. Ours cannot be written to. */
+static void open_standard_descriptors(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0)
+        (void)close(fd);
+}
+
 static int help(void)
 {
     static const struct {
@@ -74,6 +89,7 @@ int main(int argc, char **argv)
     const char *argument = argc > 1 ? argv[1] : "";
     const struct role *role;
 
+    open_standard_descriptors();
     /* What we compute never depends on the host's openssl.cnf, which may put providers and
      * whole PKCS#11 modules into this process. */
     (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);

@@ -5,6 +5,7 @@ import (
 	"encoding/base32"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -196,4 +197,22 @@ func TestPruneSaysWhatItCouldNotDestroy(t *testing.T) {
 	before := s.objects()
 	s.contains(s.command(wrong, "prune", "--yes"), "NOT DESTROYED", label, "CKR_ACTION_PROHIBITED", "0 of 1 key destroyed")
 	s.lost(before)
+}
+
+// The number of a stderr that was closed must not become the identity file's, into which the
+// warnings would be written.
+func TestPruneWithoutStandardDescriptors(t *testing.T) {
+	for _, closed := range []string{"2>&-", ">&- 2>&-", "<&- >&- 2>&-", "<&- 2>&-"} {
+		s := faulty(t, "", "C_FindObjectsInit 1 before segv once shared")
+		identity := filepath.Join(s.token.Dir, "hsm-id")
+		s.write(identity, "server-a")
+		s.put("example.org", "server-a", 1000, "A")
+		cmd := exec.Command("sh", "-c", `exec "$0" "$@" `+closed, host.Binary(t),
+			"prune", "--config", s.data, "--trust-domain", "example.org", "--yes")
+		cmd.Env = append(os.Environ(), s.env...)
+		_ = cmd.Run()
+		if text, err := os.ReadFile(identity); err != nil || string(text) != "server-a" {
+			t.Errorf("%s: the identity is %q (%v)", closed, text, err)
+		}
+	}
 }
