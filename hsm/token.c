@@ -139,40 +139,29 @@ static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE typ
     return false;
 }
 
-/* Only "yes, so" and "there is no such mechanism" are answers: what a token fails to say for a
- * moment must not make a key type impossible. Some have no such function: then what they list
- * is all that is known. A token that has no idea of a greatest size says 0. */
-static int ask_mechanism(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag,
-                         CK_ULONG bits, bool *can, struct fault *fault)
+/* Only "yes, so" and "there is no such mechanism" are answers. Where a token fails to say, for a
+ * moment or always, what it lists is all that is known, and the making of a key will tell: nor
+ * does one mechanism's trouble keep keys of other types from signing. A token that has no idea
+ * of a greatest size says 0. */
+static bool can(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag, CK_ULONG bits)
 {
     CK_MECHANISM_INFO info;
     CK_RV rv;
 
     memset(&info, 0, sizeof info);
     rv = MODULE_CALL(&token->module, C_GetMechanismInfo, token->pool.slot, type, &info);
-    *can = rv == CKR_FUNCTION_NOT_SUPPORTED ||
-           (rv == CKR_OK && (info.flags & flag) != 0 && info.ulMinKeySize <= bits &&
-            (info.ulMaxKeySize == 0 || info.ulMaxKeySize >= bits));
-    return rv == CKR_OK || rv == CKR_MECHANISM_INVALID || rv == CKR_FUNCTION_NOT_SUPPORTED
-               ? 0
-               : rv_fault(rv, "C_GetMechanismInfo", fault);
+    if (rv != CKR_OK)
+        return rv != CKR_MECHANISM_INVALID;
+    return (info.flags & flag) != 0 && info.ulMinKeySize <= bits &&
+           (info.ulMaxKeySize == 0 || info.ulMaxKeySize >= bits);
 }
 
-static int ask_type(struct hsm_token *token, const struct mechanisms *mechanisms,
-                    const struct keytype *type, bool *can, struct fault *fault)
+static bool can_make(struct hsm_token *token, const struct mechanisms *mechanisms,
+                     const struct keytype *type)
 {
-    bool generate;
-    bool sign;
-
-    *can = false;
-    if (!is_listed(mechanisms, type->generate) || !is_listed(mechanisms, type->sign))
-        return 0;
-    if (ask_mechanism(token, type->generate, CKF_GENERATE_KEY_PAIR, type->bits, &generate, fault) !=
-            0 ||
-        ask_mechanism(token, type->sign, CKF_SIGN, type->bits, &sign, fault) != 0)
-        return -1;
-    *can = generate && sign;
-    return 0;
+    return is_listed(mechanisms, type->generate) && is_listed(mechanisms, type->sign) &&
+           can(token, type->generate, CKF_GENERATE_KEY_PAIR, type->bits) &&
+           can(token, type->sign, CKF_SIGN, type->bits);
 }
 
 static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, struct fault *fault)
@@ -191,8 +180,7 @@ static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, s
         return fault_set(fault, FAULT_INTERNAL, "token named %lu mechanisms where %d were asked",
                          mechanisms->count, MECHANISMS_MAX);
     for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++)
-        if (ask_type(token, mechanisms, keytype_find(type), &info->can_generate[type], fault) != 0)
-            return -1;
+        info->can_generate[type] = can_make(token, mechanisms, keytype_find(type));
     return 0;
 }
 
