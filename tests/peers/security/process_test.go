@@ -274,7 +274,7 @@ func TestAHelperOfTheLibrarysKeepsNothingOfTheWorkers(t *testing.T) {
 	data := strings.Replace(token.PluginData(""), softhsm.Module(),
 		filepath.Join(filepath.Dir(host.Binary(t)), "tests", "collide.so"), 1)
 	p := start(t, token, "COLLIDE_MODULE="+softhsm.Module(), "COLLIDE_FORK="+pidFile)
-	must(t, p.Configure(domain, data))
+	scene.Must(t, p.Configure(domain, data))
 	helper := 0
 	for patience := time.Now().Add(20 * time.Second); helper == 0; time.Sleep(10 * time.Millisecond) {
 		text, _ := os.ReadFile(pidFile)
@@ -284,9 +284,9 @@ func TestAHelperOfTheLibrarysKeepsNothingOfTheWorkers(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { _ = syscall.Kill(helper, syscall.SIGKILL) })
-	must(t, p.Close())
-	must(t, start(t, token).Configure(domain, token.PluginData("")))
-	must(t, syscall.Kill(helper, 0)) // it is there still
+	scene.Must(t, p.Close())
+	scene.Must(t, start(t, token).Configure(domain, token.PluginData("")))
+	scene.Must(t, syscall.Kill(helper, 0)) // it is there still
 }
 
 // Every library more is code beside the PIN: p11-kit's configuration names some on most systems.
