@@ -40,7 +40,7 @@ var numbers = map[string]string{"CKR_OPERATION_CANCEL_FAILED": "0x202", "CKR_TOK
 // answers reads the recovery table itself, so that no code is forgotten here.
 func answers(t testing.TB) (all []answer) {
 	t.Helper()
-	table, err := os.ReadFile("../../../hsm/rv.c")
+	table, err := os.ReadFile("../../../hsm/wire/rv.c")
 	if err != nil {
 		t.Fatal(err)
 	}
