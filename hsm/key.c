@@ -13,7 +13,7 @@
 #include "hsm/wire/pubkey.h"
 #include "hsm/wire/rv.h"
 
-enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 3 };
+enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 11 };
 
 /* ---- finding ---- */
 
