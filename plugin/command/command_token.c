@@ -49,6 +49,7 @@ static int start(const struct config_keymanager *config, int lock, struct comman
         .lock = lock,
         .operation_limit = config->operation_timeout,
         .generate_limit = config->generate_timeout,
+        .one_caller = true,
         .tick = tick,
         .ended = ended,
         .context = token,

@@ -148,6 +148,8 @@ static bool worth_another_try(struct supervisor *s, struct job *job, const struc
         return failing->failures == 1;
     if (job->op == HSM_DESTROY)
         return job->failures == 1 && s->successes[HSM_SIGN] == 0;
+    if (s->options.one_caller && job->failures >= JOB_FAILURES_MAX)
+        return false;
     return !failing->hopeless && !jobs_hopeless(job, successes);
 }
 

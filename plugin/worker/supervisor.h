@@ -40,6 +40,8 @@ struct supervisor_options {
     int64_t operation_limit;      /* ns a worker may execute one request */
     int64_t generate_limit;       /* the same for HSM_GENERATE and HSM_SCAN */
     int64_t keep_alive;           /* HSM_PING after so many idle ns; 0 = never */
+    bool one_caller;              /* nobody else's success can show that a request is hopeless:
+                                     failures alone do, and its deadline is not waited for */
 
     /* Called about five times a second, on the supervisor's thread. */
     void (*tick)(void *context);

@@ -1,6 +1,7 @@
 package commands_test
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base32"
 	"fmt"
@@ -213,6 +214,26 @@ func TestPruneWithoutStandardDescriptors(t *testing.T) {
 		_ = cmd.Run()
 		if text, err := os.ReadFile(identity); err != nil || string(text) != "server-a" {
 			t.Errorf("%s: the identity is %q (%v)", closed, text, err)
+		}
+	}
+}
+
+// Each try is a login. A person waits for the sentence, and a scan may take minutes.
+func TestWhatFailsEachTimeIsSaidSoon(t *testing.T) {
+	for _, name := range []string{"check", "keys", "prune"} {
+		s := faulty(t, "", "C_FindObjectsInit before CKR_DEVICE_ERROR")
+		s.write(filepath.Join(s.token.Dir, "hsm-id"), "server-a")
+		begun := time.Now()
+		cmd := exec.Command(host.Binary(t), name, "--config", s.data, "--trust-domain", "example.org")
+		cmd.Env = append(os.Environ(), s.env...)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		limit := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+		err := cmd.Run()
+		limit.Stop()
+		s.contains(out.String(), "C_FindObjectsInit: CKR_DEVICE_ERROR")
+		if took := time.Since(begun); err == nil || took > 20*time.Second {
+			t.Errorf("%s: %v after %v\n%s", name, err, took, &out)
 		}
 	}
 }
