@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -168,6 +169,10 @@ static int start(const struct ends *ends, int lock, int program, pid_t *pid)
     return error;
 }
 
+/* A reconfiguration has two supervisors, each with its thread: the program's descriptor must not
+ * become another's between the look at its bytes and the execution. */
+static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
+
 /* Starts a process with the ends, which stay the caller's, and maps its page. */
 static int spawn(const struct ends *ends, int lock, struct child *child, struct fault *fault)
 {
@@ -197,10 +202,13 @@ int child_spawn(int lock, unsigned patience_ms, struct child *child, struct faul
     struct ends ends = {-1, -1, -1, -1, -1};
     int result;
 
-    if (ends_open(patience_ms, &ends) != 0)
+    if (ends_open(patience_ms, &ends) != 0) {
         result = fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot start a worker process");
-    else
+    } else {
+        (void)pthread_mutex_lock(&starting);
         result = spawn(&ends, lock, child, fault);
+        (void)pthread_mutex_unlock(&starting);
+    }
     if (result == 0) {
         ends.ours = -1;
         ends.err_read = -1;

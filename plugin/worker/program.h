@@ -8,7 +8,7 @@
  * path is opened again, in case the right one is there.
  *
  * Faults are FAULT_FAILED_PRECONDITION unless memory or descriptors ran out, and each says
- * where we looked and what to do. All on one thread, but for program_is. */
+ * where we looked and what to do. One thread at a time, but for program_is. */
 #ifndef PLUGIN_WORKER_PROGRAM_H
 #define PLUGIN_WORKER_PROGRAM_H
 
