@@ -163,6 +163,7 @@ func TestTheseConfigurationsAreReadByOtherPrograms(t *testing.T) {
 }
 
 func TestNoOpenSSLConfigurationReachesUsAtAStart(t *testing.T) {
+	t.Parallel()
 	r := newRemote(t)
 	for _, o := range configurations {
 		t.Run(o.name, func(t *testing.T) {
