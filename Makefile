@@ -64,7 +64,9 @@ $(BUILD)/%.o: %.c | $(PROTO:=.h)
 	@mkdir -p $(@D)
 	$(call say,CC,$<)$(CC) $(CFLAGS) $(WARN) $(DEFS) -MMD -MP -c -o $@ $<
 
-.SECONDARY: # what is made on the way (headers from proto/, objects of tests) is kept
+# What is made on the way is kept. Programs are not named here: one that is missing, as the worker
+# may be, would pass for a file on the way, and its front keep the digest of the one before.
+.SECONDARY: $(OBJECTS) $(PROTO:=.c) $(PROTO:=.h)
 
 -include $(wildcard $(BUILD)/*/*.d $(BUILD)/*/*/*.d)
 

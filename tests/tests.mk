@@ -28,6 +28,9 @@ $(BUILD)/tests/collide.so: tests/support/collide.c
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
 $(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so
 
+.SECONDARY: $(SUPPORT) $(STAND_INS:%=$(BUILD)/tests/support/%.o) \
+            $(addsuffix .o,$(TESTS) $(FUZZERS) $(DUMPS) $(BUILD)/tests/support/raw_sign $(BUILD)/tests/fuzz/driver)
+
 .PHONY: test-fresh
 test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc and Go, as root
 	@tests/lib/deps.sh deb
