@@ -43,8 +43,8 @@ func TestCommandsOutliveAModuleThatCrashesAtTheLogin(t *testing.T) {
 }
 
 func TestCommandsOutliveAModuleThatCrashesAtASignature(t *testing.T) {
-	token, module, run := broken(t, "C_Sign before segv")
-	run("check").ends(t, 1, "MISSING  trial ec-p256", "ended in the middle of it", "signal 11")
+	token, module, run := broken(t, "C_Sign before abort")
+	run("check").ends(t, 1, "MISSING  trial ec-p256", "ended in the middle of it", "signal 6")
 	run("keys").ends(t, 0, "unknown", "PKCS#11 workers in a row ended while executing it")
 	run("prune", "--yes").ends(t, 0)
 	module.Play(t, "")

@@ -74,7 +74,7 @@ var spoilt = []struct {
 		func(t testing.TB, i *installed) { must(t, os.Remove(i.worker)); i.heal(t) }},
 	{"it was stripped afterwards",
 		func(t testing.TB, i *installed) {
-			output, err := exec.Command("objcopy", "--remove-section=.gnu_debuglink", i.worker).CombinedOutput()
+			output, err := exec.Command("objcopy", "--strip-all", "--remove-section=.gnu_debuglink", i.worker).CombinedOutput()
 			if err != nil {
 				t.Fatalf("objcopy: %v\n%s", err, output)
 			}

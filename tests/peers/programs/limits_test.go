@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
@@ -69,6 +70,7 @@ func TestManyConnectionsDoNotEndTheListener(t *testing.T) {
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: token.Env(), Change: limited(64, 4096)})
 	for range many {
 		connection := host.Raw(t, p.Socket())
+		must(t, connection.SetDeadline(time.Now().Add(time.Minute)))
 		// HTTP/2's settings are the server's first word to whom it has accepted
 		_, err := connection.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
 		must(t, err)
