@@ -120,7 +120,7 @@ must "it gets its packages from where this machine does" set_up_as_here
 must "the last commit is cloned there" cloned
 IFS=, read -r -a commands <<<"${FRESH_COMMANDS:-make demo,make test}"
 for command in "${commands[@]}"; do
-    said=$logs/${command// /-}.log
+    said=$logs/${command//[ \/]/-}.log
     since=$SECONDS
     # shellcheck disable=SC2086 # words
     check "\`$command\`" as_readme_has_it $command
