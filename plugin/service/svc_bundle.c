@@ -11,7 +11,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/publish.h"
-#include "plugin/bundle/sequence.h"
+#include "plugin/bundle/publisher.h"
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 #include "plugin/rpc/message.h"
@@ -28,8 +28,7 @@ static struct {
     bool configured;
     char trust_domain[CONFIG_TRUST_DOMAIN_MAX + 1];
     struct config_bundle settings;
-    struct sequence sequence;
-    uint64_t last; /* the sequence number this process published last; 0 = none */
+    struct publisher publisher;
 } state;
 
 /* Whether a Notifier may hold up the start of the server; for any thread. */
@@ -205,34 +204,6 @@ static int start_watch(struct fault *fault)
 
 /* ---- publishing ---- */
 
-struct attempt {
-    uint64_t sequence;
-    uint64_t file;
-    enum sequence_verdict verdict;
-    struct bundle_summary summary;
-};
-
-/* Files in formats without a sequence number are known by what this process put there. */
-static bool keep(void *context, const char *bytes, size_t length)
-{
-    struct attempt *attempt = context;
-    struct bundle_summary there;
-
-    if (bundle_read(bytes, length, state.settings.format, &there, NULL) != 0)
-        return false;
-    attempt->file = state.settings.format == BUNDLE_SPIFFE ? there.sequence : state.last;
-    attempt->verdict =
-        sequence_judge(&state.sequence, attempt->file, attempt->sequence, clock_now());
-    return attempt->verdict == SEQUENCE_HELD;
-}
-
-static int check(void *context, const char *bytes, size_t length, struct fault *fault)
-{
-    struct attempt *attempt = context;
-
-    return bundle_read(bytes, length, state.settings.format, &attempt->summary, fault);
-}
-
 struct number {
     char text[24];
 };
@@ -245,66 +216,49 @@ static struct number number(uint64_t value)
     return text;
 }
 
-static void log_held(const struct attempt *attempt)
+static void log_held(const struct publisher_report *report)
 {
     log_write(LOG_DEBUG, "bundle held back: the file is newer", "path", state.settings.path,
-              "sequence_number", number(attempt->sequence).text, "file_sequence_number",
-              number(attempt->file).text, NULL);
+              "sequence_number", number(report->sequence).text, "file_sequence_number",
+              number(report->file).text, NULL);
 }
 
-static void log_written(const struct attempt *attempt, size_t length)
+static void log_written(const struct publisher_report *report)
 {
-    if (attempt->verdict == SEQUENCE_RESTORED)
+    if (report->restored)
         log_write(LOG_WARN,
                   "the datastore has gone back to a lower sequence number (restored?): the newer "
                   "file is replaced",
-                  "path", state.settings.path, "sequence_number", number(attempt->sequence).text,
-                  "file_sequence_number", number(attempt->file).text, NULL);
+                  "path", state.settings.path, "sequence_number", number(report->sequence).text,
+                  "file_sequence_number", number(report->file).text, NULL);
     log_write(LOG_INFO, "bundle published", "path", state.settings.path, "sequence_number",
-              number(attempt->sequence).text, "x509_authorities",
-              number(attempt->summary.x509).text, "jwt_authorities",
-              number(attempt->summary.jwt).text, "bytes", number(length).text, NULL);
-    if (attempt->summary.jwt == 0 && state.settings.format != BUNDLE_PEM)
+              number(report->sequence).text, "x509_authorities", number(report->summary.x509).text,
+              "jwt_authorities", number(report->summary.jwt).text, "bytes",
+              number(report->length).text, NULL);
+    if (report->without_jwt)
         log_write(LOG_WARN, "the published bundle has no JWT authority: no JWT-SVID verifies",
                   "path", state.settings.path, NULL);
 }
 
-static void settle(const struct attempt *attempt, enum publish_outcome outcome, size_t length)
+static void tell(const struct publisher_report *report)
 {
-    if (outcome == PUBLISH_KEPT) {
-        log_held(attempt);
+    if (report->outcome == PUBLISH_KEPT)
+        log_held(report);
+    if (report->outcome != PUBLISH_WRITTEN)
         return;
-    }
-    state.sequence = (struct sequence){0};
-    state.last = attempt->sequence;
-    if (outcome == PUBLISH_WRITTEN) {
-        log_written(attempt, length);
-        metrics_count(METRIC_BUNDLE_WRITTEN);
-    }
+    log_written(report);
+    metrics_count(METRIC_BUNDLE_WRITTEN);
 }
 
 static int publish(const Bundle__Bundle *message, struct fault *fault)
 {
     OWNED(bundle_free_view) struct bundle bundle = {0};
-    OWNED(scope_free) char *bytes = NULL;
-    struct attempt attempt = {.sequence = message->sequence_number, .verdict = SEQUENCE_NEWER};
-    struct publish job = {.path = state.settings.path,
-                          .mode = state.settings.mode,
-                          .keep = keep,
-                          .check = check,
-                          .context = &attempt};
-    enum publish_outcome outcome;
+    struct publisher_report report;
 
-    if (bundle_view(message, &bundle, fault) != 0)
+    if (bundle_view(message, &bundle, fault) != 0 ||
+        publisher_deliver(&state.publisher, &bundle, &report, fault) != 0)
         return -1;
-    if (state.settings.refresh_hint > 0)
-        bundle.refresh_hint = state.settings.refresh_hint / CLOCK_SECOND;
-    if (bundle_encode(&bundle, state.settings.format, &bytes, &job.length, fault) != 0)
-        return -1;
-    job.bytes = bytes;
-    if (publish_file(&job, &outcome, fault) != 0)
-        return -1;
-    settle(&attempt, outcome, job.length);
+    tell(&report);
     return 0;
 }
 
@@ -328,11 +282,7 @@ static int find_bundle(const struct event *event, const void *message,
         return 0;
     if (!*bundle)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "missing bundle in request");
-    if (strcmp((*bundle)->trust_domain, state.trust_domain) == 0)
-        return 0;
-    return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     "the bundle is of trust domain \"%s\", the configuration of \"%s\"",
-                     (*bundle)->trust_domain, state.trust_domain);
+    return publisher_accept(&state.publisher, (*bundle)->trust_domain, fault);
 }
 
 /* Somebody else has answered the call. At a stop that is as it should be. */
@@ -451,6 +401,13 @@ int bundle_configure(const struct config *config, struct fault *fault)
     state.configured = true;
     state.settings = config->bundle;
     (void)snprintf(state.trust_domain, sizeof state.trust_domain, "%s", config->trust_domain);
+    state.publisher.settings = (struct publisher_settings){
+        .trust_domain = state.trust_domain,
+        .path = state.settings.path,
+        .format = state.settings.format,
+        .mode = state.settings.mode,
+        .refresh_hint = state.settings.refresh_hint / CLOCK_SECOND,
+    };
     required = config->bundle.required;
     return 0;
 }

@@ -1,0 +1,56 @@
+/* What becomes of a bundle that SPIRE delivers: it is encoded, its sequence number is held
+ * against the file's, and it is written where it has to be. A file that is missing, damaged or
+ * of another format is replaced whatever the numbers; a newer one stays, until the datastore
+ * turns out to have gone back (sequence.h).
+ *
+ * A publisher has one file and is used by one thread at a time. It writes no log: what it has
+ * done comes back as a report, what it could not do as a fault. */
+#ifndef PLUGIN_BUNDLE_PUBLISHER_H
+#define PLUGIN_BUNDLE_PUBLISHER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "plugin/bundle/bundle.h"
+#include "plugin/bundle/publish.h"
+#include "plugin/bundle/sequence.h"
+
+struct publisher_settings {
+    const char *trust_domain; /* this and the path stay the caller's; they outlive the publisher */
+    const char *path;         /* absolute */
+    enum bundle_format format;
+    uint32_t mode;
+    int64_t refresh_hint; /* seconds; 0 = each bundle's own */
+};
+
+/* All zero but for the settings: one that has published nothing yet. */
+struct publisher {
+    struct publisher_settings settings;
+    struct sequence sequence;
+    uint64_t last; /* the sequence number it published last; 0 = none */
+};
+
+struct publisher_report {
+    enum publish_outcome outcome;
+    uint64_t sequence; /* of the bundle that was delivered */
+    uint64_t file;     /* of the newer file: when it was kept, and when `restored` */
+    bool restored;     /* the datastore has gone back, so the newer file was replaced */
+
+    /* these three only with PUBLISH_WRITTEN */
+    struct bundle_summary summary;
+    size_t length;    /* bytes */
+    bool without_jwt; /* no JWT-SVID verifies with it, in a format that has such keys */
+};
+
+/* Is a bundle of this trust domain the publisher's to deliver? 0, or -1 with
+ * FAULT_INVALID_ARGUMENT. */
+int publisher_accept(const struct publisher *publisher, const char *trust_domain,
+                     struct fault *fault);
+
+/* Publishes a bundle that was accepted. The faults are those of bundle_encode and of
+ * publish_file; after one of them the same bundle may be delivered again. */
+int publisher_deliver(struct publisher *publisher, const struct bundle *bundle,
+                      struct publisher_report *report, struct fault *fault);
+
+#endif

@@ -1,0 +1,359 @@
+/* Which of the bundles that are delivered get into the file, on a clock of the test's own. */
+#include "plugin/bundle/publisher.h"
+
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "hsm/base/clock.h"
+#include "tests/support/authority.h"
+
+/* ---- scenes ---- */
+
+static char directory[64];
+static char path[96];
+static struct publisher publisher;
+static struct authority certificate;
+static struct authority key;
+static int64_t clock_ahead; /* ns */
+
+int clock_gettime(clockid_t id, struct timespec *now)
+{
+    if (syscall(SYS_clock_gettime, id, now) != 0)
+        return -1;
+    now->tv_sec += clock_ahead / CLOCK_SECOND;
+    return 0;
+}
+
+static void pass(int64_t seconds)
+{
+    clock_ahead += seconds * CLOCK_SECOND;
+}
+
+/* One that has published nothing yet, as in a new process. */
+static struct publisher publisher_of(enum bundle_format format)
+{
+    return (struct publisher){
+        .settings = {.trust_domain = "example.org", .path = path, .format = format, .mode = 0644}};
+}
+
+static int open_scene(void **state)
+{
+    (void)state;
+    (void)snprintf(directory, sizeof directory, "/tmp/publisher-XXXXXX");
+    if (!mkdtemp(directory))
+        return -1;
+    (void)snprintf(path, sizeof path, "%s/bundle.json", directory);
+    publisher = publisher_of(BUNDLE_SPIFFE);
+    if (certificate.length == 0) {
+        certificate = authority_new_certificate("P-256", 1);
+        key = authority_new_pkix("P-256");
+    }
+    clock_ahead = 0;
+    return 0;
+}
+
+static int close_scene(void **state)
+{
+    char lock[96];
+
+    (void)state;
+    (void)snprintf(lock, sizeof lock, "%s/.bundle.json.lock", directory);
+    (void)unlink(lock);
+    (void)unlink(path);
+    (void)rmdir(path);
+    return rmdir(directory);
+}
+
+/* ---- bundles ---- */
+
+enum contents { WHOLE, WITHOUT_JWT, WITHOUT_ANY };
+
+static int try_to_deliver(uint64_t sequence, enum contents contents,
+                          struct publisher_report *report, struct fault *fault)
+{
+    const struct bundle_bytes x509 = {certificate.bytes, certificate.length};
+    const struct bundle_jwt_key jwt = {{key.bytes, key.length}, "kid"};
+    const struct bundle bundle = {
+        .trust_domain = "example.org",
+        .x509 = &x509,
+        .x509_count = contents != WITHOUT_ANY,
+        .jwt = &jwt,
+        .jwt_count = contents == WHOLE,
+        .refresh_hint = 300,
+        .sequence = sequence,
+    };
+
+    return publisher_deliver(&publisher, &bundle, report, fault);
+}
+
+static struct publisher_report deliver_without(uint64_t sequence, enum contents contents)
+{
+    struct publisher_report report;
+    struct fault fault;
+
+    if (try_to_deliver(sequence, contents, &report, &fault) != 0)
+        fail_msg("not delivered: %s", fault.message);
+    assert_int_equal(report.sequence, sequence);
+    return report;
+}
+
+static struct publisher_report deliver(uint64_t sequence)
+{
+    return deliver_without(sequence, WHOLE);
+}
+
+static void assert_refused(uint64_t sequence, enum contents contents, enum fault_code code,
+                           const char *why)
+{
+    struct publisher_report report;
+    struct fault fault;
+
+    assert_int_equal(try_to_deliver(sequence, contents, &report, &fault), -1);
+    assert_int_equal(fault.code, code);
+    if (!strstr(fault.message, why))
+        fail_msg("\"%s\" does not say \"%s\"", fault.message, why);
+}
+
+static void assert_written(uint64_t sequence)
+{
+    const struct publisher_report report = deliver(sequence);
+
+    assert_int_equal(report.outcome, PUBLISH_WRITTEN);
+    assert_false(report.restored);
+}
+
+static void assert_kept(uint64_t sequence, uint64_t file)
+{
+    const struct publisher_report report = deliver(sequence);
+
+    assert_int_equal(report.outcome, PUBLISH_KEPT);
+    assert_int_equal(report.file, file);
+}
+
+static void assert_restored(uint64_t sequence, uint64_t file)
+{
+    const struct publisher_report report = deliver(sequence);
+
+    assert_int_equal(report.outcome, PUBLISH_WRITTEN);
+    assert_true(report.restored);
+    assert_int_equal(report.file, file);
+}
+
+/* ---- the file ---- */
+
+static size_t read_file(char *text, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd >= 0 ? read(fd, text, size - 1) : 0;
+
+    if (fd >= 0)
+        (void)close(fd);
+    text[length > 0 ? length : 0] = '\0';
+    return (size_t)length;
+}
+
+static void assert_file(uint64_t sequence)
+{
+    struct bundle_summary summary = {0};
+    char text[8192];
+    size_t length = read_file(text, sizeof text);
+
+    assert_int_equal(bundle_read(text, length, BUNDLE_SPIFFE, &summary, NULL), 0);
+    assert_int_equal(summary.sequence, sequence);
+}
+
+/* ---- tests ---- */
+
+static void only_bundles_of_its_trust_domain_are_accepted(void **state)
+{
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(publisher_accept(&publisher, "example.org", NULL), 0);
+    assert_int_equal(publisher_accept(&publisher, "other.org", &fault), -1);
+    assert_int_equal(fault.code, FAULT_INVALID_ARGUMENT);
+    assert_string_equal(fault.message, "the bundle is of trust domain \"other.org\", the "
+                                       "configuration of \"example.org\"");
+}
+
+static void what_is_written_is_reported(void **state)
+{
+    struct publisher_report report;
+    struct stat file;
+
+    (void)state;
+    report = deliver(5);
+    assert_int_equal(report.outcome, PUBLISH_WRITTEN);
+    assert_int_equal(report.summary.x509, 1);
+    assert_int_equal(report.summary.jwt, 1);
+    assert_false(report.without_jwt);
+    assert_int_equal(stat(path, &file), 0);
+    assert_int_equal(report.length, file.st_size);
+    assert_file(5);
+}
+
+static void an_unchanged_bundle_is_not_written(void **state)
+{
+    struct stat before;
+    struct stat after;
+
+    (void)state;
+    assert_written(5);
+    assert_int_equal(stat(path, &before), 0);
+    assert_int_equal(deliver(5).outcome, PUBLISH_UNCHANGED);
+    assert_int_equal(stat(path, &after), 0);
+    assert_int_equal(before.st_ino, after.st_ino);
+}
+
+static void a_deleted_or_damaged_file_is_repaired(void **state)
+{
+    (void)state;
+    assert_written(5);
+    assert_int_equal(unlink(path), 0);
+    assert_written(5);
+    assert_file(5);
+    assert_int_equal(truncate(path, 100), 0);
+    assert_written(4);
+    assert_file(4);
+}
+
+static void no_authorities_leave_the_file_alone(void **state)
+{
+    (void)state;
+    assert_written(5);
+    assert_refused(6, WITHOUT_ANY, FAULT_INVALID_ARGUMENT, "the bundle has no authorities");
+    assert_file(5);
+}
+
+static void no_jwt_authorities_are_published_and_reported(void **state)
+{
+    struct publisher_report report;
+
+    (void)state;
+    report = deliver_without(6, WITHOUT_JWT);
+    assert_int_equal(report.outcome, PUBLISH_WRITTEN);
+    assert_true(report.without_jwt);
+    assert_file(6);
+    assert_false(deliver_without(6, WITHOUT_JWT).without_jwt);
+    assert_int_equal(unlink(path), 0);
+    publisher = publisher_of(BUNDLE_PEM);
+    assert_false(deliver_without(6, WITHOUT_JWT).without_jwt);
+}
+
+static void a_late_bundle_is_held_back(void **state)
+{
+    (void)state;
+    assert_written(8);
+    assert_kept(7, 8);
+    assert_file(8);
+    pass(30);
+    assert_int_equal(deliver(8).outcome, PUBLISH_UNCHANGED);
+    pass(30);
+    assert_kept(7, 8);
+    assert_file(8);
+}
+
+static void a_restored_datastore_gets_its_way(void **state)
+{
+    (void)state;
+    assert_written(100);
+    assert_kept(7, 100);
+    pass(24);
+    assert_kept(7, 100);
+    assert_file(100);
+    pass(1);
+    assert_restored(7, 100);
+    assert_file(7);
+    assert_kept(6, 7);
+    assert_file(7);
+}
+
+/* A directory in the target's place is what fails here. */
+static void a_delivery_that_failed_is_made_again(void **state)
+{
+    (void)state;
+    assert_int_equal(mkdir(path, 0755), 0);
+    assert_refused(5, WHOLE, FAULT_FAILED_PRECONDITION, "is a directory");
+    assert_int_equal(rmdir(path), 0);
+    assert_written(5);
+    assert_file(5);
+}
+
+/* The file on disk counts, whoever wrote it and whenever. */
+static void a_new_process_respects_the_newer_file(void **state)
+{
+    (void)state;
+    assert_written(8);
+    publisher = publisher_of(BUNDLE_SPIFFE);
+    assert_kept(7, 8);
+    assert_file(8);
+}
+
+static void formats_without_a_number_remember_the_last_one(void **state)
+{
+    struct publisher_report report;
+
+    (void)state;
+    publisher = publisher_of(BUNDLE_JWKS);
+    assert_written(8);
+    report = deliver_without(7, WITHOUT_JWT);
+    assert_int_equal(report.outcome, PUBLISH_KEPT);
+    assert_int_equal(report.file, 8);
+    assert_int_equal(deliver_without(9, WITHOUT_JWT).outcome, PUBLISH_WRITTEN);
+}
+
+/* The number counts that was delivered last, even where nothing had to be written. */
+static void an_unchanged_file_counts_as_published(void **state)
+{
+    (void)state;
+    publisher = publisher_of(BUNDLE_JWKS);
+    assert_written(8);
+    assert_int_equal(deliver(9).outcome, PUBLISH_UNCHANGED);
+    assert_int_equal(deliver_without(8, WITHOUT_JWT).outcome, PUBLISH_KEPT);
+}
+
+static void a_configured_refresh_hint_replaces_the_bundles(void **state)
+{
+    char text[8192];
+
+    (void)state;
+    assert_written(5);
+    (void)read_file(text, sizeof text);
+    assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 300\n"));
+    publisher.settings.refresh_hint = 90;
+    assert_written(5);
+    (void)read_file(text, sizeof text);
+    assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 90\n"));
+}
+
+#define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        SCENE(only_bundles_of_its_trust_domain_are_accepted),
+        SCENE(what_is_written_is_reported),
+        SCENE(an_unchanged_bundle_is_not_written),
+        SCENE(a_deleted_or_damaged_file_is_repaired),
+        SCENE(no_authorities_leave_the_file_alone),
+        SCENE(no_jwt_authorities_are_published_and_reported),
+        SCENE(a_late_bundle_is_held_back),
+        SCENE(a_restored_datastore_gets_its_way),
+        SCENE(a_delivery_that_failed_is_made_again),
+        SCENE(a_new_process_respects_the_newer_file),
+        SCENE(formats_without_a_number_remember_the_last_one),
+        SCENE(an_unchanged_file_counts_as_published),
+        SCENE(a_configured_refresh_hint_replaces_the_bundles),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
