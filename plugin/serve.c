@@ -197,7 +197,8 @@ static void stop(const struct role *role)
 {
     (void)alarm(LAST_RESORT_S);
     rpc_stop(server.rpc, GRACE_MS);
-    role->close();
+    if (role->close)
+        role->close();
     lane_close(GRACE_MS * CLOCK_MILLISECOND);
     if (!join_rpc()) {
         (void)unlink(server.path);

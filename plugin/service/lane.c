@@ -11,11 +11,13 @@ enum { JOBS_MAX = 64 };
 
 struct lane_job {
     const char *what;
-    int64_t limit; /* on clock_now()'s clock */
-    lane_run *run;
-    lane_give_up *give_up;
+    const struct lane_kind *kind;
     void *context;
+    int64_t limit; /* on clock_now()'s clock: in the queue, later at work */
 };
+
+/* Of the running job. Whoever moves it on from ANSWER_DUE is the one to answer. */
+enum answer { ANSWER_DUE, ANSWER_UNDER_WAY, ANSWER_GIVEN };
 
 static struct {
     pthread_mutex_t lock;
@@ -23,7 +25,8 @@ static struct {
     pthread_t thread;
     struct lane_job jobs[JOBS_MAX]; /* the oldest first */
     size_t count;
-    const char *running; /* what, or NULL */
+    struct lane_job running; /* all zero: none */
+    enum answer answer;
     bool closed;
     bool ended;
 } lane = {.lock = PTHREAD_MUTEX_INITIALIZER, .closed = true, .ended = true};
@@ -38,6 +41,13 @@ static void unlock(void)
     (void)pthread_mutex_unlock(&lane.lock);
 }
 
+static int64_t from_now(int64_t limit)
+{
+    const int64_t now = clock_now();
+
+    return limit < CLOCK_NEVER - now ? now + limit : CLOCK_NEVER;
+}
+
 static struct lane_job take(size_t index)
 {
     struct lane_job job = lane.jobs[index];
@@ -47,22 +57,59 @@ static struct lane_job take(size_t index)
     return job;
 }
 
+/* ---- the lane's thread ---- */
+
+/* Run has returned. Is its result still the answer? An answer that another thread is giving
+ * just now uses the context: wait until it is through. */
+static bool take_answer(bool *closed)
+{
+    bool due;
+
+    lock();
+    while (lane.answer == ANSWER_UNDER_WAY)
+        (void)pthread_cond_wait(&lane.changed, &lane.lock);
+    due = lane.answer == ANSWER_DUE;
+    lane.answer = ANSWER_GIVEN;
+    *closed = lane.closed;
+    unlock();
+    return due;
+}
+
+static void conclude(const struct lane_job *job, const struct fault *fault)
+{
+    bool closed;
+
+    if (take_answer(&closed))
+        job->kind->answer(job->context, LANE_RAN, fault);
+    else if (!closed && job->kind->late)
+        job->kind->late(job->context, fault);
+    job->kind->release(job->context);
+}
+
+/* Entered and left with the lock held. */
+static void serve(struct lane_job job)
+{
+    struct fault fault;
+    int result;
+
+    job.limit = from_now(job.kind->run_limit);
+    lane.running = job;
+    lane.answer = ANSWER_DUE;
+    unlock();
+    result = job.kind->run(job.context, &fault);
+    conclude(&job, result == 0 ? NULL : &fault);
+    lock();
+    lane.running = (struct lane_job){0};
+}
+
 static void *lane_thread(void *unused)
 {
     lock();
     while (!lane.closed) {
-        struct lane_job job;
-
-        if (lane.count == 0) {
+        if (lane.count == 0)
             (void)pthread_cond_wait(&lane.changed, &lane.lock);
-            continue;
-        }
-        job = take(0);
-        lane.running = job.what;
-        unlock();
-        job.run(job.context);
-        lock();
-        lane.running = NULL;
+        else
+            serve(take(0));
     }
     lane.ended = true;
     (void)pthread_cond_broadcast(&lane.changed);
@@ -86,12 +133,16 @@ int lane_open(struct fault *fault)
     return 0;
 }
 
+/* ---- queued jobs ---- */
+
+/* `busy`: the running job's name, NULL between two jobs. */
 static void give_up(const struct lane_job *job, const char *why, const char *busy)
 {
     struct fault fault;
 
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s %s%s", job->what, why, busy ? busy : "others");
-    job->give_up(job->context, &fault);
+    job->kind->answer(job->context, LANE_REFUSED, &fault);
+    job->kind->release(job->context);
 }
 
 /* Why a job cannot be queued, or NULL. */
@@ -104,17 +155,15 @@ static const char *refuse(void)
     return NULL;
 }
 
-void lane_submit(const char *what, int64_t limit, lane_run *run, lane_give_up *give, void *context)
+void lane_submit(const char *what, const struct lane_kind *kind, void *context)
 {
-    struct lane_job job = {what, CLOCK_NEVER, run, give, context};
+    const struct lane_job job = {what, kind, context, from_now(kind->queue_limit)};
     const char *refusal;
     const char *busy;
 
-    if (limit < CLOCK_NEVER - clock_now())
-        job.limit = clock_now() + limit;
     lock();
     refusal = refuse();
-    busy = lane.closed ? "" : lane.running;
+    busy = lane.closed ? "" : lane.running.what;
     if (!refusal) {
         lane.jobs[lane.count++] = job;
         (void)pthread_cond_broadcast(&lane.changed);
@@ -135,16 +184,55 @@ static bool take_late(int64_t now, struct lane_job *job, const char **busy)
             *job = take(i);
             found = true;
         }
-    *busy = lane.running;
+    *busy = lane.running.what;
     unlock();
     return found;
 }
+
+/* ---- the running job ---- */
+
+/* Its answer, when it is past its limit (or, when closed, has one at all). */
+static bool take_stuck(int64_t now, struct lane_job *job)
+{
+    const struct lane_job *running = &lane.running;
+    bool found;
+
+    lock();
+    found = running->what && lane.answer == ANSWER_DUE && running->limit != CLOCK_NEVER &&
+            (lane.closed || running->limit <= now);
+    if (found) {
+        lane.answer = ANSWER_UNDER_WAY;
+        *job = *running;
+    }
+    unlock();
+    return found;
+}
+
+static void answer_stuck(const struct lane_job *job, enum lane_outcome outcome)
+{
+    struct fault fault;
+
+    if (outcome == LANE_STOPPED)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
+    else
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no end of it after %d s",
+                        (int)(job->kind->run_limit / CLOCK_SECOND));
+    job->kind->answer(job->context, outcome, &fault);
+    lock();
+    lane.answer = ANSWER_GIVEN;
+    (void)pthread_cond_broadcast(&lane.changed);
+    unlock();
+}
+
+/* ---- limits ---- */
 
 void lane_tick(void)
 {
     struct lane_job job;
     const char *busy;
 
+    if (take_stuck(clock_now(), &job))
+        answer_stuck(&job, LANE_STUCK);
     while (take_late(clock_now(), &job, &busy))
         give_up(&job, "waited too long behind ", busy);
 }
@@ -165,6 +253,8 @@ void lane_close(int64_t wait)
     lane.closed = true;
     (void)pthread_cond_broadcast(&lane.changed);
     unlock();
+    if (take_stuck(CLOCK_NEVER, &job))
+        answer_stuck(&job, LANE_STOPPED);
     while (take_late(CLOCK_NEVER, &job, &busy))
         give_up(&job, refuse(), "");
     lock();

@@ -1,9 +1,13 @@
 /* The slow lane: one thread for what may take long (Configure, Validate, publishing), so
  * that the gRPC thread never blocks. Jobs run one at a time, in order.
  *
- * A job that does not come to an end cannot be ended (it may sit in a file system that
- * hangs), but the calls behind it need not wait with it: whoever owns the job hands over
- * what to do when it has waited too long, and lane_tick sees to that. */
+ * Each job is answered exactly once: with what its run came to or, if that takes too long,
+ * with a fault instead. A run that hangs (in a file system, say) cannot be ended. It keeps
+ * the thread, its result is dropped, and the jobs behind it are answered at their own limits.
+ *
+ * The job owns its context: from lane_submit until release, which the lane calls once, when
+ * both run and answer have returned. So an early answer frees nothing that run still uses,
+ * but what belongs to the caller who was answered (the bytes of a gRPC call) is gone. */
 #ifndef PLUGIN_SERVICE_LANE_H
 #define PLUGIN_SERVICE_LANE_H
 
@@ -11,23 +15,47 @@
 
 #include "hsm/base/fault.h"
 
-typedef void lane_run(void *context);
-typedef void lane_give_up(void *context, const struct fault *fault);
+/* What an answer is about. The last three come with FAULT_UNAVAILABLE. */
+enum lane_outcome {
+    LANE_RAN,     /* run has returned: fault is its own, or NULL for success */
+    LANE_REFUSED, /* run will never be called; the fault says what the lane is busy with */
+    LANE_STUCK,   /* run goes on, past its limit: "no end of it after 20 s" */
+    LANE_STOPPED, /* run goes on, but the lane closes: "the plugin is stopping" */
+};
+
+/* What jobs of a kind do, and how long that may take. A string or kind that is handed over
+ * outlives the job. */
+struct lane_kind {
+    int64_t queue_limit; /* ns until run begins */
+    int64_t run_limit;   /* ns from then on; CLOCK_NEVER: answered at its end alone */
+
+    /* On the lane's thread, at most once. With a run_limit it must not touch what an
+     * answer ends. */
+    int (*run)(void *context, struct fault *fault);
+
+    /* On any thread, once. LANE_STUCK and LANE_STOPPED come while run is at work: then it
+     * may only read what run does not write. Must not block. */
+    void (*answer)(void *context, enum lane_outcome outcome, const struct fault *fault);
+
+    /* After LANE_STUCK, on the lane's thread: run has returned after all, with this fault or
+     * NULL. Not called once the lane is closed. May be NULL. */
+    void (*late)(void *context, const struct fault *fault);
+
+    void (*release)(void *context); /* on any thread, the last */
+};
 
 /* Starts the thread. */
 int lane_open(struct fault *fault);
 
-/* Queues a job; exactly one of run (on the lane's thread) and give_up (on any thread)
- * will be called with `context`. A job that has not begun `limit` ns from now is given
- * up with FAULT_UNAVAILABLE naming what the lane is busy with; so is every job when the
- * queue is full (64) or the lane closed. */
-void lane_submit(const char *what, int64_t limit, lane_run *run, lane_give_up *give_up,
-                 void *context);
+/* Queues a job, called `what` in faults. It is refused when its queue_limit has passed, and
+ * at once when the queue is full (64) or the lane closed. */
+void lane_submit(const char *what, const struct lane_kind *kind, void *context);
 
-/* Gives up the jobs whose limit has passed. Called about every second, from one thread. */
+/* Answers the jobs whose limit has passed. Called about every second, from one thread. */
 void lane_tick(void);
 
-/* Gives up all queued jobs and waits at most `wait` ns for the running one. */
+/* Answers the running job (if it has a run_limit) and all queued ones, then waits at most
+ * `wait` ns for the running one to return. From lane_tick's thread. */
 void lane_close(int64_t wait);
 
 #endif

@@ -22,7 +22,6 @@ static const struct role roles[] = {
         .service = "spire.plugin.server.bundlepublisher.v1.BundlePublisher",
         .methods = publisher_methods,
         .configure = bundle_configure,
-        .close = bundle_close,
     },
     {
         .type = "Notifier",
@@ -30,7 +29,6 @@ static const struct role roles[] = {
         .service = "spire.plugin.server.notifier.v1.Notifier",
         .methods = notifier_methods,
         .configure = bundle_configure,
-        .close = bundle_close,
     },
 };
 

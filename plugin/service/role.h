@@ -22,7 +22,8 @@ struct role {
     int (*configure)(const struct config *config, struct fault *fault);
 
     /* From any thread, once: cut short whatever configure is waiting for, then end.
-     * Calls still unanswered are failed. Returns within a second. */
+     * Calls still unanswered are failed. Returns within a second. NULL where the role keeps
+     * nothing outside the slow lane. */
     void (*close)(void);
 };
 

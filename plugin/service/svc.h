@@ -25,6 +25,5 @@ void keymanager_close(void);
 extern const struct rpc_method publisher_methods[];
 extern const struct rpc_method notifier_methods[];
 int bundle_configure(const struct config *config, struct fault *fault);
-void bundle_close(void);
 
 #endif

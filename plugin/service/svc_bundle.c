@@ -1,7 +1,6 @@
 #include "plugin/service/svc.h"
 
 #include <inttypes.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -18,10 +17,6 @@
 #include "plugin/service/lane.h"
 #include "plugin/service/svc_bundle_view.h"
 #include "proto/bundle.pb-c.h"
-
-/* SPIRE sets these calls no deadline and holds up all publishers, or its CA's rotation,
- * until they return. So they do: after this long in the queue, and after this long at work. */
-static const int64_t patience = 20 * CLOCK_SECOND;
 
 /* The slow lane's alone: Configure and publishing both run there. */
 static struct {
@@ -99,109 +94,6 @@ static void answer_failure(struct rpc_call *call, const struct event *event, str
     rpc_fail(call, &fault);
 }
 
-/* ---- the watch over the publication at work ---- */
-
-static struct {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    struct rpc_call *call; /* not answered yet; NULL = none */
-    const struct event *event;
-    int64_t limit;
-    bool closed; /* the plugin is stopping */
-} watch = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
-
-static void begin(struct rpc_call *call, const struct event *event)
-{
-    (void)pthread_mutex_lock(&watch.lock);
-    watch.call = call;
-    watch.event = event;
-    watch.limit = clock_now() + patience;
-    (void)pthread_cond_signal(&watch.changed);
-    (void)pthread_mutex_unlock(&watch.lock);
-}
-
-/* The call, for whoever takes it first to answer. */
-static struct rpc_call *take_call(void)
-{
-    struct rpc_call *call;
-
-    (void)pthread_mutex_lock(&watch.lock);
-    call = watch.call;
-    watch.call = NULL;
-    (void)pthread_mutex_unlock(&watch.lock);
-    return call;
-}
-
-static bool is_closed(void)
-{
-    bool closed;
-
-    (void)pthread_mutex_lock(&watch.lock);
-    closed = watch.closed;
-    (void)pthread_mutex_unlock(&watch.lock);
-    return closed;
-}
-
-static void wait_for_change(void)
-{
-    const struct timespec until = {.tv_sec = watch.limit / CLOCK_SECOND,
-                                   .tv_nsec = watch.limit % CLOCK_SECOND};
-
-    if (watch.call)
-        (void)pthread_cond_clockwait(&watch.changed, &watch.lock, CLOCK_MONOTONIC, &until);
-    else
-        (void)pthread_cond_wait(&watch.changed, &watch.lock);
-}
-
-static bool is_late(void)
-{
-    return watch.call && clock_now() >= watch.limit;
-}
-
-static void give_up_work(struct rpc_call *call, const struct event *event)
-{
-    struct fault fault;
-
-    (void)fault_set(&fault, FAULT_UNAVAILABLE,
-                    "no end of it after %d s: does the file system hang?",
-                    (int)(patience / CLOCK_SECOND));
-    answer_failure(call, event, fault);
-}
-
-static void *watch_thread(void *unused)
-{
-    (void)pthread_mutex_lock(&watch.lock);
-    while (!watch.closed) {
-        struct rpc_call *call = watch.call;
-        const struct event *event = watch.event;
-
-        if (!is_late()) {
-            wait_for_change();
-            continue;
-        }
-        watch.call = NULL;
-        (void)pthread_mutex_unlock(&watch.lock);
-        give_up_work(call, event);
-        (void)pthread_mutex_lock(&watch.lock);
-    }
-    (void)pthread_mutex_unlock(&watch.lock);
-    return unused;
-}
-
-/* Before the first bundle can be published. */
-static int start_watch(struct fault *fault)
-{
-    pthread_t thread;
-    int error;
-
-    if (state.configured)
-        return 0;
-    error = pthread_create(&thread, NULL, watch_thread, NULL);
-    if (error != 0)
-        return fault_errno(fault, FAULT_RESOURCE_EXHAUSTED, error, "cannot start a thread");
-    return pthread_detach(thread);
-}
-
 /* ---- publishing ---- */
 
 struct number {
@@ -267,8 +159,8 @@ static int publish(const Bundle__Bundle *message, struct fault *fault)
 struct request {
     const struct event *event;
     struct rpc_call *call;
-    const uint8_t *bytes; /* these two: until the call is answered */
-    size_t length;
+    void *message;
+    bool senseless; /* set by run: the request itself is at fault, not its publication */
 };
 
 /* *bundle NULL: nothing to do. */
@@ -285,81 +177,102 @@ static int find_bundle(const struct event *event, const void *message,
     return publisher_accept(&state.publisher, (*bundle)->trust_domain, fault);
 }
 
-/* Somebody else has answered the call. At a stop that is as it should be. */
-static void log_late(int result, const struct fault *fault)
+static int run(void *context, struct fault *fault)
 {
-    if (!is_closed())
-        log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
-                  "error", result == 0 ? "" : fault->message, NULL);
-}
-
-static void work(const struct request *request, const Bundle__Bundle *bundle)
-{
-    struct fault fault;
-    struct rpc_call *call;
-    int result;
-
-    begin(request->call, request->event);
-    result = publish(bundle, &fault);
-    call = take_call();
-    if (!call)
-        log_late(result, &fault);
-    else if (result == 0)
-        reply(call);
-    else
-        answer_failure(call, request->event, fault);
-}
-
-static void run(void *context)
-{
-    OWNED(scope_free) struct request *request = context;
-    struct fault fault;
+    struct request *request = context;
     const Bundle__Bundle *bundle;
-    OWNED(message_scope_free)
-    void *message = message_parse(request->event->type, request->bytes, request->length, &fault);
 
-    if (!message || find_bundle(request->event, message, &bundle, &fault) != 0)
-        rpc_fail(request->call, &fault);
-    else if (!bundle)
-        reply(request->call);
-    else
-        work(request, bundle);
+    request->senseless = find_bundle(request->event, request->message, &bundle, fault) != 0;
+    if (request->senseless)
+        return -1;
+    return bundle ? publish(bundle, fault) : 0;
 }
 
-static void give_up(void *context, const struct fault *fault)
+static void answer_stuck(const struct request *request, const struct fault *stuck)
 {
-    OWNED(scope_free) struct request *request = context;
-
-    answer_failure(request->call, request->event, *fault);
-}
-
-static void submit(struct request request)
-{
-    struct request *kept = malloc(sizeof *kept);
     struct fault fault;
 
-    if (!kept) {
-        (void)fault_set(&fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
-        answer_failure(request.call, request.event, fault);
+    (void)fault_set(&fault, stuck->code, "%s: does the file system hang?", stuck->message);
+    answer_failure(request->call, request->event, fault);
+}
+
+static void answer(void *context, enum lane_outcome outcome, const struct fault *fault)
+{
+    const struct request *request = context;
+
+    if (!fault)
+        reply(request->call);
+    else if (outcome == LANE_STOPPED || (outcome == LANE_RAN && request->senseless))
+        rpc_fail(request->call, fault);
+    else if (outcome == LANE_STUCK)
+        answer_stuck(request, fault);
+    else
+        answer_failure(request->call, request->event, *fault);
+}
+
+static void log_late(void *context, const struct fault *fault)
+{
+    (void)context;
+    log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
+              "error", fault ? fault->message : "", NULL);
+}
+
+static void release(void *context)
+{
+    struct request *request = context;
+
+    message_free(request->message);
+    free(request);
+}
+
+/* SPIRE sets these calls no deadline and holds up all publishers, or its CA's rotation,
+ * until they return. So they do: after this long in the queue, and after this long at work. */
+static const struct lane_kind publication = {
+    .queue_limit = 20 * CLOCK_SECOND,
+    .run_limit = 20 * CLOCK_SECOND,
+    .run = run,
+    .answer = answer,
+    .late = log_late,
+    .release = release,
+};
+
+/* The message is parsed here, as the call's bytes may be gone while run is still at work. */
+static void submit(const struct event *event, struct rpc_call *call, const uint8_t *bytes,
+                   size_t length)
+{
+    struct fault fault;
+    OWNED(message_scope_free)
+    void *message = message_parse(event->type, bytes, length, &fault);
+    struct request *request;
+
+    if (!message) {
+        rpc_fail(call, &fault);
         return;
     }
-    *kept = request;
-    lane_submit(request.event->what, patience, run, give_up, kept);
+    request = malloc(sizeof *request);
+    if (!request) {
+        (void)fault_set(&fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
+        answer_failure(call, event, fault);
+        return;
+    }
+    *request = (struct request){.event = event, .call = call, .message = message};
+    message = NULL;
+    lane_submit(event->what, &publication, request);
 }
 
 static void on_publish_bundle(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit((struct request){&publish_bundle, call, bytes, length});
+    submit(&publish_bundle, call, bytes, length);
 }
 
 static void on_notify(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit((struct request){&notify, call, bytes, length});
+    submit(&notify, call, bytes, length);
 }
 
 static void on_notify_and_advise(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit((struct request){&notify_and_advise, call, bytes, length});
+    submit(&notify_and_advise, call, bytes, length);
 }
 
 const struct rpc_method publisher_methods[] = {
@@ -395,8 +308,6 @@ int bundle_configure(const struct config *config, struct fault *fault)
         }
         log_fault(LOG_WARN, &found, "cannot publish the bundle for now", NULL);
     }
-    if (start_watch(fault) != 0)
-        return -1;
     memset(&state, 0, sizeof state);
     state.configured = true;
     state.settings = config->bundle;
@@ -410,20 +321,4 @@ int bundle_configure(const struct config *config, struct fault *fault)
     };
     required = config->bundle.required;
     return 0;
-}
-
-void bundle_close(void)
-{
-    struct rpc_call *call;
-    struct fault fault;
-
-    (void)pthread_mutex_lock(&watch.lock);
-    watch.closed = true;
-    (void)pthread_cond_signal(&watch.changed);
-    (void)pthread_mutex_unlock(&watch.lock);
-    call = take_call();
-    if (!call)
-        return;
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
-    rpc_fail(call, &fault);
 }

@@ -1,6 +1,6 @@
-/* SPIRE's Config service: Configure and Validate read plugin_data, on the slow lane. */
 #include "plugin/service/svc.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,9 +10,6 @@
 #include "plugin/rpc/message.h"
 #include "plugin/service/lane.h"
 #include "proto/spire.pb-c.h"
-
-/* A Configure may wait a startup_wait for its token, and the next one behind it. */
-static const int64_t patience = 180 * CLOCK_SECOND;
 
 static const struct role *role;
 
@@ -26,6 +23,8 @@ struct config_job {
     struct rpc_call *call;
     const uint8_t *bytes;
     size_t length;
+    bool valid; /* this and the notes: what Validate has found */
+    struct config_notes notes;
 };
 
 /* plugin_data may hold a PIN. */
@@ -93,61 +92,85 @@ static int configure(const Spire__ConfigureRequest *request, struct fault *fault
     return 0;
 }
 
-static void run_configure(void *context)
+static int run_configure(void *context, struct fault *fault)
 {
-    OWNED(scope_free) struct config_job *job = context;
-    struct fault fault;
-    OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, &fault);
+    const struct config_job *job = context;
+    OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, fault);
 
-    if (!request || configure(request, &fault) != 0)
-        rpc_fail(job->call, &fault);
+    return request ? configure(request, fault) : -1;
+}
+
+static void answer_configure(void *context, enum lane_outcome outcome, const struct fault *fault)
+{
+    const struct config_job *job = context;
+
+    (void)outcome;
+    if (fault)
+        rpc_fail(job->call, fault);
     else
         rpc_reply(job->call, (const uint8_t *)"", 0);
 }
 
+static int run_validate(void *context, struct fault *fault)
+{
+    struct config_job *job = context;
+    OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, fault);
+    OWNED(config_wipe) struct config config = {.kind = role->kind};
+
+    if (!request)
+        return -1;
+    job->valid = read_config(request, &config, &job->notes) == 0;
+    return 0;
+}
+
 /* `spire-server validate` takes any note for a mistake: what is only remarkable goes to the
  * log. */
-static void reply_notes(struct rpc_call *call, bool valid, struct config_notes *notes)
+static void reply_notes(struct config_job *job)
 {
     Spire__ValidateResponse response = SPIRE__VALIDATE_RESPONSE__INIT;
     char *texts[CONFIG_NOTES_MAX];
 
-    response.valid = valid;
+    response.valid = job->valid;
     response.notes = texts;
-    if (valid)
-        log_notes(notes);
+    if (job->valid)
+        log_notes(&job->notes);
     else
-        response.n_notes = count_notes(notes);
+        response.n_notes = count_notes(&job->notes);
     for (size_t i = 0; i < response.n_notes; i++)
-        texts[i] = notes->notes[i].text;
-    message_reply(call, &response.base);
+        texts[i] = job->notes.notes[i].text;
+    message_reply(job->call, &response.base);
 }
 
-static void run_validate(void *context)
+static void answer_validate(void *context, enum lane_outcome outcome, const struct fault *fault)
 {
-    OWNED(scope_free) struct config_job *job = context;
-    struct fault fault;
-    OWNED(free_request) Spire__ConfigureRequest *request = read_request(job, &fault);
-    OWNED(config_wipe) struct config config = {.kind = role->kind};
-    struct config_notes notes;
-    bool valid;
+    struct config_job *job = context;
 
-    if (!request) {
-        rpc_fail(job->call, &fault);
-        return;
-    }
-    valid = read_config(request, &config, &notes) == 0;
-    reply_notes(job->call, valid, &notes);
+    (void)outcome;
+    if (fault)
+        rpc_fail(job->call, fault);
+    else
+        reply_notes(job);
 }
 
-static void fail_config(void *context, const struct fault *fault)
-{
-    OWNED(scope_free) struct config_job *job = context;
+/* A Configure may wait a startup_wait for its token, and the next one behind it. At work it
+ * has no limit here: startup_wait is the operator's. */
+static const struct lane_kind configure_job = {
+    .queue_limit = 180 * CLOCK_SECOND,
+    .run_limit = CLOCK_NEVER,
+    .run = run_configure,
+    .answer = answer_configure,
+    .release = free,
+};
 
-    rpc_fail(job->call, fault);
-}
+static const struct lane_kind validate_job = {
+    .queue_limit = 180 * CLOCK_SECOND,
+    .run_limit = CLOCK_NEVER,
+    .run = run_validate,
+    .answer = answer_validate,
+    .release = free,
+};
 
-static void submit_config(const char *what, lane_run *run, struct config_job job)
+static void submit_config(const char *what, const struct lane_kind *kind, struct config_job job)
 {
     struct config_job *kept = malloc(sizeof *kept);
     struct fault fault;
@@ -158,17 +181,19 @@ static void submit_config(const char *what, lane_run *run, struct config_job job
         return;
     }
     *kept = job;
-    lane_submit(what, patience, run, fail_config, kept);
+    lane_submit(what, kind, kept);
 }
 
 static void on_configure(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit_config("Configure", run_configure, (struct config_job){call, bytes, length});
+    submit_config("Configure", &configure_job,
+                  (struct config_job){.call = call, .bytes = bytes, .length = length});
 }
 
 static void on_validate(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
-    submit_config("Validate", run_validate, (struct config_job){call, bytes, length});
+    submit_config("Validate", &validate_job,
+                  (struct config_job){.call = call, .bytes = bytes, .length = length});
 }
 
 const struct rpc_method config_methods[] = {

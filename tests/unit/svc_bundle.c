@@ -3,11 +3,8 @@
 #include "plugin/service/svc.h"
 
 #include <fcntl.h>
-#include <pthread.h>
-#include <semaphore.h>
 #include <setjmp.h>
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,17 +26,16 @@
 /* ---- the rooms around it ---- */
 
 struct rpc_call {
-    atomic_int answers;
+    uint8_t *bytes; /* gone with the answer */
+    size_t length;
+    int answers;
     bool ok;
     struct fault fault;
 };
 
 static char logged[4096];
-static atomic_llong clock_ahead; /* ns */
-static bool lane_gives_up;
-static pthread_mutex_t log_hangs = PTHREAD_MUTEX_INITIALIZER; /* while it is locked */
-static sem_t in_log;                                          /* posted at each line */
-static sem_t answered;                                        /* posted at each failure */
+static int64_t clock_ahead; /* ns */
+static enum lane_outcome lane_comes_to;
 
 int clock_gettime(clockid_t id, struct timespec *now)
 {
@@ -52,33 +48,61 @@ int clock_gettime(clockid_t id, struct timespec *now)
     return 0;
 }
 
+static void end_call(struct rpc_call *call, bool ok)
+{
+    memset(call->bytes, 0xff, call->length);
+    call->ok = ok;
+    call->answers++;
+}
+
 void rpc_reply(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
     (void)bytes;
     assert_int_equal(length, 0);
-    call->ok = true;
-    call->answers++;
+    end_call(call, true);
 }
 
 void rpc_fail(struct rpc_call *call, const struct fault *fault)
 {
     call->fault = *fault;
-    call->answers++;
-    (void)sem_post(&answered);
+    end_call(call, false);
 }
 
-void lane_submit(const char *what, int64_t limit, lane_run *run, lane_give_up *give_up,
-                 void *context)
+/* An answer that comes while the job runs comes here before it runs: nothing of the call is
+ * left to it. */
+static void answer_early(const char *what, const struct lane_kind *kind, void *context)
 {
     struct fault fault;
 
-    assert_true(limit < 30 * CLOCK_SECOND);
-    if (!lane_gives_up) {
-        run(context);
-        return;
-    }
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s waited too long", what);
-    give_up(context, &fault);
+    if (lane_comes_to == LANE_REFUSED)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s waited too long", what);
+    else if (lane_comes_to == LANE_STUCK)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no end of it after %d s",
+                        (int)(kind->run_limit / CLOCK_SECOND));
+    else
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
+    kind->answer(context, lane_comes_to, &fault);
+}
+
+static void run_job(const struct lane_kind *kind, void *context)
+{
+    struct fault fault;
+    const struct fault *result = kind->run(context, &fault) == 0 ? NULL : &fault;
+
+    if (lane_comes_to == LANE_RAN)
+        kind->answer(context, LANE_RAN, result);
+    else if (lane_comes_to == LANE_STUCK)
+        kind->late(context, result);
+}
+
+void lane_submit(const char *what, const struct lane_kind *kind, void *context)
+{
+    assert_true(kind->queue_limit < 30 * CLOCK_SECOND);
+    if (lane_comes_to != LANE_RAN)
+        answer_early(what, kind, context);
+    if (lane_comes_to != LANE_REFUSED)
+        run_job(kind, context);
+    kind->release(context);
 }
 
 static void note(enum log_level level, const char *message)
@@ -106,9 +130,6 @@ void log_write(enum log_level level, const char *message, ...)
 {
     va_list fields;
 
-    (void)sem_post(&in_log);
-    (void)pthread_mutex_lock(&log_hangs);
-    (void)pthread_mutex_unlock(&log_hangs);
     note(level, message);
     va_start(fields, message);
     note_fields(fields);
@@ -150,12 +171,8 @@ static int open_scene(void **state)
         key = authority_new_pkix("P-256");
     }
     *logged = '\0';
-    lane_gives_up = false;
+    lane_comes_to = LANE_RAN;
     clock_ahead = 0;
-    (void)sem_destroy(&in_log);
-    (void)sem_destroy(&answered);
-    (void)sem_init(&in_log, 0, 0);
-    (void)sem_init(&answered, 0, 0);
     return bundle_configure(&config, NULL);
 }
 
@@ -237,7 +254,7 @@ static size_t pack(enum door door, struct message what, uint8_t *bytes)
     return bundle__notify_and_advise_request__pack(&advise, bytes);
 }
 
-static void hand_in(enum door door, const uint8_t *bytes, size_t length, struct rpc_call *call)
+static void hand_in(enum door door, uint8_t *bytes, size_t length, struct rpc_call *call)
 {
     static const struct rpc_method *const methods[] = {
         [PUBLISH] = &publisher_methods[0],
@@ -245,7 +262,7 @@ static void hand_in(enum door door, const uint8_t *bytes, size_t length, struct 
         [NOTIFY_AND_ADVISE] = &notifier_methods[1],
     };
 
-    memset(call, 0, sizeof *call);
+    *call = (struct rpc_call){.bytes = bytes, .length = length};
     *logged = '\0';
     methods[door]->handler(call, bytes, length);
     assert_int_equal(call->answers, 1);
@@ -351,7 +368,7 @@ static void requests_that_make_no_sense_are_refused(void **state)
                        "missing bundle in request");
         assert_refused(door, (struct message){.trust_domain = "other.org"}, FAULT_INVALID_ARGUMENT,
                        "trust domain \"other.org\"");
-        hand_in(door, (const uint8_t *)"\x0a\xff", 2, &call);
+        hand_in(door, (uint8_t[]){0x0a, 0xff}, 2, &call);
         assert_false(call.ok);
         assert_int_equal(call.fault.code, FAULT_INVALID_ARGUMENT);
     }
@@ -364,7 +381,7 @@ static void events_of_other_kinds_are_passed_over(void **state)
 
     (void)state;
     for (enum door door = NOTIFY; door <= NOTIFY_AND_ADVISE; door++) {
-        hand_in(door, (const uint8_t *)"\x7a\x00", 2, &call);
+        hand_in(door, (uint8_t[]){0x7a, 0x00}, 2, &call);
         assert_true(call.ok);
     }
     assert_int_equal(access(path, F_OK), -1);
@@ -460,7 +477,7 @@ static void failures_end_the_server_only_when_asked_to(void **state)
 static void a_call_that_waited_too_long_is_answered(void **state)
 {
     (void)state;
-    lane_gives_up = true;
+    lane_comes_to = LANE_REFUSED;
     assert_refused(PUBLISH, (struct message){.sequence = 5}, FAULT_UNAVAILABLE, "too long");
     assert_delivered(NOTIFY_AND_ADVISE, 5);
     assert_logged("ERROR cannot publish the bundle: NotifyAndAdvise waited too long");
@@ -484,53 +501,46 @@ static void a_wrong_path_is_a_mistake_of_the_configuration(void **state)
     assert_file(5);
 }
 
-static void *deliver_on_lane(void *call)
+static void a_publication_without_end_is_answered_and_goes_on(void **state)
 {
-    uint8_t bytes[8192];
-    size_t length = pack(PUBLISH, (struct message){.sequence = 5}, bytes);
-
-    publisher_methods[0].handler(call, bytes, length);
-    return NULL;
-}
-
-/* What hangs is the log here, which is inside the publication as any file is. */
-static void a_publication_without_end_is_answered_all_the_same(void **state)
-{
-    struct rpc_call call = {.ok = false};
-    pthread_t lane;
+    struct rpc_call call;
 
     (void)state;
-    assert_int_equal(pthread_mutex_lock(&log_hangs), 0);
-    clock_ahead = -19 * CLOCK_SECOND - CLOCK_SECOND / 2; /* half a second of the 20 is real */
-    assert_int_equal(pthread_create(&lane, NULL, deliver_on_lane, &call), 0);
-    assert_int_equal(sem_wait(&in_log), 0);
-    clock_ahead = 0;
-    assert_int_equal(sem_wait(&answered), 0);
+    lane_comes_to = LANE_STUCK;
+    call = deliver(PUBLISH, (struct message){.sequence = 5});
+    assert_false(call.ok);
     assert_int_equal(call.fault.code, FAULT_UNAVAILABLE);
-    assert_non_null(strstr(call.fault.message, "no end of it after 20 s"));
-    assert_int_equal(pthread_mutex_unlock(&log_hangs), 0);
-    assert_int_equal(pthread_join(lane, NULL), 0);
-    assert_int_equal(call.answers, 1);
-    assert_logged("WARN publishing has come to an end after all");
+    assert_string_equal(call.fault.message, "cannot publish the bundle: no end of it after 20 s: "
+                                            "does the file system hang?");
+    assert_logged("WARN publishing has come to an end after all path=");
+    assert_logged("error=\n");
     assert_file(5);
+    assert_delivered(NOTIFY_AND_ADVISE, 6);
+    assert_logged("ERROR cannot publish the bundle: no end of it after 20 s");
 }
 
-static void closing_answers_the_call_at_work(void **state)
+static void how_a_late_publication_failed_is_logged(void **state)
 {
-    struct rpc_call call = {.ok = false};
-    pthread_t lane;
-
     (void)state;
-    assert_int_equal(pthread_mutex_lock(&log_hangs), 0);
-    assert_int_equal(pthread_create(&lane, NULL, deliver_on_lane, &call), 0);
-    assert_int_equal(sem_wait(&in_log), 0);
-    bundle_close();
-    assert_int_equal(call.answers, 1);
-    assert_int_equal(call.fault.code, FAULT_UNAVAILABLE);
-    assert_int_equal(pthread_mutex_unlock(&log_hangs), 0);
-    assert_int_equal(pthread_join(lane, NULL), 0);
-    assert_int_equal(call.answers, 1);
-    assert_null(strstr(logged, "WARN"));
+    assert_int_equal(mkdir(path, 0755), 0);
+    lane_comes_to = LANE_STUCK;
+    assert_refused(PUBLISH, (struct message){.sequence = 5}, FAULT_UNAVAILABLE, "no end of it");
+    assert_logged("WARN publishing has come to an end after all path=");
+    assert_logged("is a directory");
+}
+
+static void a_stop_is_told_to_the_call_at_work(void **state)
+{
+    (void)state;
+    lane_comes_to = LANE_STOPPED;
+    for (enum door door = PUBLISH; door <= NOTIFY_AND_ADVISE; door++) {
+        struct rpc_call call = deliver(door, (struct message){.sequence = 5});
+
+        assert_false(call.ok);
+        assert_int_equal(call.fault.code, FAULT_UNAVAILABLE);
+        assert_string_equal(call.fault.message, "the plugin is stopping");
+        assert_null(strstr(logged, "WARN"));
+    }
 }
 
 #define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
@@ -552,11 +562,10 @@ int main(void)
         SCENE(failures_end_the_server_only_when_asked_to),
         SCENE(a_call_that_waited_too_long_is_answered),
         SCENE(a_wrong_path_is_a_mistake_of_the_configuration),
-        SCENE(a_publication_without_end_is_answered_all_the_same),
-        SCENE(closing_answers_the_call_at_work), /* the last: there is no opening again */
+        SCENE(a_publication_without_end_is_answered_and_goes_on),
+        SCENE(how_a_late_publication_failed_is_logged),
+        SCENE(a_stop_is_told_to_the_call_at_work),
     };
 
-    (void)sem_init(&in_log, 0, 0);
-    (void)sem_init(&answered, 0, 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
