@@ -58,7 +58,7 @@ settings() {
     for name in GOPROXY GOSUMDB GONOPROXY GONOSUMDB GOPRIVATE GOINSECURE GOAUTH GOFLAGS GOTOOLCHAIN; do
         printf '%s=%s\n' "$name" "$(go env "$name")"
     done
-    env | grep -iE '^((https?|no|all)_proxy|PIP_[A-Z_]*)='
+    env | grep -iE '^((https?|no|all)_proxy|PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST|PROXY|CERT|DEFAULT_TIMEOUT))='
 }
 
 # What the root has of ours, "FOLDER PLACE"; what is written there goes to $scratch/changes.
