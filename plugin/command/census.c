@@ -3,6 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "plugin/keys/verdict.h"
+
 void census_add(struct census *census, const struct hsm_item *item)
 {
     struct label label;
@@ -68,16 +70,16 @@ const char *census_state_name(enum census_state state)
     return state_names[state];
 }
 
-static struct inventory_item *served(struct inventory *server, struct inventory_item *item)
+static struct inventory_item *first_of(const struct inventory *server, struct inventory_item *item)
 {
     while (item > server->items && strcmp(item[-1].label.key_id, item->label.key_id) == 0)
         item--;
-    return inventory_candidate(server, item);
+    return item;
 }
 
 static enum census_state state_of_whole(struct inventory *server, struct inventory_item *item)
 {
-    const struct inventory_item *current = served(server, item);
+    const struct inventory_item *current = inventory_candidate(server, first_of(server, item));
 
     if (current == item)
         return CENSUS_CURRENT;
@@ -117,12 +119,10 @@ static bool is_own(const struct census_rule *rule, const struct inventory_item *
 static bool prunes_own(const struct census_rule *rule, struct inventory *server,
                        struct inventory_item *item)
 {
-    const struct inventory_item *current = served(server, item);
+    enum verdict verdict = verdict_of(server, first_of(server, item), item);
 
-    if (item->proven && item->state == HSM_HALF)
-        return is_past(rule, item->label.generation);
     /* of the same key id, since the one that is served comes before it */
-    return current && current->proven && item->label.generation < current->label.generation &&
+    return (verdict == VERDICT_OLDER || verdict == VERDICT_HALF) &&
            is_past(rule, item[-1].label.generation);
 }
 

@@ -52,10 +52,9 @@ struct census_rule {
 /* Is the item to go?
  *
  *   another trust domain's   never.
- *   our server's             a generation that a newer one replaced `floor` seconds ago, if the
- *                            one served was proven; a proven public half that was made `floor`
- *                            seconds ago. All else stays: among what is newer than the key
- *                            served, a private half may be the key in use.
+ *   our server's             what may go at all (keys/verdict.h) and was replaced by a newer
+ *                            generation `floor` seconds ago. All else stays: what is newer than
+ *                            the key served, a half too, may be the key in use.
  *   another server's         everything, once that server has made no key for `floor` seconds:
  *                            the age of one key does not tell whether it is in use.
  *

@@ -80,9 +80,11 @@ static const struct command {
      keys_command},
     {"prune", PRUNE, "prune --config FILE [OPTION...]", "destroy keys that nobody needs any more",
      "Shows which keys would be destroyed, and destroys them with --yes. By default these are\n"
-     "leftovers of this server: keys of which it has had a newer one for 24 hours, and public\n"
-     "halves as old; never its newest key, nor a private half that nothing has replaced, and not\n"
-     "while the server runs. With --other-servers or --server-id they are all keys of servers\n"
+     "leftovers of this server: keys, and halves of keys, that a newer key replaced 24 hours ago.\n"
+     "Its newest key stays, and so does a half that nothing has replaced: it may be the key in "
+     "use.\n"
+     "The server must not be running. With --other-servers or --server-id they are all keys of "
+     "servers\n"
      "that have made none for 24 hours. Such a server may well be alive: give --older-than more\n"
      "than your ca_ttl, and look at the list first. Keys of other trust domains and foreign\n"
      "objects are never touched.\n",

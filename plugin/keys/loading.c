@@ -9,6 +9,7 @@
 #include "hsm/base/condition.h"
 #include "plugin/keys/inventory.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/keys/verdict.h"
 #include "plugin/report/log.h"
 
 enum { PROOFS_OUT_MAX = 64, OLDER_MANY = 32 };
@@ -348,11 +349,6 @@ static int serve(struct keymanager *keymanager, const struct inventory_item *ite
 
 static const uint32_t half_made_age = 3600;
 
-static bool is_public_half(const struct inventory_item *item)
-{
-    return item->state == HSM_HALF && item->proven;
-}
-
 static bool is_old(const struct inventory_item *item)
 {
     uint32_t now;
@@ -361,16 +357,12 @@ static bool is_old(const struct inventory_item *item)
            now - item->label.generation > half_made_age;
 }
 
-/* Only what is older than a key that is served, and whole, is a leftover. A private key whose
- * public half is missing may be the one SPIRE signs with: on many tokens whoever gets at them
- * destroys public objects without a PIN, and clusters show them late. A public half alone may be
- * a key whose private half the token does not show just now. Both wait for a newer key. */
+/* A public half that has been there for an hour is nobody's who is just making a key. */
 static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
-                        const struct inventory_item *served)
+                        enum verdict verdict)
 {
-    if (!served || item->label.generation >= served->label.generation)
-        return false;
-    return is_ours(keymanager, item) || (is_public_half(item) && is_old(item));
+    return (verdict == VERDICT_OLDER && is_ours(keymanager, item)) ||
+           (verdict == VERDICT_HALF && (is_ours(keymanager, item) || is_old(item)));
 }
 
 /* Two pairs of one generation, and not both of them ours. (It is our own clock that goes
@@ -390,33 +382,38 @@ static void tell_rivalry(struct keymanager *keymanager, const struct inventory_i
 
 /* A whole key that nobody needs, for all we know, and that is not ours to destroy. */
 static bool stays(const struct keymanager *keymanager, const struct inventory_item *item,
-                  const struct inventory_item *served, bool leftover)
+                  enum verdict verdict, bool leftover)
 {
-    return served && item->state == HSM_COMPLETE &&
-           item->label.generation < served->label.generation &&
+    return verdict == VERDICT_OLDER && item->state == HSM_COMPLETE &&
            (!leftover || !keymanager->config.destroy_superseded);
+}
+
+static int settle_item(struct keymanager *keymanager, const struct inventory_item *item,
+                       enum verdict verdict, struct fault *fault)
+{
+    bool leftover = is_leftover(keymanager, item, verdict);
+
+    if (verdict == VERDICT_SERVE)
+        return serve(keymanager, item, fault);
+    if (!leftover && (item->proven || item->state != HSM_COMPLETE))
+        warn_unfit(item);
+    if (leftover)
+        disposal_add(keymanager, verdict == VERDICT_HALF ? DISPOSE_HALF : DISPOSE_LEFTOVER,
+                     item->label.key_id, &item->name, &item->public_key);
+    keymanager->older += stays(keymanager, item, verdict, leftover);
+    return 0;
 }
 
 static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
                      struct inventory_item *first, struct fault *fault)
 {
-    const struct inventory_item *served = inventory_candidate(inventory, first);
     struct inventory_item *item;
 
-    if (served && serve(keymanager, served, fault) != 0)
-        return -1;
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
-        bool leftover = item != served && is_leftover(keymanager, item, served);
-
         if (is_rivals(keymanager, inventory, first, item))
             tell_rivalry(keymanager, item);
-        if (item != served && !leftover && (item->proven || item->state != HSM_COMPLETE))
-            warn_unfit(item);
-        if (leftover)
-            disposal_add(keymanager, is_public_half(item) ? DISPOSE_HALF : DISPOSE_LEFTOVER,
-                         item->label.key_id, &item->name, &item->public_key);
-        if (stays(keymanager, item, served, leftover))
-            keymanager->older++;
+        if (settle_item(keymanager, item, verdict_of(inventory, first, item), fault) != 0)
+            return -1;
     }
     return 0;
 }

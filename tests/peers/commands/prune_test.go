@@ -93,6 +93,9 @@ func newCrowd(t *testing.T) *crowd {
 	c.put("example.org", "server-a", 1500, "B")
 	c.half = c.put("example.org", "server-a", 3000, "C")
 	c.halve(c.half)
+	c.put("example.org", "server-a", 3500, "C")
+	// perhaps the one that is served: a token may not show its private half just now
+	c.halve(c.put("example.org", "server-a", 3600, "E"))
 	// perhaps the one that is served: anybody may take a public half, and it can be put back
 	bare := c.put("example.org", "server-a", 1600, "D")
 	c.token.Tool(t, "--delete-object", "--type", "pubkey", "--label", bare)
