@@ -191,7 +191,7 @@ static bool take_late(int64_t now, struct lane_job *job, const char **busy)
 
 /* ---- the running job ---- */
 
-/* Its answer, when it is past its limit (or, when closed, has one at all). */
+/* Its answer, when it is past its limit. One without a limit is not even late at CLOCK_NEVER. */
 static bool take_stuck(int64_t now, struct lane_job *job)
 {
     const struct lane_job *running = &lane.running;
@@ -199,7 +199,7 @@ static bool take_stuck(int64_t now, struct lane_job *job)
 
     lock();
     found = running->what && lane.answer == ANSWER_DUE && running->limit != CLOCK_NEVER &&
-            (lane.closed || running->limit <= now);
+            running->limit <= now;
     if (found) {
         lane.answer = ANSWER_UNDER_WAY;
         *job = *running;

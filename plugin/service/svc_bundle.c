@@ -1,3 +1,5 @@
+/* BundlePublisher and Notifier: requests become bundles for the publisher, its reports lines
+ * of the log, its faults answers. */
 #include "plugin/service/svc.h"
 
 #include <inttypes.h>
