@@ -89,6 +89,18 @@ static int open_token(struct check *check)
 
 /* ---- what can be seen without writing ---- */
 
+/* Libraries follow the kernel's FIPS mode; what we compute ourselves does not. */
+static void check_host(struct check *check)
+{
+    OWNED(scope_close) int fd = open("/proc/sys/crypto/fips_enabled", O_RDONLY | O_CLOEXEC);
+    char mode = '0';
+
+    if (fd >= 0 && read(fd, &mode, 1) == 1 && mode == '1')
+        row(check, NOTE, "host",
+            "FIPS mode: keys are made and used in the token; hashes of names, and checks of its "
+            "signatures, are OpenSSL's default provider's");
+}
+
 static void check_sessions(struct check *check)
 {
     int64_t wanted = check->config->config.keymanager.max_sessions;
@@ -375,6 +387,7 @@ static void try_all(struct check *check)
 
 static void run(struct check *check)
 {
+    check_host(check);
     check_identity(check);
     if (open_token(check) != 0)
         return;

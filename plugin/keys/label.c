@@ -11,6 +11,7 @@
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
+#include "plugin/report/log.h"
 
 enum {
     GENERATION_CHARACTERS = 6,
@@ -67,8 +68,13 @@ static void hash(const char *kind, const void *bytes, size_t length, char text[L
     if (!context || EVP_DigestInit_ex2(context, EVP_sha256(), NULL) != 1 ||
         EVP_DigestUpdate(context, kind, strlen(kind) + 1) != 1 ||
         EVP_DigestUpdate(context, bytes, length) != 1 ||
-        EVP_DigestFinal_ex(context, digest, NULL) != 1)
+        EVP_DigestFinal_ex(context, digest, NULL) != 1) {
+        log_write(
+            LOG_ERROR,
+            "OpenSSL has no SHA-256 or no memory: the plugin ends, as it cannot name its keys",
+            NULL);
         abort();
+    }
     for (size_t i = 0; i < SCOPE_BYTES; i++)
         value = value << 8 | digest[i];
     put_base32(value, LABEL_HASH, text);

@@ -49,8 +49,10 @@ static void arm(struct rpc *rpc, const struct rpc_method *method, void *register
     struct rpc_call *call = calloc(1, sizeof *call);
     grpc_call_error error;
 
-    if (!call)
-        abort(); /* as C-core does: without a slot the method would hang for ever */
+    if (!call) { /* as C-core does: without a slot the method would hang for ever */
+        log_write(LOG_ERROR, "out of memory: the plugin ends", NULL);
+        abort();
+    }
     call->rpc = rpc;
     call->method = method;
     call->registered = registered;
