@@ -29,11 +29,12 @@ struct config_keymanager {
     char key_identifier_file[HSM_PATH_MAX];
     char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
     int64_t max_sessions;
-    int64_t startup_wait; /* this and the next four: nanoseconds */
+    int64_t startup_wait; /* this and the next five: nanoseconds */
     int64_t call_timeout;
     int64_t operation_timeout;
     int64_t generate_timeout;
     int64_t keep_alive; /* 0 = off */
+    int64_t destroy_superseded_after;
     bool destroy_superseded;
     bool lenient; /* attribute_check = "lenient" */
     bool least;   /* key_template = "least" */

@@ -62,6 +62,11 @@ static const struct config_option keymanager_options[] = {
      .help = "an idle token is asked for a random number so often; 0 = never"},
     {"destroy_superseded", OPTION_BOOLEAN, FIELD(keymanager.destroy_superseded), .initial = "true",
      .help = "destroy the old key once the new one is served; false where the role may not"},
+    {"destroy_superseded_after", OPTION_DURATION, FIELD(keymanager.destroy_superseded_after),
+     .initial = "24h", .low = "1s", .high = "8760h", .zero = true,
+     .help =
+         "a superseded key that a start finds is destroyed once its successor is so old; 0 = at "
+         "once"},
     {"attribute_check", OPTION_CHOICE, FIELD(keymanager.lenient), .initial = "strict",
      .choices = attribute_checks,
      .help = "lenient takes a key of which the token does not tell that it was made there and "

@@ -77,6 +77,13 @@ static void log_disposal(const struct disposal *disposal, enum log_level level,
                   "cka_id", id, NULL);
 }
 
+/* What stands under the name is not what was to be destroyed. (A CKR of that code, such as
+ * CKR_TOKEN_WRITE_PROTECTED, may pass.) */
+static bool is_another(const struct fault *fault)
+{
+    return fault->code == FAULT_FAILED_PRECONDITION && fault->ckr == 0;
+}
+
 /* Is this object settled? If not, when to look again. */
 static bool settled(struct disposal *disposal, const struct fault *fault)
 {
@@ -84,7 +91,7 @@ static bool settled(struct disposal *disposal, const struct fault *fault)
 
     if (gone && (disposal->kind != DISPOSE_STRAY || ++disposal->looks == STRAY_LOOKS))
         return true;
-    if (fault->code == FAULT_PERMISSION_DENIED || fault->code == FAULT_FAILED_PRECONDITION)
+    if (fault->code == FAULT_PERMISSION_DENIED || is_another(fault))
         return true;
     disposal->due = clock_now() + disposal->pause;
     disposal->pause = disposal->pause < longest_pause / 2 ? 2 * disposal->pause : longest_pause;
@@ -97,7 +104,7 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_INFO, NULL, events[disposal->kind]);
     else if (fault->code == FAULT_NONE)
         log_disposal(disposal, LOG_DEBUG, NULL, events[disposal->kind]);
-    else if (fault->code == FAULT_FAILED_PRECONDITION)
+    else if (is_another(fault))
         log_disposal(disposal, LOG_WARN, fault, "key to destroy is not what it was taken for");
     else if (is_settled)
         log_disposal(disposal, LOG_WARN, fault,

@@ -347,22 +347,29 @@ static int serve(struct keymanager *keymanager, const struct inventory_item *ite
     return 0;
 }
 
-static const uint32_t half_made_age = 3600;
+static const int64_t half_made_age = 3600 * CLOCK_SECOND;
 
-static bool is_old(const struct inventory_item *item)
+/* Is that generation at least so old? */
+static bool is_past(uint32_t generation, int64_t age)
 {
     uint32_t now;
 
-    return label_next_generation(time(NULL), 0, &now, NULL) == 0 && now > item->label.generation &&
-           now - item->label.generation > half_made_age;
+    return age == 0 || (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
+                        now >= generation && now - generation >= age / CLOCK_SECOND);
 }
 
-/* A public half that has been there for an hour is nobody's who is just making a key. */
+/* What is older than the key served was superseded; or an earlier start did not see it, for the
+ * token did not show it then, and SPIRE made another in its place. So it has a day in which that
+ * may come out. `item` is not the newest of its id. A public half that has been there for an hour
+ * is nobody's who is just making a key. */
 static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
                         enum verdict verdict)
 {
-    return (verdict == VERDICT_OLDER && is_ours(keymanager, item)) ||
-           (verdict == VERDICT_HALF && (is_ours(keymanager, item) || is_old(item)));
+    if ((verdict != VERDICT_OLDER && verdict != VERDICT_HALF) ||
+        !is_past(item[-1].label.generation, keymanager->config.destroy_superseded_after))
+        return false;
+    return is_ours(keymanager, item) ||
+           (verdict == VERDICT_HALF && is_past(item->label.generation, half_made_age));
 }
 
 /* Two pairs of one generation, and not both of them ours. (It is our own clock that goes

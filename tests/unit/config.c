@@ -42,6 +42,7 @@ static void the_quick_start_is_valid_and_the_rest_has_defaults(void **state)
     assert_int_equal(c->generate_timeout, 300 * CLOCK_SECOND);
     assert_int_equal(c->keep_alive, 20 * CLOCK_SECOND);
     assert_true(c->destroy_superseded);
+    assert_int_equal(c->destroy_superseded_after, 24 * 3600 * CLOCK_SECOND);
     assert_false(c->lenient);
     assert_false(c->least);
     assert_int_equal(c->cka_id_length, 16);
@@ -57,7 +58,7 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
                         "\"HSM_PIN\"\nmax_sessions = 64\nstartup_wait = \"0s\"\n"
                         "call_timeout = \"1.5s\"\noperation_timeout = \"1m\"\n"
                         "generate_timeout = \"29m60s\"\nkeep_alive = 0\n"
-                        "destroy_superseded = false\nattribute_check = \"lenient\"\n"
+                        "destroy_superseded = false\ndestroy_superseded_after = 0\nattribute_check = \"lenient\"\n"
                         "key_template = \"least\"\n"
                         "cka_id_length = 2\nlabel_max = 800\n");
     assert_string_equal(c->key_identifier_value, "x");
@@ -70,6 +71,7 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
     assert_int_equal(c->generate_timeout, 1800 * CLOCK_SECOND);
     assert_int_equal(c->keep_alive, 0);
     assert_false(c->destroy_superseded);
+    assert_int_equal(c->destroy_superseded_after, 0);
     assert_true(c->lenient);
     assert_true(c->least);
     assert_int_equal(c->cka_id_length, 2);

@@ -366,6 +366,30 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     assert_left(served.label);
 }
 
+/* The start before did not see it, for the token did not show it, and SPIRE made another. */
+static void a_key_that_was_superseded_within_the_day_stays_at_a_start(void **state)
+{
+    struct hsm_key_name old = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct answer served = make_key();
+    struct label label;
+
+    (void)state;
+    config.keymanager.destroy_superseded_after = 24 * 3600 * CLOCK_SECOND;
+    assert_true(label_parse(served.label, &label));
+    label.generation -= 1000;
+    label_format(&label, old.label);
+    put(&old, HSM_EC_P256, WHOLE);
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    (void)make_key();
+    while (objects() > 2) /* the one superseded now goes, and any leftover would have by then */
+        nap();
+    assert_int_equal(lookup(old.label)->there, WHOLE);
+    config.keymanager.destroy_superseded_after = 0;
+    crash_and_restart();
+    assert_left(sign_once().label);
+}
+
 /* It may be a key whose private half does not show just now, and the one SPIRE signs with. */
 static void a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key(void **state)
 {
@@ -535,6 +559,7 @@ int main(int argc, char **argv)
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
         PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
+        PLAY(a_key_that_was_superseded_within_the_day_stays_at_a_start),
         PLAY(a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key),
         PLAY(a_token_that_shows_halves_alone_at_a_start_loses_none),
         PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),

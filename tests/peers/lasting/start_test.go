@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
@@ -99,5 +100,38 @@ func TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// A start that is not shown a key for longer than it waits forgets it, and SPIRE makes another. The
+// key that was there must be there still when the token shows it again.
+func TestAKeyThatAStartDidNotSeeIsNotDestroyedByTheNext(t *testing.T) {
+	t.Parallel()
+	const id = "x509-CA-A"
+	token, keys := restore(t)
+	if keys[id] == "" {
+		t.Fatalf("the kept token has no %s", id)
+	}
+	data := strings.Replace(token.PluginData(""), "destroy_superseded_after = 0\n", "", 1)
+	before := token.Labels(t)
+	module := faulty.Wrap(t, token)
+	module.Play(t, "profile hide private 6000 %s", id)
+	options := host.Options{Type: "KeyManager", Env: append(token.Env(), module.Env()...)}
+	p := host.Start(t, options)
+	scene.Must(t, p.Configure("example.org", module.In(data)))
+	made, err := load.Generate(p, id, keymanagerv1.KeyType_EC_P256)
+	scene.Must(t, err)
+	scene.Must(t, p.Close())
+	module.Play(t, "")
+	p = host.Start(t, options)
+	scene.Must(t, p.Configure("example.org", module.In(data)))
+	scene.Must(t, load.Sign(p, made))
+	another, err := load.Generate(p, id, keymanagerv1.KeyType_EC_P256)
+	scene.Must(t, err)
+	p.Logs.Wait(t, "superseded key destroyed") // so that leftovers, if there were any, are gone as well
+	scene.Must(t, load.Sign(p, another))
+	scene.Must(t, p.Close())
+	if after := token.Labels(t); len(after) != len(before)+1 {
+		t.Errorf("%d private keys, want those of before and the new one: %v", len(after), after)
 	}
 }

@@ -112,8 +112,9 @@ func (token *Token) Labels(t testing.TB) []string {
 	return labels
 }
 
-// PluginData for a KeyManager on this token, with more options behind.
+// PluginData for a KeyManager on this token, with more options behind. What a start finds
+// superseded goes at once: nobody waits a day here.
 func (token *Token) PluginData(more string) string {
-	return fmt.Sprintf("module = %q\ntoken = %q\npin_file = %q\nkey_identifier_file = %q\n%s",
+	return fmt.Sprintf("module = %q\ntoken = %q\npin_file = %q\nkey_identifier_file = %q\ndestroy_superseded_after = 0\n%s",
 		Module(), "pkcs11:token="+token.Label, token.PINFile, filepath.Join(token.Dir, "hsm-id"), more)
 }
