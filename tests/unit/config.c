@@ -54,13 +54,14 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
     const struct config_keymanager *c = &config.keymanager;
 
     (void)state;
-    keymanager_accepted("module_args = \"configdir='sql:/nss'\"\npin_env = "
-                        "\"HSM_PIN\"\nmax_sessions = 64\nstartup_wait = \"0s\"\n"
-                        "call_timeout = \"1.5s\"\noperation_timeout = \"1m\"\n"
-                        "generate_timeout = \"29m60s\"\nkeep_alive = 0\n"
-                        "destroy_superseded = false\ndestroy_superseded_after = 0\nattribute_check = \"lenient\"\n"
-                        "key_template = \"least\"\n"
-                        "cka_id_length = 2\nlabel_max = 800\n");
+    keymanager_accepted(
+        "module_args = \"configdir='sql:/nss'\"\npin_env = "
+        "\"HSM_PIN\"\nmax_sessions = 64\nstartup_wait = \"0s\"\n"
+        "call_timeout = \"1.5s\"\noperation_timeout = \"1m\"\n"
+        "generate_timeout = \"29m60s\"\nkeep_alive = 0\n"
+        "destroy_superseded = false\ndestroy_superseded_after = 0\nattribute_check = \"lenient\"\n"
+        "key_template = \"least\"\n"
+        "cka_id_length = 2\nlabel_max = 800\n");
     assert_string_equal(c->key_identifier_value, "x");
     assert_string_equal(c->module_args, "configdir='sql:/nss'");
     assert_string_equal(c->pin_env, "HSM_PIN");
