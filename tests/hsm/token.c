@@ -154,7 +154,8 @@ static void pin_comes_from_each_of_its_sources(void **state)
     room_opens(&settings);
     settings.pin_kind = HSM_PIN_ENV;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "TEST_HSM_PIN");
-    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "TEST_HSM_PIN");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION,
+                       "pin_env: the environment variable that it names is not set");
     assert_int_equal(setenv("TEST_HSM_PIN", SOFTHSM_PIN, 1), 0);
     room_opens(&settings);
     assert_int_equal(unsetenv("TEST_HSM_PIN"), 0);
