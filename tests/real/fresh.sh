@@ -30,6 +30,8 @@ end() {
         kill -KILL "$apart"
         wait "$apart"
     fi 2>/dev/null
+    # the folders of tests that failed
+    mv "$root"/tmp/spire-hsm-* "$scratch" 2>/dev/null
     # those whom the kernel ends may write for a moment longer
     await 20 rm -rf --one-file-system "$root" "$scratch/changes" 2>/dev/null || echo "left: $root"
 }
@@ -124,5 +126,5 @@ for command in "${commands[@]}"; do
     since=$SECONDS
     # shellcheck disable=SC2086 # words
     check "\`$command\`" as_readme_has_it $command
-    printf '        %s (%d s)\n' "$(tail -n 1 "$said")" $((SECONDS - since))
+    printf '        %s (%d s)\n' "$(grep -E '^[0-9]+ passed, ' "$said" | tail -n 1)" $((SECONDS - since))
 done
