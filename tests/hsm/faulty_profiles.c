@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -196,6 +197,34 @@ static void apart_hides_new_objects_from_other_processes_alone(void **state)
     run(step_apart_elsewhere);
 }
 
+static void step_trouble(void)
+{
+    CK_OBJECT_CLASS class;
+    CK_ATTRIBUTE wanted = {CKA_CLASS, &class, sizeof class};
+    CK_OBJECT_HANDLE keys[2];
+
+    begin_with("profile hide private 600000 trou");
+    OK(generate("trouble", keys));
+    OK(generate("other", keys));
+    CHECK(find("trouble") == 1);
+    CHECK(find("other") == 2);
+    script("profile hide both 600000");
+    CHECK(find("other") == 0);
+    script("profile hide both 1");
+    (void)find("trouble"); /* loads it */
+    (void)nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    CHECK(find("trouble") == 2);
+    script("profile unreadable CKR_DEVICE_ERROR public 600000 oth");
+    OK(p11->C_GetAttributeValue(session, keys[1], &wanted, 1));
+    RV(CKR_DEVICE_ERROR, p11->C_GetAttributeValue(session, keys[0], &wanted, 1));
+}
+
+static void trouble_hits_some_keys_for_a_while(void **state)
+{
+    (void)state;
+    run(step_trouble);
+}
+
 static void step_logout(void)
 {
     CK_OBJECT_HANDLE keys[2];
@@ -347,6 +376,7 @@ int main(void)
         cmocka_unit_test(nopub_has_the_point_at_the_private_key),
         cmocka_unit_test(lag_hides_new_objects_from_the_next_process_too),
         cmocka_unit_test(apart_hides_new_objects_from_other_processes_alone),
+        cmocka_unit_test(trouble_hits_some_keys_for_a_while),
         cmocka_unit_test(logout_is_silent_and_a_login_mends_it),
         cmocka_unit_test(a_dead_library_lives_again_when_initialized_again),
         cmocka_unit_test(full_makes_no_keys),
