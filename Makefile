@@ -132,6 +132,9 @@ format-check: ## .clang-format, gofmt; and scripts can be run
 	    [ -z "$$lame" ] || { echo "chmod +x $$lame"; false; }
 	@echo "format: fine"
 
+ifneq ($(filter clean,$(MAKECMDGOALS)),)
+.NOTPARALLEL: # make -j clean all
+endif
 clean:
 	rm -rf $(BUILD)
 

@@ -1,6 +1,8 @@
+#include <linux/close_range.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "plugin/command/command_private.h"
 #include "plugin/report/log.h"
@@ -249,6 +251,7 @@ int command_run(int argc, char **argv)
     if (read_line(command, argv + 1, &made, &fault) != 0)
         return command_fail(&fault);
     keep_secrets();
+    (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC); /* none is for a worker */
     log_open_plain();
     child_prepare();
     (void)signal(SIGPIPE, SIG_IGN); /* a pipe that closes must not end a prune half-way */
