@@ -12,12 +12,13 @@
  * asked for it; the next one to ask takes its result.
  *
  * Where it may break off, what is then on the token, what comes of it, and the test that
- * breaks it there (tests/unit/crash_points.c sees to it that there is one):
+ * breaks it there (tests/unit/crash_points.c sees to it that there is one). "Goes" is: at once
+ * where this process superseded it; what a start finds, once its successor is a day old
+ * (destroy_superseded_after):
  *
  *   the process ends before the token generates: the old key, which is served
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
- *   while it generates: a half may be there, and is cleared away at the next Configure after
- *   there is a newer key
+ *   while it generates: a half may be there, which goes once there is a newer key
  *     -> a_restart_serves_the_newest_key_and_clears_what_is_left_over
  *     -> a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key
  *     -> TestHalvesOfOurKeysAreClearedAwayAndOthersServed
@@ -25,7 +26,8 @@
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
  *   when it is served, and SPIRE has not written it down: so is this, and SPIRE makes another
  *     -> TestASpireServerKilledWhileItMakesAuthoritiesLeavesNoKeyBehind
- *   while the old key is destroyed: a half, or all of it, goes at the next Configure
+ *   while the old key is destroyed: a half, or all of it, goes
+ *     -> a_key_that_was_superseded_within_the_day_stays_at_a_start
  *     -> TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing
  *   the worker ends while it generates: the label is looked for, then another generation made
  *     -> a_worker_that_dies_while_generating_costs_nothing
