@@ -204,7 +204,7 @@ conf_of_the_soak() {
     script ""
     sed -i "s|module = .*|module = \"$scratch/run/faulty.so\"|" "$data_file"
     sed -i -e 's|ca_ttl = .*|ca_ttl = "2m"|; s|svid_ttl = .*|svid_ttl = "1m"|' "$server_conf"
-    echo 'operation_timeout = "3s"' >>"$data_file"
+    printf 'operation_timeout = "3s"\ndestroy_superseded_after = 0\n' >>"$data_file" # nobody waits a day here
     cat >>"$server_conf" <<END
 health_checks {
     listener_enabled = true
