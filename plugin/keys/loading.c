@@ -124,6 +124,7 @@ static void proven(void *context, const struct hsm_reply *reply)
     struct proof *proof = context;
     struct tally *tally = proof->tally;
     struct inventory_item *item = proof->item;
+    struct fault fault = reply->fault;
 
     free(proof);
     if (reply->fault.code == FAULT_NONE) {
@@ -133,8 +134,11 @@ static void proven(void *context, const struct hsm_reply *reply)
             item->public_key = reply->public_key;
         else
             (void)snprintf(item->why, sizeof item->why, "%s", reply->why);
+    } else {
+        (void)fault_prefix(&fault, "key \"%s\" (label %s) cannot be proven", item->label.key_id,
+                           item->name.label);
     }
-    tally_end(tally, &reply->fault);
+    tally_end(tally, &fault);
 }
 
 static int prove(struct tally *tally, struct inventory_item *item, struct fault *fault)
@@ -188,6 +192,7 @@ static int prove_all(struct tally *tally, struct fault *fault)
 static const int64_t lag_patience = 15 * CLOCK_SECOND;
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
+static const int64_t log_interval = 10 * CLOCK_SECOND;
 static const uint32_t fresh_age = 30;
 
 static bool same_token(const struct hsm_token_info *a, const struct hsm_token_info *b)
@@ -284,6 +289,34 @@ static int64_t worth_waiting(struct tally *tally)
     return 0;
 }
 
+/* One look: what is there, and is it as it should be? */
+static int look(struct tally *tally, struct fault *fault)
+{
+    tally->fault.code = FAULT_NONE; /* nothing is out that could end with another */
+    inventory_clear(&tally->inventory);
+    return scan(tally, fault) != 0 || prove_all(tally, fault) != 0 ? -1 : 0;
+}
+
+/* Trouble that may pass is waited for as long as an absent token is: three crashes in a row, or
+ * two seconds in which one key cannot sign, are no reason for a server not to come up. A
+ * reconfiguration is rather refused: meanwhile no key can be made. */
+static int look_until_told(struct tally *tally, bool patient, struct fault *fault)
+{
+    int64_t log_at = 0;
+
+    while (look(tally, fault) != 0) {
+        if (!patient || fault->code != FAULT_UNAVAILABLE || *tally->cancel ||
+            clock_now() >= tally->deadline)
+            return -1;
+        if (clock_now() >= log_at) {
+            log_fault(LOG_WARN, fault, "waiting for the keys on the token", NULL);
+            log_at = clock_now() + log_interval;
+        }
+        pause_tally(tally);
+    }
+    return 0;
+}
+
 static int take_stock(struct tally *tally, struct keymanager *before, struct fault *fault)
 {
     bool comparable = before && same_token(&before->info, &tally->keymanager->info) &&
@@ -294,7 +327,7 @@ static int take_stock(struct tally *tally, struct keymanager *before, struct fau
         int64_t waited;
         bool all;
 
-        if (scan(tally, fault) != 0 || prove_all(tally, fault) != 0)
+        if (look_until_told(tally, !before, fault) != 0)
             return -1;
         all = !comparable || compare(tally, before, fault) == 0;
         waited =
@@ -304,7 +337,6 @@ static int take_stock(struct tally *tally, struct keymanager *before, struct fau
         if (waited >= lag_patience)
             return -1;
         pause_tally(tally);
-        inventory_clear(&tally->inventory);
     }
 }
 

@@ -135,3 +135,22 @@ func TestAKeyThatAStartDidNotSeeIsNotDestroyedByTheNext(t *testing.T) {
 		t.Errorf("%d private keys, want those of before and the new one: %v", len(after), after)
 	}
 }
+
+// Trouble that may pass is waited for as long as an absent token is.
+func TestAStartWaitsForAKeyThatCannotSignForAWhile(t *testing.T) {
+	for _, script := range []string{
+		"C_Sign before CKR_DEVICE_ERROR for 2000",
+		"C_SignInit before CKR_GENERAL_ERROR for 2000",
+		"C_Sign 1 before segv times 5 shared",
+		"C_FindObjects before CKR_DEVICE_ERROR for 2000",
+	} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			token, keys := restore(t)
+			module := faulty.Wrap(t, token)
+			module.Play(t, "%s", script)
+			p := startIn(t, token, module)
+			serves(t, p, keys)
+		})
+	}
+}
