@@ -160,18 +160,20 @@ bool rv_is_about_attribute(CK_RV rv)
            rv == CKR_INFORMATION_SENSITIVE;
 }
 
-/* A code about the PIN is a refusal of ours from C_Login alone. From any other call it must
- * not make anyone wait for another PIN. */
+/* A code about the PIN is a refusal of ours from C_Login alone. From any other call it is a token
+ * that talks nonsense: nobody must wait for another PIN, and a fresh process may do better. */
 int rv_fault(CK_RV rv, const char *call, struct fault *fault)
 {
     const struct row *row = row_of(rv);
+    bool nonsense = row->class == RV_PIN && strcmp(call, "C_Login") != 0;
+    enum fault_code code = nonsense ? FAULT_UNAVAILABLE : row->code;
 
     if (row == &vendors_own || row == &unheard_of)
-        (void)fault_set(fault, row->code, "%s: %s, 0x%08lx", call, row->name, rv);
+        (void)fault_set(fault, code, "%s: %s, 0x%08lx", call, row->name, rv);
     else
-        (void)fault_set(fault, row->code, "%s: %s", call, row->name);
+        (void)fault_set(fault, code, "%s: %s", call, row->name);
     if (fault)
-        fault->ckr = row->class == RV_PIN && strcmp(call, "C_Login") != 0 ? CKR_GENERAL_ERROR : rv;
+        fault->ckr = nonsense ? CKR_GENERAL_ERROR : rv;
     return -1;
 }
 
