@@ -255,6 +255,9 @@ func (l *Load) Failures() []error {
 	return recent
 }
 
+// patience with a worker that still ends: a sanitizer makes its end slow.
+const patience = 30 * time.Second
+
 // End of it; says how it went, and what grew meanwhile.
 func (l *Load) End() {
 	l.t.Helper()
@@ -269,7 +272,7 @@ func (l *Load) End() {
 		return
 	}
 	now := l.p.Resources()
-	for end := time.Now().Add(5 * time.Second); now.GrewSince(l.before) && time.Now().Before(end); now = l.p.Resources() {
+	for end := time.Now().Add(patience); now.GrewSince(l.before) && time.Now().Before(end); now = l.p.Resources() {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if now.GrewSince(l.before) {
