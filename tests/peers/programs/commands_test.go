@@ -7,6 +7,7 @@ import (
 
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -15,9 +16,9 @@ func broken(t *testing.T, format string, args ...any) (*softhsm.Token, *faulty.M
 	t.Helper()
 	token := softhsm.New(t)
 	p := start(t, token.Env()...)
-	must(t, p.Configure(domain, token.PluginData("")))
-	_ = generate(t, p, "ec", p256)
-	must(t, p.Close())
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+	_ = scene.Generate(t, p, "ec", p256)
+	scene.Must(t, p.Close())
 	module := faulty.Wrap(t, token)
 	module.Play(t, format, args...)
 	return token, module, func(name string, options ...string) *command {
@@ -72,13 +73,13 @@ func TestAWorkerDoesNotOutliveItsCommand(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		module.Play(t, "C_Login before sleep 500")
 		c := run("keys")
-		eventually(t, "the module logs in", func() bool { return len(module.Fired(t)) > 0 })
+		scene.Eventually(t, "the module logs in", func() bool { return len(module.Fired(t)) > 0 })
 		workers := host.Children(c.Process.Pid)
-		must(t, c.Process.Signal(signal))
+		scene.Must(t, c.Process.Signal(signal))
 		<-c.done
 		if len(workers) != 1 {
 			t.Fatalf("workers: %v", workers)
 		}
-		eventually(t, "its worker is gone", func() bool { return host.Gone(workers[0]) })
+		scene.Eventually(t, "its worker is gone", func() bool { return host.Gone(workers[0]) })
 	}
 }

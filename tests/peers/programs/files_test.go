@@ -13,6 +13,7 @@ import (
 
 	"spire-hsm/peers/host"
 	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -46,7 +47,7 @@ func (i *installed) mountOver(t testing.TB, flags uintptr) {
 		t.Skipf("mount: %v", err)
 	}
 	t.Cleanup(func() { _ = syscall.Unmount(i.worker, syscall.MNT_DETACH) })
-	must(t, syscall.Mount("", i.worker, "", syscall.MS_BIND|syscall.MS_REMOUNT|flags, ""))
+	scene.Must(t, syscall.Mount("", i.worker, "", syscall.MS_BIND|syscall.MS_REMOUNT|flags, ""))
 }
 
 const otherBuild = "install both programs from one build, and do not strip or change either"
@@ -58,7 +59,7 @@ var spoilt = []struct {
 	heal  func(testing.TB, *installed) // nil: the right file in its place
 }{
 	{"it is missing",
-		func(t testing.TB, i *installed) { must(t, os.Remove(i.worker)) },
+		func(t testing.TB, i *installed) { scene.Must(t, os.Remove(i.worker)) },
 		[]string{"cannot open the worker's program", "No such file", "it must lie beside spire-hsm and come from the same build"}, nil},
 	{"it is of another build",
 		func(t testing.TB, i *installed) {
@@ -69,9 +70,12 @@ var spoilt = []struct {
 		func(t testing.TB, i *installed) { replace(t, i.worker, nil, 0o755) },
 		[]string{"is not the worker that this spire-hsm was built with", otherBuild}, nil},
 	{"it is a directory",
-		func(t testing.TB, i *installed) { must(t, os.Remove(i.worker)); must(t, os.Mkdir(i.worker, 0o755)) },
+		func(t testing.TB, i *installed) {
+			scene.Must(t, os.Remove(i.worker))
+			scene.Must(t, os.Mkdir(i.worker, 0o755))
+		},
 		[]string{"is not a file; it must come from the same build as spire-hsm"},
-		func(t testing.TB, i *installed) { must(t, os.Remove(i.worker)); i.heal(t) }},
+		func(t testing.TB, i *installed) { scene.Must(t, os.Remove(i.worker)); i.heal(t) }},
 	{"it was stripped afterwards",
 		func(t testing.TB, i *installed) {
 			output, err := exec.Command("objcopy", "--strip-all", "--remove-section=.gnu_debuglink", i.worker).CombinedOutput()
@@ -81,16 +85,16 @@ var spoilt = []struct {
 		},
 		[]string{"is not the worker that this spire-hsm was built with", otherBuild}, nil},
 	{"it is not executable",
-		func(t testing.TB, i *installed) { must(t, os.Chmod(i.worker, 0o644)) },
+		func(t testing.TB, i *installed) { scene.Must(t, os.Chmod(i.worker, 0o644)) },
 		[]string{"is not executable (mode 0644): chmod 755 it"},
-		func(t testing.TB, i *installed) { must(t, os.Chmod(i.worker, 0o755)) }},
+		func(t testing.TB, i *installed) { scene.Must(t, os.Chmod(i.worker, 0o755)) }},
 	{"it is not executable, and then installed anew",
-		func(t testing.TB, i *installed) { must(t, os.Chmod(i.worker, 0o644)) },
+		func(t testing.TB, i *installed) { scene.Must(t, os.Chmod(i.worker, 0o644)) },
 		[]string{"is not executable (mode 0644): chmod 755 it"}, nil},
 	{"it is where nothing may be executed",
 		func(t testing.TB, i *installed) { i.mountOver(t, syscall.MS_NOEXEC) },
 		[]string{"mounted noexec", "install spire-hsm and it elsewhere, or mount with exec"},
-		func(t testing.TB, i *installed) { must(t, syscall.Unmount(i.worker, syscall.MNT_DETACH)) }},
+		func(t testing.TB, i *installed) { scene.Must(t, syscall.Unmount(i.worker, syscall.MNT_DETACH)) }},
 }
 
 func TestAWorkerThatCannotBeStartedIsToldInOneSentence(t *testing.T) {
@@ -100,7 +104,7 @@ func TestAWorkerThatCannotBeStartedIsToldInOneSentence(t *testing.T) {
 			i := install(t)
 			s.spoil(t, i)
 			p := i.start(t, token.Env())
-			err := p.Configure(domain, token.PluginData(""))
+			err := p.Configure(scene.Domain, token.PluginData(""))
 			expect(t, err, codes.FailedPrecondition, append(s.says, i.worker)...)
 			if s.says[len(s.says)-1] == otherBuild {
 				expect(t, err, codes.FailedPrecondition, hexDigest(read(t, i.worker)), hexDigest(i.right))
@@ -113,8 +117,8 @@ func TestAWorkerThatCannotBeStartedIsToldInOneSentence(t *testing.T) {
 			} else {
 				s.heal(t, i)
 			}
-			must(t, p.Configure(domain, token.PluginData("")))
-			sign(t, p, generate(t, p, "ec", p256))
+			scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+			scene.Sign(t, p, scene.Generate(t, p, "ec", p256))
 		})
 	}
 }
@@ -134,10 +138,10 @@ func lines(p *host.Plugin, text string) (found []host.Line) {
 func withoutWorker(t testing.TB, p *host.Plugin, do func()) {
 	t.Helper()
 	pid := worker(t, p)
-	must(t, p.Signal(syscall.SIGSTOP))
-	defer func() { must(t, p.Signal(syscall.SIGCONT)) }()
-	must(t, syscall.Kill(pid, syscall.SIGKILL))
-	eventually(t, "the worker is dead", func() bool { return host.Gone(pid) })
+	scene.Must(t, p.Signal(syscall.SIGSTOP))
+	defer func() { scene.Must(t, p.Signal(syscall.SIGCONT)) }()
+	scene.Must(t, syscall.Kill(pid, syscall.SIGKILL))
+	scene.Eventually(t, "the worker is dead", func() bool { return host.Gone(pid) })
 	do()
 }
 
@@ -145,14 +149,14 @@ func withoutWorker(t testing.TB, p *host.Plugin, do func()) {
 func writeInPlace(t testing.TB, path string, text []byte) {
 	t.Helper()
 	var file *os.File
-	eventually(t, "the file is not busy", func() bool { // the last thread of it takes its time
+	scene.Eventually(t, "the file is not busy", func() bool { // the last thread of it takes its time
 		var err error
 		file, err = os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
 		return err == nil
 	})
 	_, err := file.Write(text)
-	must(t, err)
-	must(t, file.Close())
+	scene.Must(t, err)
+	scene.Must(t, file.Close())
 }
 
 func TestAWorkerThatIsChangedInPlaceIsNotStartedUntilTheRightOneIsBack(t *testing.T) {
@@ -160,8 +164,8 @@ func TestAWorkerThatIsChangedInPlaceIsNotStartedUntilTheRightOneIsBack(t *testin
 	token := softhsm.New(t)
 	i := install(t)
 	p := i.start(t, token.Env())
-	must(t, p.Configure(domain, token.PluginData("call_timeout = \"1s\"\n")))
-	key := generate(t, p, "ec", p256)
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("call_timeout = \"1s\"\n")))
+	key := scene.Generate(t, p, "ec", p256)
 	wrong := append([]byte{}, i.right...)
 	wrong[len(wrong)/2] ^= 1
 	withoutWorker(t, p, func() { writeInPlace(t, i.worker, wrong) })
@@ -178,12 +182,12 @@ func TestAWorkerThatIsChangedInPlaceIsNotStartedUntilTheRightOneIsBack(t *testin
 		func() { i.heal(t) },
 	} {
 		heal()
-		eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
+		scene.Eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
 		withoutWorker(t, p, func() { writeInPlace(t, i.worker, wrong) })
 		expect(t, load.Sign(p, key), codes.Unavailable, i.worker)
 	}
 	i.heal(t)
-	eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
+	scene.Eventually(t, "it signs again", func() bool { return load.Sign(p, key) == nil })
 }
 
 // What is started is what was opened, not what lies at the path by now.
@@ -192,8 +196,8 @@ func TestAnUpgradeBesideALiveServerChangesNothing(t *testing.T) {
 	i := install(t)
 	sha := hexDigest(i.right)
 	p := i.start(t, token.Env())
-	must(t, p.Configure(domain, token.PluginData("")))
-	l := load.Rush(t, p, 4, generate(t, p, "ec", p256), generate(t, p, "rsa", rsa2048))
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+	l := load.Rush(t, p, 4, scene.Generate(t, p, "ec", p256), scene.Generate(t, p, "rsa", rsa2048))
 	front := read(t, i.program)
 	for round, next := range [][2][]byte{
 		{[]byte("#!/bin/false\n"), []byte("#!/bin/false\n")},
@@ -202,7 +206,7 @@ func TestAnUpgradeBesideALiveServerChangesNothing(t *testing.T) {
 	} {
 		for n, path := range []string{i.program, i.worker} {
 			if round == 2 {
-				must(t, os.Remove(path))
+				scene.Must(t, os.Remove(path))
 			} else {
 				replace(t, path, next[n], 0o755)
 			}
@@ -221,5 +225,5 @@ func TestAnUpgradeBesideALiveServerChangesNothing(t *testing.T) {
 	if n := len(lines(p, i.worker)); n != 0 {
 		t.Errorf("%d lines of the log complain", n)
 	}
-	must(t, p.Close())
+	scene.Must(t, p.Close())
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -20,7 +21,7 @@ import (
 func descriptors(t testing.TB, pid int) map[int]string {
 	t.Helper()
 	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	must(t, err)
+	scene.Must(t, err)
 	found := map[int]string{}
 	for _, link := range links {
 		number, _ := strconv.Atoi(filepath.Base(link))
@@ -42,7 +43,7 @@ func (h helper) env() string { return "COLLIDE_FORK=" + string(h) }
 
 func (h helper) pid(t testing.TB) (pid int) {
 	t.Helper()
-	eventually(t, "the module's helper runs", func() bool {
+	scene.Eventually(t, "the module's helper runs", func() bool {
 		text, _ := os.ReadFile(string(h))
 		_, err := fmt.Sscanf(string(text), "%d\n", &pid)
 		return err == nil
@@ -57,7 +58,7 @@ func TestWhatAModuleForksKeepsNothingOfOurs(t *testing.T) {
 	data, env := colliding(t, token)
 	first, second := newHelper(token, "first"), newHelper(token, "second")
 	p := start(t, append(env, first.env())...)
-	must(t, p.Configure(domain, data))
+	scene.Must(t, p.Configure(scene.Domain, data))
 	pid, parent := first.pid(t), worker(t, p)
 	ours := descriptors(t, parent)
 	if !strings.Contains(fmt.Sprint(ours), "memfd:spire-hsm-page") || !strings.Contains(fmt.Sprint(ours), "hsm-id") {
@@ -73,17 +74,17 @@ func TestWhatAModuleForksKeepsNothingOfOurs(t *testing.T) {
 	if path, is := mapped(t, pid)["memfd:spire-hsm-page"]; is {
 		t.Errorf("the helper has mapped %s", path)
 	}
-	key := generate(t, p, "ec", p256)
+	key := scene.Generate(t, p, "ec", p256)
 
 	p.Kill() // at once, as by the kernel for want of memory; and its worker
 	_ = syscall.Kill(parent, syscall.SIGKILL)
-	eventually(t, "both are gone", func() bool { return p.Exited() && host.Gone(parent) })
+	scene.Eventually(t, "both are gone", func() bool { return p.Exited() && host.Gone(parent) })
 	if host.Gone(pid) {
 		t.Fatal("the helper is gone, too: this test shows nothing")
 	}
 	again := start(t, append(env, second.env())...)
-	must(t, again.Configure(domain, data))
-	sign(t, again, key)
+	scene.Must(t, again.Configure(scene.Domain, data))
+	scene.Sign(t, again, key)
 	_ = second.pid(t)
 }
 
@@ -91,11 +92,11 @@ func TestWhoHoldsTheIdentityIsNamed(t *testing.T) {
 	t.Parallel() // who is refused has waited for the other to go
 	token := softhsm.New(t)
 	holder, other := start(t, token.Env()...), start(t, token.Env()...)
-	must(t, holder.Configure(domain, token.PluginData("")))
+	scene.Must(t, holder.Configure(scene.Domain, token.PluginData("")))
 	named := fmt.Sprintf("in use by another process (process %d, spire-hsm)", holder.PID())
-	expect(t, other.Configure(domain, token.PluginData("")), codes.FailedPrecondition, named, "hsm-id")
-	must(t, holder.Close())
-	must(t, other.Configure(domain, token.PluginData("")))
+	expect(t, other.Configure(scene.Domain, token.PluginData("")), codes.FailedPrecondition, named, "hsm-id")
+	scene.Must(t, holder.Close())
+	scene.Must(t, other.Configure(scene.Domain, token.PluginData("")))
 }
 
 // A lock is held by all who have its file open: of those only one took it, and may have ended.
@@ -104,15 +105,15 @@ func TestWhoIsLeftWithTheIdentityIsNamedOnceItsTakerHasEnded(t *testing.T) {
 	needRoot(t)
 	token := softhsm.New(t)
 	p := start(t, token.Env()...)
-	must(t, p.Configure(domain, token.PluginData("")))
-	must(t, p.Close())
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+	scene.Must(t, p.Close())
 	// a shell takes the lock, leaves it to its child, and ends
 	file := filepath.Join(token.Dir, "hsm-id")
 	pipe, err := exec.Command("sh", "-c", `exec 9<"$0"; flock 9; sleep 600 >/dev/null 2>&1 & echo $!`, file).Output()
-	must(t, err)
+	scene.Must(t, err)
 	pid, err := strconv.Atoi(strings.TrimSpace(string(pipe)))
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) })
-	expect(t, start(t, token.Env()...).Configure(domain, token.PluginData("")), codes.FailedPrecondition,
+	expect(t, start(t, token.Env()...).Configure(scene.Domain, token.PluginData("")), codes.FailedPrecondition,
 		fmt.Sprintf("(process %d, sleep)", pid))
 }

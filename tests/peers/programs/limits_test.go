@@ -11,6 +11,7 @@ import (
 
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -28,7 +29,7 @@ func openFiles(t testing.TB, pid int) (soft, hard int) {
 	text := string(read(t, fmt.Sprintf("/proc/%d/limits", pid)))
 	_, line, _ := strings.Cut(text, "Max open files")
 	_, err := fmt.Sscan(line, &soft, &hard)
-	must(t, err)
+	scene.Must(t, err)
 	return soft, hard
 }
 
@@ -46,20 +47,20 @@ func TestTheFrontRaisesItsLimitAndTheModuleGetsTheHosts(t *testing.T) {
 	module.Play(t, "C_Initialize before hang once shared")
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: append(token.Env(), module.Env()...), Change: limited(256, 4096)})
 	configured := make(chan error, 1)
-	go func() { configured <- p.Configure(domain, module.In(token.PluginData(""))) }()
-	eventually(t, "the module is in C_Initialize", func() bool { return len(module.Fired(t)) > 0 })
+	go func() { configured <- p.Configure(scene.Domain, module.In(token.PluginData(""))) }()
+	scene.Eventually(t, "the module is in C_Initialize", func() bool { return len(module.Fired(t)) > 0 })
 	expectOpenFiles(t, "front", p.PID(), 4096, 4096)
 	expectOpenFiles(t, "module", module.Fired(t)[0].PID, 256, 4096)
 	p.KillWorkers()
-	must(t, <-configured)
-	sign(t, p, generate(t, p, "ec", p256))
+	scene.Must(t, <-configured)
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256))
 	killWorker(t, p)
-	sign(t, p, generate(t, p, "ec", p256))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256))
 	expectOpenFiles(t, "worker after it", worker(t, p), 256, 4096)
 
 	press := newPress(t)
 	plugin := host.Start(t, host.Options{Type: "BundlePublisher", Change: limited(256, 4096)})
-	must(t, plugin.Configure(domain, fmt.Sprintf("path = %q\n", press.path)))
+	scene.Must(t, plugin.Configure(scene.Domain, fmt.Sprintf("path = %q\n", press.path)))
 	expectOpenFiles(t, "publisher", plugin.PID(), 4096, 4096)
 }
 
@@ -70,12 +71,12 @@ func TestManyConnectionsDoNotEndTheListener(t *testing.T) {
 	p := host.Start(t, host.Options{Type: "KeyManager", Env: token.Env(), Change: limited(64, 4096)})
 	for range many {
 		connection := host.Raw(t, p.Socket())
-		must(t, connection.SetDeadline(time.Now().Add(time.Minute)))
+		scene.Must(t, connection.SetDeadline(time.Now().Add(time.Minute)))
 		// HTTP/2's settings are the server's first word to whom it has accepted
 		_, err := connection.Write([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00"))
-		must(t, err)
+		scene.Must(t, err)
 		_, err = io.ReadFull(connection, make([]byte, 9))
-		must(t, err)
+		scene.Must(t, err)
 	}
 	if os.Geteuid() == 0 {
 		if open := len(descriptors(t, p.PID())); open < many {
@@ -83,7 +84,7 @@ func TestManyConnectionsDoNotEndTheListener(t *testing.T) {
 		}
 	}
 	_, err := host.Invoke(ctx, host.Dial(t, p.Socket()), "/grpc.health.v1.Health/Check", []byte("\x0a\x06plugin"))
-	must(t, err)
-	must(t, p.Configure(domain, token.PluginData("")))
-	sign(t, p, generate(t, p, "ec", p256))
+	scene.Must(t, err)
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256))
 }

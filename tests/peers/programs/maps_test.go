@@ -12,6 +12,7 @@ import (
 
 	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
@@ -39,7 +40,7 @@ func soname(path string) string {
 func mapped(t testing.TB, pid int) map[string]string {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	must(t, err)
+	scene.Must(t, err)
 	files := map[string]string{}
 	for _, line := range strings.Split(string(text), "\n") {
 		if fields := strings.Fields(line); len(fields) > 5 && strings.HasPrefix(fields[5], "/") {
@@ -71,9 +72,9 @@ func onlyMapped(t testing.TB, who string, pid int, list string, more ...string) 
 func closure(t testing.TB, module string) []string {
 	t.Helper()
 	target, err := filepath.EvalSymlinks(module)
-	must(t, err)
+	scene.Must(t, err)
 	output, err := exec.Command("ldd", module).CombinedOutput()
-	must(t, err)
+	scene.Must(t, err)
 	return append(library.FindAllString(string(output), -1), module, target)
 }
 
@@ -82,8 +83,8 @@ func TestEachProcessMapsOnlyTheLibrariesOnAList(t *testing.T) {
 	unsanitized(t)
 	token := softhsm.New(t)
 	p := start(t, token.Env()...)
-	must(t, p.Configure(domain, token.PluginData("")))
-	sign(t, p, generate(t, p, "ec", p256), generate(t, p, "rsa", rsa2048))
+	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256), scene.Generate(t, p, "rsa", rsa2048))
 	onlyMapped(t, "front", p.PID(), ofTheFront)
 	onlyMapped(t, "worker", worker(t, p), ofTheWorker, closure(t, softhsm.Module())...)
 
@@ -103,8 +104,8 @@ func TestTheWorkerOfAModuleThatNeedsNoOpenSSLHasNone(t *testing.T) {
 	unsanitized(t)
 	r := newRemote(t)
 	p := start(t, r.env...)
-	must(t, p.Configure(domain, r.data()))
-	sign(t, p, generate(t, p, "ec", p256))
+	scene.Must(t, p.Configure(scene.Domain, r.data()))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256))
 	onlyMapped(t, "worker", worker(t, p), ofTheWorker, "p11-kit-client.so")
 }
 
@@ -115,7 +116,7 @@ func TestACommandThatWaitsForAModuleHasItNotInItself(t *testing.T) {
 	module := faulty.Wrap(t, token)
 	module.Play(t, "C_Initialize before hang")
 	c := runs(t, token, module.In(token.PluginData("")), append(token.Env(), module.Env()...), "check")
-	eventually(t, "the module hangs", func() bool { return len(module.Fired(t)) > 0 })
+	scene.Eventually(t, "the module hangs", func() bool { return len(module.Fired(t)) > 0 })
 	onlyMapped(t, "command", c.Process.Pid, ofTheFront)
 	workers := host.Children(c.Process.Pid)
 	if len(workers) != 1 || mapped(t, workers[0])["faulty.so"] == "" {
@@ -130,7 +131,7 @@ func TestACommandThatWaitsForAModuleHasItNotInItself(t *testing.T) {
 func TestTheWorkerExportsNothing(t *testing.T) {
 	unsanitized(t)
 	output, err := exec.Command("nm", "-D", "--defined-only", workerOf(host.Binary(t))).Output()
-	must(t, err)
+	scene.Must(t, err)
 	if len(output) != 0 {
 		t.Errorf("exported:\n%s", output)
 	}
@@ -142,7 +143,7 @@ func collide(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "collide.so")
 	_, err := os.Stat(path)
-	must(t, err)
+	scene.Must(t, err)
 	return path
 }
 
@@ -156,11 +157,11 @@ func TestAModuleWithOurLibrariesNamesCallsItsOwn(t *testing.T) {
 	token := softhsm.New(t)
 	data, env := colliding(t, token)
 	p := start(t, env...)
-	must(t, p.Configure(domain, data))
-	sign(t, p, generate(t, p, "ec", p256), generate(t, p, "rsa", rsa2048))
-	sign(t, p, generate(t, p, "ec", p256)) // and the old one goes
+	scene.Must(t, p.Configure(scene.Domain, data))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256), scene.Generate(t, p, "rsa", rsa2048))
+	scene.Sign(t, p, scene.Generate(t, p, "ec", p256)) // and the old one goes
 	p.Logs.Wait(t, "superseded key destroyed")
-	must(t, p.Close())
+	scene.Must(t, p.Close())
 	runs(t, token, data, env, "check", "--all").ends(t, 0, content)
 	if left := token.Labels(t); len(left) != 2 {
 		t.Errorf("on the token: %v", left)

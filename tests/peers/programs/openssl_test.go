@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
 )
 
 // Names of files that nobody but an openssl.cnf brings into a process: a provider and an engine
@@ -110,9 +111,9 @@ providers = `},
 // install it at a path, in the place of what is there.
 func (o *openssl) install(t testing.TB, path string) {
 	t.Helper()
-	must(t, os.RemoveAll(path))
+	scene.Must(t, os.RemoveAll(path))
 	if o.make != nil {
-		must(t, o.make(path))
+		scene.Must(t, o.make(path))
 		return
 	}
 	folder := filepath.Dir(path)
@@ -173,13 +174,13 @@ func TestNoOpenSSLConfigurationReachesUsAtAStart(t *testing.T) {
 			data := strings.Replace(r.data(), filepath.Join(r.Dir, "hsm-id"), path+".id", 1) // a server each
 
 			p := start(t, env...)
-			must(t, p.Configure(domain, data))
-			ec, rsa := generate(t, p, "ec", p256), generate(t, p, "rsa", rsa2048)
+			scene.Must(t, p.Configure(scene.Domain, data))
+			ec, rsa := scene.Generate(t, p, "ec", p256), scene.Generate(t, p, "rsa", rsa2048)
 			canonical(t, ec)
 			canonical(t, rsa)
-			sign(t, p, ec, rsa)
+			scene.Sign(t, p, ec, rsa)
 			nothingForeign(t, "front", p)
-			must(t, p.Close())
+			scene.Must(t, p.Close())
 			for _, kind := range []string{"BundlePublisher", "Notifier"} {
 				press := newPress(t)
 				plugin := press.start(t, kind, env...)
@@ -198,8 +199,8 @@ func TestNoOpenSSLConfigurationReachesARunningServer(t *testing.T) {
 	replace(t, path, []byte("openssl_conf = init\n[init]\n"), 0o600)
 	env := append(r.env, "OPENSSL_CONF="+path)
 	p := start(t, env...)
-	must(t, p.Configure(domain, r.data()))
-	ec, rsa := generate(t, p, "ec", p256), generate(t, p, "rsa", rsa2048)
+	scene.Must(t, p.Configure(scene.Domain, r.data()))
+	ec, rsa := scene.Generate(t, p, "ec", p256), scene.Generate(t, p, "rsa", rsa2048)
 	presses, plugins := map[string]*press{}, map[string]*host.Plugin{}
 	for _, kind := range []string{"BundlePublisher", "Notifier"} {
 		presses[kind] = newPress(t)
@@ -209,8 +210,8 @@ func TestNoOpenSSLConfigurationReachesARunningServer(t *testing.T) {
 		t.Run(o.name, func(t *testing.T) {
 			o.install(t, path)
 			killWorker(t, p)
-			sign(t, p, ec, rsa)
-			canonical(t, generate(t, p, "ec-after", p256))
+			scene.Sign(t, p, ec, rsa)
+			canonical(t, scene.Generate(t, p, "ec-after", p256))
 			nothingForeign(t, "front", p)
 			for kind, press := range presses {
 				press.publish(t, plugins[kind], kind)

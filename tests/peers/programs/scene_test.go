@@ -33,33 +33,16 @@ import (
 	"google.golang.org/grpc/status"
 
 	"spire-hsm/peers/host"
-	"spire-hsm/peers/load"
+	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
 
 const (
-	domain  = "example.org"
 	p256    = keymanagerv1.KeyType_EC_P256
 	rsa2048 = keymanagerv1.KeyType_RSA_2048
 )
 
 var ctx = context.Background()
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	for patience := time.Now().Add(time.Minute); !holds(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(patience) {
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
 
 func needRoot(t *testing.T) {
 	t.Helper()
@@ -72,10 +55,10 @@ func needRoot(t *testing.T) {
 func unsanitized(t *testing.T) {
 	t.Helper()
 	program, err := elf.Open(host.Binary(t))
-	must(t, err)
+	scene.Must(t, err)
 	defer program.Close()
 	libraries, err := program.ImportedLibraries()
-	must(t, err)
+	scene.Must(t, err)
 	for _, name := range libraries {
 		if strings.HasPrefix(name, "libasan") || strings.HasPrefix(name, "libtsan") {
 			t.Skip("this binary has a sanitizer in it")
@@ -99,26 +82,10 @@ func expect(t testing.TB, err error, code codes.Code, texts ...string) {
 	}
 }
 
-func generate(t testing.TB, p *host.Plugin, id string, keyType keymanagerv1.KeyType) *keymanagerv1.PublicKey {
-	t.Helper()
-	key, err := load.Generate(p, id, keyType)
-	must(t, err)
-	return key
-}
-
-func sign(t testing.TB, p *host.Plugin, keys ...*keymanagerv1.PublicKey) {
-	t.Helper()
-	for _, key := range keys {
-		if err := load.Sign(p, key); err != nil {
-			t.Errorf("SignData with %s: %v", key.Id, err)
-		}
-	}
-}
-
 // worker is the one that is there.
 func worker(t testing.TB, p *host.Plugin) (pid int) {
 	t.Helper()
-	eventually(t, "one worker", func() bool {
+	scene.Eventually(t, "one worker", func() bool {
 		all := p.Workers()
 		if len(all) == 1 {
 			pid = all[0]
@@ -132,8 +99,8 @@ func worker(t testing.TB, p *host.Plugin) (pid int) {
 func killWorker(t testing.TB, p *host.Plugin) {
 	t.Helper()
 	old := worker(t, p)
-	must(t, syscall.Kill(old, syscall.SIGKILL))
-	eventually(t, "another worker", func() bool {
+	scene.Must(t, syscall.Kill(old, syscall.SIGKILL))
+	scene.Eventually(t, "another worker", func() bool {
 		all := p.Workers()
 		return len(all) == 1 && all[0] != old
 	})
@@ -143,9 +110,9 @@ func killWorker(t testing.TB, p *host.Plugin) {
 func canonical(t testing.TB, key *keymanagerv1.PublicKey) {
 	t.Helper()
 	public, err := x509.ParsePKIXPublicKey(key.PkixData)
-	must(t, err)
+	scene.Must(t, err)
 	again, err := x509.MarshalPKIXPublicKey(public)
-	must(t, err)
+	scene.Must(t, err)
 	if !bytes.Equal(again, key.PkixData) {
 		t.Errorf("%s: %x is not the canonical %x", key.Id, key.PkixData, again)
 	}
@@ -163,12 +130,12 @@ type command struct {
 func runs(t testing.TB, token *softhsm.Token, data string, env []string, name string, options ...string) *command {
 	t.Helper()
 	config := filepath.Join(token.Dir, "plugin_data")
-	must(t, os.WriteFile(config, []byte(data), 0o600))
+	scene.Must(t, os.WriteFile(config, []byte(data), 0o600))
 	c := &command{Cmd: exec.Command(host.Binary(t), append([]string{name, "--config", config,
-		"--trust-domain", domain}, options...)...), done: make(chan struct{})}
+		"--trust-domain", scene.Domain}, options...)...), done: make(chan struct{})}
 	c.Env = append(os.Environ(), env...)
 	c.Stdout, c.Stderr = &c.output, &c.output
-	must(t, c.Start())
+	scene.Must(t, c.Start())
 	go func() {
 		_ = c.Wait()
 		close(c.done)
@@ -211,23 +178,23 @@ type press struct {
 func newPress(t testing.TB) *press {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
+	scene.Must(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true,
 		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-		URIs: []*url.URL{{Scheme: "spiffe", Host: domain}}}
+		URIs: []*url.URL{{Scheme: "spiffe", Host: scene.Domain}}}
 	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	must(t, err)
+	scene.Must(t, err)
 	spki, err := x509.MarshalPKIXPublicKey(key.Public())
-	must(t, err)
+	scene.Must(t, err)
 	return &press{path: filepath.Join(t.TempDir(), "bundle.json"), bundle: &types.Bundle{
-		TrustDomain: domain, RefreshHint: 300, X509Authorities: []*types.X509Certificate{{Asn1: certificate}},
+		TrustDomain: scene.Domain, RefreshHint: 300, X509Authorities: []*types.X509Certificate{{Asn1: certificate}},
 		JwtAuthorities: []*types.JWTKey{{KeyId: "jwt", PublicKey: spki, ExpiresAt: 4102444800}}}}
 }
 
 func (p *press) start(t testing.TB, kind string, env ...string) *host.Plugin {
 	t.Helper()
 	plugin := host.Start(t, host.Options{Type: kind, Env: env})
-	must(t, plugin.Configure(domain, fmt.Sprintf("path = %q\n", p.path)))
+	scene.Must(t, plugin.Configure(scene.Domain, fmt.Sprintf("path = %q\n", p.path)))
 	return plugin
 }
 
@@ -242,9 +209,9 @@ func (p *press) publish(t testing.TB, plugin *host.Plugin, kind string) {
 	} else {
 		_, err = plugin.BundlePublisher().PublishBundle(ctx, &bundlepublisherv1.PublishBundleRequest{Bundle: p.bundle})
 	}
-	must(t, err)
+	scene.Must(t, err)
 	text, err := os.ReadFile(p.path)
-	must(t, err)
+	scene.Must(t, err)
 	if number := fmt.Sprintf(`"spiffe_sequence":%d`, p.bundle.SequenceNumber); !strings.Contains(strings.ReplaceAll(string(text), ": ", ":"), number) {
 		t.Errorf("%s has not published edition %d:\n%s", kind, p.bundle.SequenceNumber, text)
 	}
@@ -260,14 +227,14 @@ func hexDigest(text []byte) string { return fmt.Sprintf("%x", sha256.Sum256(text
 // replace a file as installers do: by rename.
 func replace(t testing.TB, path string, text []byte, mode os.FileMode) {
 	t.Helper()
-	must(t, os.WriteFile(path+".new", text, mode))
-	must(t, os.Rename(path+".new", path))
+	scene.Must(t, os.WriteFile(path+".new", text, mode))
+	scene.Must(t, os.Rename(path+".new", path))
 }
 
 func read(t testing.TB, path string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(path)
-	must(t, err)
+	scene.Must(t, err)
 	return text
 }
 
@@ -296,18 +263,18 @@ func newRemote(t testing.TB) *remote {
 	module := find(t, "/usr/lib/*/pkcs11/p11-kit-client.so", "/usr/lib*/pkcs11/p11-kit-client.so")
 	token := softhsm.New(t)
 	folder, err := os.MkdirTemp("", "programs") // a socket's path has 108 bytes
-	must(t, err)
+	scene.Must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
 	socket := filepath.Join(folder, "hsm")
 	server := exec.Command("p11-kit", "server", "-f", "-n", socket, "--provider", softhsm.Module(), "pkcs11:token="+token.Label)
 	server.Env = append(os.Environ(), token.Env()...)
 	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, server.Start())
+	scene.Must(t, server.Start())
 	t.Cleanup(func() {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	eventually(t, "p11-kit server listens", func() bool {
+	scene.Eventually(t, "p11-kit server listens", func() bool {
 		_, err := os.Stat(socket)
 		return !errors.Is(err, os.ErrNotExist)
 	})
