@@ -21,7 +21,7 @@ func newNSS(t *testing.T) *token {
 	return &token{
 		Setting: scene.Setting{Data: fmt.Sprintf("module = %q\nmodule_args = \"configdir='sql:%s' dbTokenDescription='spire'\"\n"+
 			"token = \"pkcs11:token=spire\"\npin_file = \"%s/pin\"\nkey_identifier_file = \"%s/hsm-id\"\n"+
-			"attribute_check = \"lenient\"\nmax_sessions = 1\n", nssModule, dir, dir, dir)},
+			"attribute_check = \"lenient\"\nmax_sessions = 1\ndestroy_superseded_after = 0\n", nssModule, dir, dir, dir)},
 		keys: map[string]keymanagerv1.KeyType{"x509-CA-A": p256, "JWT-Signer-A": rsa2048, "x509-CA-B": p384}}
 }
 

@@ -45,7 +45,7 @@ func newTPM(t *testing.T) *tpm {
 	})
 	k := &tpm{socket: socket, token: token{Setting: scene.Setting{Environ: env,
 		Data: "module = \"" + tpmModule + "\"\ntoken = \"pkcs11:token=spire\"\npin_file = \"" + dir + "/pin\"\n" +
-			"key_identifier_file = \"" + dir + "/hsm-id\"\nmax_sessions = 1\n"},
+			"key_identifier_file = \"" + dir + "/hsm-id\"\nmax_sessions = 1\ndestroy_superseded_after = 0\n"},
 		keys: map[string]keymanagerv1.KeyType{"x509-CA-A": p256, "JWT-Signer-A": rsa2048, "x509-CA-B": p384}}}
 	k.manager = k.manage(t)
 	scene.Eventually(t, "the TPM answers", func() bool {
