@@ -119,16 +119,11 @@ func cpu(r result) float64      { return r.cpu }
 func spireCPU(r result) float64 { return r.host }
 
 func measureRates(r *report) error {
-	token, remove, err := newToken()
+	token, p, end, err := newPlugin()
 	if err != nil {
 		return err
 	}
-	defer remove()
-	p, err := open(token, "", "")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = p.Close() }()
+	defer end()
 	if err := nineKeys(p); err != nil {
 		return err
 	}

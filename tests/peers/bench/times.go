@@ -13,16 +13,11 @@ import (
 )
 
 func measureGeneration(*report) error {
-	token, remove, err := newToken()
+	_, p, end, err := newPlugin()
 	if err != nil {
 		return err
 	}
-	defer remove()
-	p, err := open(token, "", "")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = p.Close() }()
+	defer end()
 	fmt.Printf("%-16s %9s %9s %9s\n", "GenerateKey, ms", "median", "longest", "made")
 	for _, kind := range []struct {
 		keyType keymanagerv1.KeyType
@@ -116,21 +111,14 @@ func measureStartAmong(r *report, foreign int) error {
 	return nil
 }
 
-// measureLatency: as many bare threads as sessions have the latency that the token really
-// shows, which is that of the sleep, of waking up and of the signature.
 // measureRecovery kills the worker and signs at once: the signature waits for the next worker.
 func measureRecovery(r *report) error {
 	const kills = 50
-	token, remove, err := newToken()
+	_, p, end, err := newPlugin()
 	if err != nil {
 		return err
 	}
-	defer remove()
-	p, err := open(token, "", "")
-	if err != nil {
-		return err
-	}
-	defer p.Close()
+	defer end()
 	key, err := load.Generate(p, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
 	if err != nil {
 		return err
@@ -153,6 +141,8 @@ func measureRecovery(r *report) error {
 	return nil
 }
 
+// measureLatency: as many bare threads as sessions have the latency that the token really
+// shows, which is that of the sleep, of waking up and of the signature.
 func measureLatency(r *report) error {
 	const latency = 20 * time.Millisecond
 	token, remove, err := newToken()

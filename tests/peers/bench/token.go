@@ -73,6 +73,23 @@ func open(token *softhsm.Token, options, script string) (*host.Plugin, error) {
 	return p, nil
 }
 
+// newPlugin is a plugin on a token of its own; end closes the one and removes the other.
+func newPlugin() (token *softhsm.Token, p *host.Plugin, end func(), err error) {
+	token, remove, err := newToken()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	p, err = open(token, "", "")
+	if err != nil {
+		remove()
+		return nil, nil, nil, err
+	}
+	return token, p, func() {
+		_ = p.Close()
+		remove()
+	}, nil
+}
+
 func generate(p *host.Plugin, id string, keyType keymanagerv1.KeyType) error {
 	_, err := p.KeyManager().GenerateKey(ctx, &keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: keyType})
 	if err != nil {
