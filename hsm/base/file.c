@@ -236,16 +236,10 @@ static bool is_draft(const struct file_place *place, const char *name)
            name[digits + 1 + RANDOM_DIGITS] == '\0';
 }
 
-static void close_listing(DIR **listing)
-{
-    if (*listing)
-        (void)closedir(*listing);
-}
-
 void file_sweep(const struct file_place *place)
 {
     int fd = openat(place->folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    OWNED(close_listing) DIR *listing = fd >= 0 ? fdopendir(fd) : NULL;
+    OWNED(scope_closedir) DIR *listing = fd >= 0 ? fdopendir(fd) : NULL;
     const struct dirent *entry;
 
     if (!listing) {

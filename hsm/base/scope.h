@@ -4,6 +4,7 @@
 #ifndef HSM_BASE_SCOPE_H
 #define HSM_BASE_SCOPE_H
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -18,6 +19,12 @@ static inline void scope_close(const int *fd)
 {
     if (*fd >= 0)
         (void)close(*fd);
+}
+
+static inline void scope_closedir(DIR *const *directory)
+{
+    if (*directory)
+        (void)closedir(*directory);
 }
 
 #endif

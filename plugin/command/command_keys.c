@@ -196,8 +196,8 @@ static int print_json(const struct command_token *token, const struct names *nam
 static int find_names(const struct command_options *options, const struct config *config,
                       struct names *names, struct fault *fault)
 {
-    OWNED(command_identity_close) struct identity identity = {.lock = -1};
-    OWNED(command_identity_close) struct identity other = {.lock = -1};
+    OWNED(identity_close) struct identity identity = {.lock = -1};
+    OWNED(identity_close) struct identity other = {.lock = -1};
 
     *names = (struct names){.trust_domain = config->trust_domain};
     label_trust_domain_hash(config->trust_domain, names->own.trust_domain);

@@ -104,8 +104,6 @@ int command_identity(const struct config *config, bool lock, struct identity *id
 int command_named(const struct command_options *options, const struct config *config, bool lock,
                   struct identity *identity, struct label_scope *scope, struct fault *fault);
 
-void command_identity_close(struct identity *identity);
-
 /* ---- command_print.c ---- */
 
 /* Rows of cells, columns as wide as they need. What is not printable is shown as '?'. */

@@ -5,6 +5,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
+#include "plugin/keys/verdict.h"
 
 static const int64_t least = 24 * 3600 * CLOCK_SECOND;
 
@@ -95,7 +96,7 @@ static int prepare(struct prune *prune, struct fault *fault)
 /* Of a server that is not looked into closely, whatever bears its label. */
 static enum hsm_expect expected(const struct inventory_item *item)
 {
-    if (item->proven && item->state == HSM_HALF)
+    if (verdict_is_public_half(item))
         return HSM_EXPECT_HALF;
     return item->proven && item->state == HSM_COMPLETE ? HSM_EXPECT_KEY : HSM_EXPECT_ANY;
 }

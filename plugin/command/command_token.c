@@ -211,8 +211,3 @@ int command_named(const struct command_options *options, const struct config *co
         return fault_prefix(fault, "--server-id-file");
     return 0;
 }
-
-void command_identity_close(struct identity *identity)
-{
-    identity_close(identity);
-}

@@ -20,12 +20,6 @@ static void close_file(FILE **file)
         (void)fclose(*file);
 }
 
-static void close_directory(DIR **directory)
-{
-    if (*directory)
-        (void)closedir(*directory);
-}
-
 /* false: there is no such process any more. */
 static bool name_of(pid_t pid, char name[NAME])
 {
@@ -59,7 +53,7 @@ static pid_t taker_of(const struct stat *locked)
 
 static bool has_open(const char *pid, const struct stat *file)
 {
-    OWNED(close_directory) DIR *directory = NULL;
+    OWNED(scope_closedir) DIR *directory = NULL;
     const struct dirent *entry;
     char path[PATH];
     struct stat its;
@@ -76,7 +70,7 @@ static bool has_open(const char *pid, const struct stat *file)
 /* Of the processes that we may look into (root: all), one that has the file open. */
 static pid_t opener_of(const struct stat *file)
 {
-    OWNED(close_directory) DIR *processes = opendir("/proc");
+    OWNED(scope_closedir) DIR *processes = opendir("/proc");
     const struct dirent *entry;
 
     while (processes && (entry = readdir(processes)) != NULL) {
