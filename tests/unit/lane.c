@@ -9,13 +9,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "hsm/base/clock.h"
+#include "tests/support/clock_ahead.h"
 
 enum { MANY = 70 };
 
@@ -166,21 +165,6 @@ static void shut_gate(const struct lane_kind *kind)
 }
 
 /* ---- scenes ---- */
-
-static atomic_llong clock_ahead; /* ns */
-
-int clock_gettime(clockid_t id, struct timespec *now)
-{
-    if (syscall(SYS_clock_gettime, id, now) != 0)
-        return -1;
-    now->tv_sec += clock_ahead / CLOCK_SECOND;
-    return 0;
-}
-
-static void pass(int64_t seconds)
-{
-    clock_ahead += seconds * CLOCK_SECOND;
-}
 
 /* Conditions wait on the real clock. */
 static void close_within(int64_t wait)

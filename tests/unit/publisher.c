@@ -1,20 +1,19 @@
 /* Which of the bundles that are delivered get into the file, on a clock of the test's own. */
 #include "plugin/bundle/publisher.h"
 
-#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "hsm/base/clock.h"
 #include "tests/support/authority.h"
+#include "tests/support/clock_ahead.h"
+#include "tests/support/published.h"
 
 /* ---- scenes ---- */
 
@@ -23,20 +22,6 @@ static char path[96];
 static struct publisher publisher;
 static struct authority certificate;
 static struct authority key;
-static int64_t clock_ahead; /* ns */
-
-int clock_gettime(clockid_t id, struct timespec *now)
-{
-    if (syscall(SYS_clock_gettime, id, now) != 0)
-        return -1;
-    now->tv_sec += clock_ahead / CLOCK_SECOND;
-    return 0;
-}
-
-static void pass(int64_t seconds)
-{
-    clock_ahead += seconds * CLOCK_SECOND;
-}
 
 /* One that has published nothing yet, as in a new process. */
 static struct publisher publisher_of(enum bundle_format format)
@@ -148,29 +133,6 @@ static void assert_restored(uint64_t sequence, uint64_t file)
     assert_int_equal(report.file, file);
 }
 
-/* ---- the file ---- */
-
-static size_t read_file(char *text, size_t size)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, text, size - 1) : 0;
-
-    if (fd >= 0)
-        (void)close(fd);
-    text[length > 0 ? length : 0] = '\0';
-    return (size_t)length;
-}
-
-static void assert_file(uint64_t sequence)
-{
-    struct bundle_summary summary = {0};
-    char text[8192];
-    size_t length = read_file(text, sizeof text);
-
-    assert_int_equal(bundle_read(text, length, BUNDLE_SPIFFE, &summary, NULL), 0);
-    assert_int_equal(summary.sequence, sequence);
-}
-
 /* ---- tests ---- */
 
 static void only_bundles_of_its_trust_domain_are_accepted(void **state)
@@ -198,7 +160,7 @@ static void what_is_written_is_reported(void **state)
     assert_false(report.without_jwt);
     assert_int_equal(stat(path, &file), 0);
     assert_int_equal(report.length, file.st_size);
-    assert_file(5);
+    assert_published_sequence(path, 5);
 }
 
 static void an_unchanged_bundle_is_not_written(void **state)
@@ -220,10 +182,10 @@ static void a_deleted_or_damaged_file_is_repaired(void **state)
     assert_written(5);
     assert_int_equal(unlink(path), 0);
     assert_written(5);
-    assert_file(5);
+    assert_published_sequence(path, 5);
     assert_int_equal(truncate(path, 100), 0);
     assert_written(4);
-    assert_file(4);
+    assert_published_sequence(path, 4);
 }
 
 static void no_authorities_leave_the_file_alone(void **state)
@@ -231,7 +193,7 @@ static void no_authorities_leave_the_file_alone(void **state)
     (void)state;
     assert_written(5);
     assert_refused(6, WITHOUT_ANY, FAULT_INVALID_ARGUMENT, "the bundle has no authorities");
-    assert_file(5);
+    assert_published_sequence(path, 5);
 }
 
 static void no_jwt_authorities_are_published_and_reported(void **state)
@@ -242,7 +204,7 @@ static void no_jwt_authorities_are_published_and_reported(void **state)
     report = deliver_without(6, WITHOUT_JWT);
     assert_int_equal(report.outcome, PUBLISH_WRITTEN);
     assert_true(report.without_jwt);
-    assert_file(6);
+    assert_published_sequence(path, 6);
     assert_false(deliver_without(6, WITHOUT_JWT).without_jwt);
     assert_int_equal(unlink(path), 0);
     publisher = publisher_of(BUNDLE_PEM);
@@ -254,12 +216,12 @@ static void a_late_bundle_is_held_back(void **state)
     (void)state;
     assert_written(8);
     assert_kept(7, 8);
-    assert_file(8);
+    assert_published_sequence(path, 8);
     pass(30);
     assert_int_equal(deliver(8).outcome, PUBLISH_UNCHANGED);
     pass(30);
     assert_kept(7, 8);
-    assert_file(8);
+    assert_published_sequence(path, 8);
 }
 
 static void a_restored_datastore_gets_its_way(void **state)
@@ -269,12 +231,12 @@ static void a_restored_datastore_gets_its_way(void **state)
     assert_kept(7, 100);
     pass(24);
     assert_kept(7, 100);
-    assert_file(100);
+    assert_published_sequence(path, 100);
     pass(1);
     assert_restored(7, 100);
-    assert_file(7);
+    assert_published_sequence(path, 7);
     assert_kept(6, 7);
-    assert_file(7);
+    assert_published_sequence(path, 7);
 }
 
 /* A directory in the target's place is what fails here. */
@@ -285,7 +247,7 @@ static void a_delivery_that_failed_is_made_again(void **state)
     assert_refused(5, WHOLE, FAULT_FAILED_PRECONDITION, "is a directory");
     assert_int_equal(rmdir(path), 0);
     assert_written(5);
-    assert_file(5);
+    assert_published_sequence(path, 5);
 }
 
 /* The file on disk counts, whoever wrote it and whenever. */
@@ -295,7 +257,7 @@ static void a_new_process_respects_the_newer_file(void **state)
     assert_written(8);
     publisher = publisher_of(BUNDLE_SPIFFE);
     assert_kept(7, 8);
-    assert_file(8);
+    assert_published_sequence(path, 8);
 }
 
 static void formats_without_a_number_remember_the_last_one(void **state)
@@ -327,11 +289,11 @@ static void a_configured_refresh_hint_replaces_the_bundles(void **state)
 
     (void)state;
     assert_written(5);
-    (void)read_file(text, sizeof text);
+    (void)read_published(path, text, sizeof text);
     assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 300\n"));
     publisher.settings.refresh_hint = 90;
     assert_written(5);
-    (void)read_file(text, sizeof text);
+    (void)read_published(path, text, sizeof text);
     assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 90\n"));
 }
 

@@ -2,7 +2,6 @@
  * of the test's own. */
 #include "plugin/service/svc.h"
 
-#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -10,7 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -22,6 +20,8 @@
 #include "plugin/service/lane.h"
 #include "proto/bundle.pb-c.h"
 #include "tests/support/authority.h"
+#include "tests/support/clock_ahead.h"
+#include "tests/support/published.h"
 
 /* ---- the rooms around it ---- */
 
@@ -34,19 +34,7 @@ struct rpc_call {
 };
 
 static char logged[4096];
-static int64_t clock_ahead; /* ns */
 static enum lane_outcome lane_comes_to;
-
-int clock_gettime(clockid_t id, struct timespec *now)
-{
-    int64_t time;
-
-    if (syscall(SYS_clock_gettime, id, now) != 0)
-        return -1;
-    time = now->tv_sec * CLOCK_SECOND + now->tv_nsec + clock_ahead;
-    *now = (struct timespec){.tv_sec = time / CLOCK_SECOND, .tv_nsec = time % CLOCK_SECOND};
-    return 0;
-}
 
 static void end_call(struct rpc_call *call, bool ok)
 {
@@ -296,34 +284,6 @@ static void assert_refused(enum door door, struct message what, enum fault_code 
         fail_msg("\"%s\" does not say \"%s\"", call.fault.message, why);
 }
 
-/* ---- the file ---- */
-
-static size_t read_file(char *text, size_t size)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd >= 0 ? read(fd, text, size - 1) : 0;
-
-    if (fd >= 0)
-        (void)close(fd);
-    text[length > 0 ? length : 0] = '\0';
-    return (size_t)length;
-}
-
-static void assert_file(uint64_t sequence)
-{
-    struct bundle_summary summary = {0};
-    char text[8192];
-    size_t length = read_file(text, sizeof text);
-
-    assert_int_equal(bundle_read(text, length, BUNDLE_SPIFFE, &summary, NULL), 0);
-    assert_int_equal(summary.sequence, sequence);
-}
-
-static void pass(int64_t seconds)
-{
-    clock_ahead += seconds * CLOCK_SECOND;
-}
-
 /* ---- tests ---- */
 
 /* The first: before any configuration. */
@@ -342,7 +302,7 @@ static void every_door_writes_the_file(void **state)
         char bytes[32];
 
         assert_delivered(door, 5 + door);
-        assert_file(5 + door);
+        assert_published_sequence(path, 5 + door);
         assert_logged("INFO bundle published path=");
         (void)snprintf(bytes, sizeof bytes, "sequence_number=%d", 5 + (int)door);
         assert_logged(bytes);
@@ -394,14 +354,14 @@ static void no_authorities_leave_the_file_alone(void **state)
     assert_refused(PUBLISH, (struct message){.sequence = 6, .without_any = true},
                    FAULT_INVALID_ARGUMENT,
                    "cannot publish the bundle: the bundle has no authorities");
-    assert_file(5);
+    assert_published_sequence(path, 5);
 }
 
 static void no_jwt_authorities_are_published_with_a_warning(void **state)
 {
     (void)state;
     assert_true(deliver(PUBLISH, (struct message){.sequence = 6, .without_jwt = true}).ok);
-    assert_file(6);
+    assert_published_sequence(path, 6);
     assert_logged("WARN the published bundle has no JWT authority");
 }
 
@@ -410,7 +370,7 @@ static void a_late_bundle_is_held_back_and_logged(void **state)
     (void)state;
     assert_delivered(PUBLISH, 8);
     assert_delivered(PUBLISH, 7);
-    assert_file(8);
+    assert_published_sequence(path, 8);
     assert_logged("DEBUG bundle held back");
     assert_logged("sequence_number=7 file_sequence_number=8");
 }
@@ -422,7 +382,7 @@ static void a_restored_datastore_gets_its_way_with_a_warning(void **state)
     assert_delivered(PUBLISH, 7);
     pass(25);
     assert_delivered(PUBLISH, 7);
-    assert_file(7);
+    assert_published_sequence(path, 7);
     assert_logged("WARN the datastore has gone back");
     assert_logged("sequence_number=7 file_sequence_number=100");
     assert_logged("INFO bundle published");
@@ -438,7 +398,7 @@ static void format_and_mode_are_the_configured_ones(void **state)
     config.bundle.mode = 0640;
     configure();
     assert_delivered(PUBLISH, 5);
-    (void)read_file(text, sizeof text);
+    (void)read_published(path, text, sizeof text);
     assert_non_null(strstr(text, "-----BEGIN CERTIFICATE-----"));
     assert_int_equal(stat(path, &file), 0);
     assert_int_equal(file.st_mode & 07777, 0640);
@@ -452,7 +412,7 @@ static void a_configured_refresh_hint_replaces_the_bundles(void **state)
     config.bundle.refresh_hint = 90 * CLOCK_SECOND + 5;
     configure();
     assert_delivered(PUBLISH, 5);
-    (void)read_file(text, sizeof text);
+    (void)read_published(path, text, sizeof text);
     assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 90\n"));
 }
 
@@ -498,7 +458,7 @@ static void a_wrong_path_is_a_mistake_of_the_configuration(void **state)
     }
     /* the old one stays in force */
     assert_delivered(PUBLISH, 5);
-    assert_file(5);
+    assert_published_sequence(path, 5);
 }
 
 static void a_publication_without_end_is_answered_and_goes_on(void **state)
@@ -514,7 +474,7 @@ static void a_publication_without_end_is_answered_and_goes_on(void **state)
                                             "does the file system hang?");
     assert_logged("WARN publishing has come to an end after all path=");
     assert_logged("error=\n");
-    assert_file(5);
+    assert_published_sequence(path, 5);
     assert_delivered(NOTIFY_AND_ADVISE, 6);
     assert_logged("ERROR cannot publish the bundle: no end of it after 20 s");
 }
