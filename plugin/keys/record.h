@@ -1,0 +1,139 @@
+/* The record: what this server has on the token, as it was written down. It says what a start
+ * must find, and what may ever be destroyed. Pure but for memory; scribe.h puts it on a disk.
+ *
+ * One file may hold the records of several scopes (trust domain and server identity), so that
+ * a changed trust domain forgets nothing. It is one JSON document:
+ *
+ *   {"spire_hsm_record": 1, "min_reader": 1, "written": 17,
+ *    "scopes": {"<td8><srv8>": {
+ *       "identity": "<hex>", "token": {"label": "..", "serial": ".."}, "ran": 86400,
+ *       "makers": [{"key": "<hex>", "place": ".."}, ..],             newest first
+ *       "keys": [{"state": "served", "label": "sp1-..", "cka_id": "<hex>", "type": "ec-p256",
+ *                 "public_key": "<base64 DER>", "made": true, "in_use": true, "since": 0}, ..]}},
+ *    "sha256": "<hex, of the document without this member, sorted and compact>"}
+ *
+ * Members that this version does not know are kept as they are, in the document, in a scope and
+ * in a key, so that a newer version finds them again after a rollback. Only a `min_reader` above
+ * ours is refused. Nothing in it is secret: a maker's key can at most make a foreign key look like
+ * one of ours to this host, and the file is for its owner alone. */
+#ifndef PLUGIN_KEYS_RECORD_H
+#define PLUGIN_KEYS_RECORD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "plugin/config/config.h"
+#include "plugin/keys/label.h"
+
+enum {
+    RECORD_MAKERS = 8,
+    RECORD_PLACE_MAX = 160,
+    RECORD_BYTES_MAX = 1 << 22, /* a larger file is none of ours */
+    RECORD_ATTEMPTED_MAX = 64,  /* of one scope; the oldest is forgotten: prune finds it */
+    RECORD_FOUND_MAX = 256,     /* likewise */
+};
+
+enum record_state {
+    RECORD_SERVED,    /* the key of its id; one an id */
+    RECORD_MISSING,   /* it was served, and a start went on without it: served again if it comes
+                         back and its successor (a SERVED one of its id), if any, was never in use */
+    RECORD_CONDEMNED, /* superseded by us: may be destroyed when its time has come */
+    RECORD_ATTEMPTED, /* written down before C_GenerateKeyPair: it may exist, whole or half */
+    RECORD_FOUND,     /* was on the token when this record began, and not served: for prune */
+};
+
+struct record_key {
+    enum record_state state;
+    struct label label;
+    struct hsm_key_name name;
+    struct hsm_public_key public_key; /* pkix_length 0: not known (ATTEMPTED, FOUND) */
+    bool made;                        /* by this server, for all we know: may be condemned */
+    bool in_use;   /* it signed when it was more than a minute old: SPIRE had activated it */
+    int64_t since; /* CONDEMNED: the record's running time then, s */
+};
+
+/* Who marks keys (label.h), and where: good for one place only. */
+struct record_maker {
+    struct label_maker maker;
+    char place[RECORD_PLACE_MAX];
+};
+
+struct json_t;
+
+struct record {
+    struct label_scope scope;
+    uint64_t written; /* so often was the document */
+    int64_t ran;      /* running time of all processes so far, s */
+    uint8_t identity[CONFIG_IDENTITY_MAX];
+    size_t identity_length;
+    char token_label[HSM_TOKEN_TEXT_MAX + 1]; /* this and the next: for sentences only */
+    char token_serial[HSM_TOKEN_SERIAL_MAX + 1];
+    struct record_maker makers[RECORD_MAKERS]; /* newest first */
+    size_t maker_count;
+    struct record_key *keys; /* owned, in no order */
+    size_t count;
+    size_t room;
+    struct json_t *document; /* owned: all of the file, with what we do not know; or NULL */
+};
+
+/* An empty record. */
+void record_open(const struct label_scope *scope, struct record *record);
+void record_close(struct record *record);
+
+/* Reads a whole file. *known says whether it has a section for the scope; without one the record
+ * is empty, but keeps the document. -1, and the record is empty: FAULT_FAILED_PRECONDITION with
+ * a clause such as "is damaged: its end is missing"; it must not be taken for no record.
+ * FAULT_UNAVAILABLE: out of memory. */
+int record_parse(const char *bytes, size_t length, const struct label_scope *scope,
+                 struct record *record, bool *known, struct fault *fault);
+
+/* The bytes of the file, malloc'd, a NUL behind them; `written` counts up. NULL: out of memory. */
+char *record_format(struct record *record, size_t *length);
+
+/* A copy that shares nothing with the original, without its document. -1: out of memory. */
+int record_copy(const struct record *from, struct record *to);
+
+/* ---- looking ---- */
+
+/* Pointers stay good until the next change of the record. NULL: there is none. */
+struct record_key *record_find(struct record *record, const struct hsm_key_name *name);
+struct record_key *record_served(struct record *record, const char *key_id);
+
+/* Did this server make the key of that name, as far as the record tells: it has it, and not as
+ * FOUND, or the key bears the mark of a maker in the record. */
+bool record_knows(struct record *record, const struct hsm_key_name *name);
+
+/* Is this a key that no start may do without? It is SERVED, and the X.509 CA key last in use or one
+ * made after it; of an agent the same of its SVID's keys. SPIRE finds its journal by that key alone
+ * and ends every agent's trust when it makes another in its place; the other ids are a blip. */
+bool record_is_needed(const struct record *record, const struct record_key *key);
+
+/* How many CONDEMNED there are of that id; the one that was condemned first, or NULL. */
+size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest);
+
+/* What SERVED keys are missing, as 8 characters that stand for exactly those: hex of a SHA-256 over
+ * their labels and ids. `is_missing` is asked of each SERVED key. */
+enum { RECORD_CODE = 8 };
+typedef bool record_test(void *context, const struct record_key *key);
+void record_loss_code(const struct record *record, record_test *is_missing, void *context,
+                      char code[RECORD_CODE + 1]);
+
+/* ---- changing ---- */
+
+/* Adds a copy of *key, or replaces the one of its name (label and id). Beyond the bounds above the
+ * oldest ATTEMPTED or FOUND one is forgotten. Of each id at most one is SERVED, which record_serve
+ * sees to. -1: out of memory, nothing changed. */
+int record_put(struct record *record, const struct record_key *key);
+void record_remove(struct record *record, const struct hsm_key_name *name);
+
+/* Serves `key` (its state and `since` are set here) in place of the one SERVED before. That one
+ * becomes MISSING if it is `lost`, for it is now displaced; else CONDEMNED since `ran` if it was
+ * made by us, and FOUND if it was not. -1: out of memory, nothing changed. */
+int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran);
+
+/* Makes `place` the newest maker's: keeps that maker if it is of this place, else makes another.
+ * `random` are 32 random bytes for it. true: there is a new one. */
+bool record_take_place(struct record *record, const char *place, const uint8_t random[32]);
+
+#endif
