@@ -14,8 +14,9 @@
  *
  * Members that this version does not know are kept as they are, in the document, in a scope and
  * in a key, so that a newer version finds them again after a rollback. Only a `min_reader` above
- * ours is refused. Nothing in it is secret: a maker's key can at most make a foreign key look like
- * one of ours to this host, and the file is for its owner alone. */
+ * ours is refused. The digest is made and checked alike in all versions. Nothing in it is secret: a
+ * maker's key can at most make a foreign key look like one of ours to this host, and the file is
+ * for its owner alone. */
 #ifndef PLUGIN_KEYS_RECORD_H
 #define PLUGIN_KEYS_RECORD_H
 
@@ -84,7 +85,8 @@ void record_close(struct record *record);
 /* Reads a whole file. *known says whether it has a section for the scope; without one the record
  * is empty, but keeps the document. -1, and the record is empty: FAULT_FAILED_PRECONDITION with
  * a clause such as "is damaged: its end is missing"; it must not be taken for no record.
- * FAULT_UNAVAILABLE: out of memory. */
+ * FAULT_UNIMPLEMENTED: it is undamaged and asks for a newer reader. FAULT_UNAVAILABLE: out of
+ * memory. */
 int record_parse(const char *bytes, size_t length, const struct label_scope *scope,
                  struct record *record, bool *known, struct fault *fault);
 
@@ -105,15 +107,17 @@ struct record_key *record_served(struct record *record, const char *key_id);
 bool record_knows(struct record *record, const struct hsm_key_name *name);
 
 /* Is this a key that no start may do without? It is SERVED, and the X.509 CA key last in use or one
- * made after it; of an agent the same of its SVID's keys. SPIRE finds its journal by that key alone
- * and ends every agent's trust when it makes another in its place; the other ids are a blip. */
+ * made after it; of an agent the same of its SVID's keys. (Last in use of those SERVED; while none
+ * was in use, all are needed.) SPIRE finds its journal by that key alone and ends every agent's
+ * trust when it makes another in its place; the other ids are a blip. */
 bool record_is_needed(const struct record *record, const struct record_key *key);
 
 /* How many CONDEMNED there are of that id; the one that was condemned first, or NULL. */
 size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest);
 
 /* What SERVED keys are missing, as 8 characters that stand for exactly those: hex of a SHA-256 over
- * their labels and ids. `is_missing` is asked of each SERVED key. */
+ * their labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each
+ * SERVED key, more than once, and always answers the same. */
 enum { RECORD_CODE = 8 };
 typedef bool record_test(void *context, const struct record_key *key);
 void record_loss_code(const struct record *record, record_test *is_missing, void *context,

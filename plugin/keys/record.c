@@ -1,0 +1,306 @@
+#include "plugin/keys/record.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <jansson.h>
+#include <openssl/sha.h>
+
+#include "hsm/base/hex.h"
+#include "hsm/base/utf8.h"
+
+/* Beside "x509-CA-" there are the server's JWT keys; an agent has SVID keys alone. The slot, A or
+ * B, follows. */
+static const char *const families[] = {"x509-CA-", "agent-svid-"};
+
+void record_open(const struct label_scope *scope, struct record *record)
+{
+    *record = (struct record){.scope = *scope};
+}
+
+void record_close(struct record *record)
+{
+    free(record->keys);
+    json_decref(record->document);
+    record_open(&(struct label_scope){.server = ""}, record);
+}
+
+/* ---- looking ---- */
+
+static bool same_name(const struct hsm_key_name *a, const struct hsm_key_name *b)
+{
+    return a->id_length == b->id_length && memcmp(a->id, b->id, a->id_length) == 0 &&
+           strcmp(a->label, b->label) == 0;
+}
+
+struct record_key *record_find(struct record *record, const struct hsm_key_name *name)
+{
+    for (size_t i = 0; i < record->count; i++)
+        if (same_name(&record->keys[i].name, name))
+            return &record->keys[i];
+    return NULL;
+}
+
+static bool is_served(const struct record_key *key, const char *key_id)
+{
+    return key->state == RECORD_SERVED && strcmp(key->label.key_id, key_id) == 0;
+}
+
+struct record_key *record_served(struct record *record, const char *key_id)
+{
+    for (size_t i = 0; i < record->count; i++)
+        if (is_served(&record->keys[i], key_id))
+            return &record->keys[i];
+    return NULL;
+}
+
+bool record_knows(struct record *record, const struct hsm_key_name *name)
+{
+    const struct record_key *key = record_find(record, name);
+
+    if (key && key->state != RECORD_FOUND)
+        return true;
+    for (size_t i = 0; i < record->maker_count; i++)
+        if (label_made_by(&record->makers[i].maker, name))
+            return true;
+    return false;
+}
+
+static const char *family_of(const struct record_key *key)
+{
+    for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
+        if (strncmp(key->label.key_id, families[i], strlen(families[i])) == 0)
+            return families[i];
+    return NULL;
+}
+
+/* Only what is SERVED counts: a key that was condemned while it signed may have been the wrong
+ * one to condemn, and to need one key more costs less than to need one less. */
+static uint32_t last_in_use(const struct record *record, const char *family)
+{
+    uint32_t last = 0;
+
+    for (size_t i = 0; i < record->count; i++) {
+        const struct record_key *key = &record->keys[i];
+
+        if (key->state == RECORD_SERVED && key->in_use && family_of(key) == family &&
+            key->label.generation > last)
+            last = key->label.generation;
+    }
+    return last;
+}
+
+bool record_is_needed(const struct record *record, const struct record_key *key)
+{
+    const char *family = family_of(key);
+
+    return key->state == RECORD_SERVED && family &&
+           key->label.generation >= last_in_use(record, family);
+}
+
+static bool is_before(const struct record_key *a, const struct record_key *b)
+{
+    return a->since != b->since ? a->since < b->since : a->label.generation < b->label.generation;
+}
+
+size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest)
+{
+    struct record_key *first = NULL;
+    size_t count = 0;
+
+    for (size_t i = 0; i < record->count; i++) {
+        struct record_key *key = &record->keys[i];
+
+        if (key->state != RECORD_CONDEMNED || strcmp(key->label.key_id, key_id) != 0)
+            continue;
+        count++;
+        if (!first || is_before(key, first))
+            first = key;
+    }
+    *oldest = first;
+    return count;
+}
+
+/* ---- what is missing ---- */
+
+static int compare_names(const struct hsm_key_name *a, const struct hsm_key_name *b)
+{
+    int order = strcmp(a->label, b->label);
+
+    if (order == 0)
+        order = (int)a->id_length - (int)b->id_length;
+    return order != 0 ? order : memcmp(a->id, b->id, a->id_length);
+}
+
+/* The missing key whose name is the next behind `last`: an order that needs no memory. */
+static const struct record_key *next_missing(const struct record *record,
+                                             const struct record_key *last, record_test *is_missing,
+                                             void *context)
+{
+    const struct record_key *next = NULL;
+
+    for (size_t i = 0; i < record->count; i++) {
+        const struct record_key *key = &record->keys[i];
+
+        if (key->state == RECORD_SERVED && (!last || compare_names(&key->name, &last->name) > 0) &&
+            (!next || compare_names(&key->name, &next->name) < 0) && is_missing(context, key))
+            next = key;
+    }
+    return next;
+}
+
+/* digest = SHA-256 (digest, label, NUL, id) */
+static bool add_name(const struct hsm_key_name *name, uint8_t digest[SHA256_DIGEST_LENGTH])
+{
+    uint8_t text[SHA256_DIGEST_LENGTH + sizeof *name];
+    size_t label = strlen(name->label) + 1;
+    uint8_t *end = text + SHA256_DIGEST_LENGTH;
+
+    memcpy(text, digest, SHA256_DIGEST_LENGTH);
+    memcpy(end, name->label, label);
+    memcpy(end + label, name->id, name->id_length);
+    end += label + name->id_length;
+    return SHA256(text, (size_t)(end - text), digest) != NULL;
+}
+
+void record_loss_code(const struct record *record, record_test *is_missing, void *context,
+                      char code[RECORD_CODE + 1])
+{
+    uint8_t digest[SHA256_DIGEST_LENGTH] = {0};
+    const struct record_key *key = NULL;
+
+    while ((key = next_missing(record, key, is_missing, context)))
+        if (!add_name(&key->name, digest)) {
+            memset(code, '-', RECORD_CODE);
+            code[RECORD_CODE] = '\0';
+            return;
+        }
+    hex_encode(digest, RECORD_CODE / 2, code);
+}
+
+/* ---- changing ---- */
+
+static int reserve(struct record *record)
+{
+    size_t room = record->room > 0 ? 2 * record->room : 16;
+    struct record_key *keys;
+
+    if (record->count < record->room)
+        return 0;
+    keys = reallocarray(record->keys, room, sizeof *keys);
+    if (!keys)
+        return -1;
+    record->keys = keys;
+    record->room = room;
+    return 0;
+}
+
+static void remove_key(struct record *record, struct record_key *key)
+{
+    struct record_key *last = &record->keys[record->count - 1];
+
+    if (key != last)
+        *key = *last;
+    record->count--;
+}
+
+/* Other than `kept`, which was put just now. */
+static void forget_oldest(struct record *record, enum record_state state, size_t most,
+                          const struct hsm_key_name *kept)
+{
+    struct record_key *oldest = NULL;
+    size_t count = 0;
+
+    for (size_t i = 0; i < record->count; i++) {
+        struct record_key *key = &record->keys[i];
+
+        if (key->state != state)
+            continue;
+        count++;
+        if ((!oldest || key->label.generation < oldest->label.generation) &&
+            !same_name(&key->name, kept))
+            oldest = key;
+    }
+    if (count > most && oldest)
+        remove_key(record, oldest);
+}
+
+int record_put(struct record *record, const struct record_key *key)
+{
+    struct record_key *there = record_find(record, &key->name);
+    const struct record_key copy = *key; /* it may be one of record->keys, which move */
+
+    if (!there && reserve(record) != 0)
+        return -1;
+    if (!there)
+        there = &record->keys[record->count++];
+    *there = copy;
+    forget_oldest(record, RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX, &copy.name);
+    forget_oldest(record, RECORD_FOUND, RECORD_FOUND_MAX, &copy.name);
+    return 0;
+}
+
+void record_remove(struct record *record, const struct hsm_key_name *name)
+{
+    struct record_key *key = record_find(record, name);
+
+    if (key)
+        remove_key(record, key);
+}
+
+static void retire(struct record_key *key, bool lost, int64_t ran)
+{
+    if (lost)
+        key->state = RECORD_MISSING;
+    else
+        key->state = key->made ? RECORD_CONDEMNED : RECORD_FOUND;
+    key->since = key->state == RECORD_CONDEMNED ? ran : 0;
+}
+
+int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran)
+{
+    struct record_key served = *key;
+    struct record_key *old;
+
+    if (reserve(record) != 0)
+        return -1;
+    old = record_served(record, served.label.key_id);
+    if (old && !same_name(&old->name, &served.name))
+        retire(old, lost, ran);
+    served.state = RECORD_SERVED;
+    served.since = 0;
+    return record_put(record, &served);
+}
+
+int record_copy(const struct record *from, struct record *to)
+{
+    struct record made = *from;
+
+    made.document = NULL;
+    made.room = from->count;
+    made.keys = NULL;
+    if (from->count > 0) {
+        made.keys = reallocarray(NULL, from->count, sizeof *made.keys);
+        if (!made.keys)
+            return -1;
+        memcpy(made.keys, from->keys, from->count * sizeof *made.keys);
+    }
+    *to = made;
+    return 0;
+}
+
+/* A place is compared with what was read back, so it is kept as it can be written. */
+bool record_take_place(struct record *record, const char *place, const uint8_t random[32])
+{
+    struct record_maker made = {.maker = {.known = true}};
+
+    utf8_clean(place, false, made.place, sizeof made.place);
+    if (record->maker_count > 0 && strcmp(record->makers[0].place, made.place) == 0)
+        return false;
+    memcpy(made.maker.key, random, sizeof made.maker.key);
+    if (record->maker_count < RECORD_MAKERS)
+        record->maker_count++;
+    memmove(record->makers + 1, record->makers, (record->maker_count - 1) * sizeof made);
+    record->makers[0] = made;
+    return true;
+}
