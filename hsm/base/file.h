@@ -77,6 +77,7 @@ void file_sweep(const struct file_place *place);
 enum file_rule {
     FILE_PIN,
     FILE_IDENTITY,
+    FILE_RECORD, /* whatever its mode */
     FILE_MODULE,
     FILE_MODULE_FOLDER,
 };

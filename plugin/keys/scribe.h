@@ -6,8 +6,9 @@
  *
  * Files: `path`, replaced whole (hsm/base/file.h); `path~`, the one before it. Both 0600, owned by
  * us. Only the holder of the identity lock may open a scribe, and one process has one for a path.
- * A write that fails is tried again every 5 s, with one WARN when it begins to fail and one INFO
- * when it works again; nothing else fails for it.
+ * A write that fails is tried again every 5 s and at each commit that somebody waits for. There is
+ * one WARN when somebody waits in vain, one when it begins to fail, and one INFO when it works
+ * again; nothing else fails for it.
  *
  * Without a path (key_identifier_value without record_file) nothing is written: every commit is
  * done at once. */
@@ -30,7 +31,9 @@ enum scribe_found {
 /* Reads the file, or makes an empty record, and starts the thread; writes nothing. `path` "" = no
  * file. A mode that is too wide is mended, with a WARN. FAULT_FAILED_PRECONDITION: neither file
  * can be believed, or the file belongs to somebody else, or is of a newer version; the sentence
- * names record_file, the path and what to do. Blocks on the disk: for the slow lane. */
+ * names record_file, the path and what to do. A copy without a section for this scope is not
+ * believed in place of a damaged file. FAULT_UNAVAILABLE: the disk fails just now, or there is no
+ * memory. Blocks on the disk: for the slow lane. */
 int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
                 enum scribe_found *found, struct fault *fault);
 
@@ -39,7 +42,8 @@ int scribe_read(const char *path, const struct label_scope *scope, struct record
                 enum scribe_found *found, struct fault *fault);
 
 /* Holders: the one who opened it, and keymanagers that share it. The last release ends the
- * thread when what is committed has been written, or cannot be; it does not wait. */
+ * thread when what is committed has been written, or cannot be; it does not wait. Whoever waits
+ * for a commit then is answered by the thread, with nobody left to tick. */
 struct scribe *scribe_hold(struct scribe *scribe);
 void scribe_release(struct scribe *scribe);
 
@@ -60,7 +64,8 @@ void scribe_commit(struct scribe *scribe, scribe_done *done, void *context);
 /* Is all that was committed with a `done` on the disk? (True without a path.) */
 bool scribe_is_written(struct scribe *scribe);
 
-/* Running time: what the record has, and this process's since then, in s. */
+/* Running time: what the record has, and this process's since then, in s. Also between scribe_edit
+ * and scribe_commit. The scribe itself puts it into the record, with each write. */
 int64_t scribe_ran(struct scribe *scribe);
 
 /* About five times a second: gives up on waits of more than 2 s; writes the running time hourly

@@ -1,0 +1,408 @@
+#include "plugin/keys/scribe.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "hsm/base/clock.h"
+#include "hsm/base/condition.h"
+#include "hsm/base/scope.h"
+#include "plugin/keys/scribe_file.h"
+#include "plugin/report/log.h"
+
+static const int64_t patience = 2 * CLOCK_SECOND;
+static const int64_t retry_pause = 5 * CLOCK_SECOND;
+static const int64_t hour = 3600 * CLOCK_SECOND;
+
+struct waiter {
+    TAILQ_ENTRY(waiter) link;
+    uint64_t commit;
+    int64_t until;
+    scribe_done *done;
+    void *context;
+};
+
+TAILQ_HEAD(waiters, waiter);
+
+/* How bad it was when it was last logged. */
+enum trouble { TROUBLE_NONE, TROUBLE_SLOW, TROUBLE_FAILED };
+
+/* Commits are numbered from 1: what stands for a number of them stands for all up to it. */
+struct scribe {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    char path[HSM_PATH_MAX];
+    struct record record;
+    int64_t ran;    /* before us, s */
+    int64_t opened; /* on clock_now()'s clock */
+    unsigned holders;
+    uint64_t committed;
+    uint64_t asked;   /* somebody waits, or waited, for it */
+    uint64_t due;     /* the thread has work up to here */
+    uint64_t written; /* is on the disk */
+    int64_t retry_at;
+    int64_t hour_at; /* the running time is to be written again */
+    bool given_up;   /* the last attempt, without any holder left, has failed */
+    enum trouble trouble;
+    struct waiters waiters;  /* the oldest first */
+    struct scribe_file file; /* the thread's */
+};
+
+static void lock(struct scribe *scribe)
+{
+    (void)pthread_mutex_lock(&scribe->lock);
+}
+
+static void unlock(struct scribe *scribe)
+{
+    (void)pthread_mutex_unlock(&scribe->lock);
+}
+
+static bool has_file(const struct scribe *scribe)
+{
+    return scribe->path[0] != '\0';
+}
+
+static void scribe_free(struct scribe *scribe)
+{
+    (void)pthread_cond_destroy(&scribe->changed);
+    (void)pthread_mutex_destroy(&scribe->lock);
+    record_close(&scribe->record);
+    free(scribe);
+}
+
+/* ---- who waits ---- */
+
+/* Takes out who waits for a commit up to that one, or not beyond that moment. */
+static void take_waiters(struct scribe *scribe, uint64_t commit, int64_t moment,
+                         struct waiters *taken)
+{
+    struct waiter *waiter;
+    struct waiter *next;
+
+    TAILQ_INIT(taken);
+    for (waiter = TAILQ_FIRST(&scribe->waiters); waiter; waiter = next) {
+        next = TAILQ_NEXT(waiter, link);
+        if (waiter->commit > commit && waiter->until > moment)
+            continue;
+        TAILQ_REMOVE(&scribe->waiters, waiter, link);
+        TAILQ_INSERT_TAIL(taken, waiter, link);
+    }
+}
+
+/* Without the lock. Any of them may release the scribe. */
+static void answer(struct waiters *taken, bool written)
+{
+    struct waiter *waiter;
+
+    while ((waiter = TAILQ_FIRST(taken))) {
+        TAILQ_REMOVE(taken, waiter, link);
+        waiter->done(waiter->context, written);
+        free(waiter);
+    }
+}
+
+/* true: it is worse than what was logged before. */
+static bool worsen(struct scribe *scribe, enum trouble trouble)
+{
+    const bool worse = trouble > scribe->trouble;
+
+    if (worse)
+        scribe->trouble = trouble;
+    return worse;
+}
+
+/* ---- the thread ---- */
+
+static bool is_due(const struct scribe *scribe)
+{
+    if (scribe->holders == 0)
+        return scribe->committed > scribe->written;
+    return scribe->due > scribe->written && clock_now() >= scribe->retry_at;
+}
+
+static bool is_over(const struct scribe *scribe)
+{
+    return scribe->holders == 0 && (scribe->committed <= scribe->written || scribe->given_up);
+}
+
+/* Entered with the lock held, and left without it. */
+static void conclude(struct scribe *scribe, uint64_t commit)
+{
+    const bool ended = scribe->trouble != TROUBLE_NONE;
+    struct waiters taken;
+
+    scribe->written = commit;
+    scribe->trouble = TROUBLE_NONE;
+    scribe->hour_at = clock_now() + hour;
+    take_waiters(scribe, commit, INT64_MIN, &taken);
+    unlock(scribe);
+    if (ended)
+        log_write(LOG_INFO, "record_file is written again", "path", scribe->path, NULL);
+    answer(&taken, true);
+}
+
+/* Likewise. With nobody left to tick, those who wait are answered here. */
+static void put_off(struct scribe *scribe, bool last, const struct fault *fault)
+{
+    const bool worse = worsen(scribe, TROUBLE_FAILED);
+    struct waiters taken;
+
+    scribe->retry_at = clock_now() + retry_pause;
+    scribe->given_up = last;
+    take_waiters(scribe, last ? UINT64_MAX : 0, INT64_MIN, &taken);
+    unlock(scribe);
+    if (worse)
+        log_fault(LOG_WARN, fault, "record_file cannot be written and is tried again every 5 s",
+                  "path", scribe->path, NULL);
+    answer(&taken, false);
+}
+
+/* Entered and left with the lock held. */
+static void write_record(struct scribe *scribe)
+{
+    const uint64_t commit = scribe->committed;
+    const bool last = scribe->holders == 0;
+    OWNED(scope_free) char *bytes = NULL;
+    struct fault fault;
+    size_t length;
+    bool written;
+
+    scribe->record.ran = scribe_ran(scribe);
+    bytes = record_format(&scribe->record, &length);
+    unlock(scribe);
+    if (!bytes)
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
+    written = bytes && scribe_file_write(&scribe->file, bytes, length, &fault) == 0;
+    lock(scribe);
+    if (written)
+        conclude(scribe, commit);
+    else
+        put_off(scribe, last, &fault);
+    lock(scribe);
+}
+
+static void *scribe_thread(void *context)
+{
+    struct scribe *scribe = context;
+
+    lock(scribe);
+    while (!is_over(scribe)) {
+        if (is_due(scribe))
+            write_record(scribe);
+        else if (scribe->due > scribe->written)
+            condition_wait(&scribe->changed, &scribe->lock, scribe->retry_at);
+        else
+            (void)pthread_cond_wait(&scribe->changed, &scribe->lock);
+    }
+    unlock(scribe);
+    scribe_free(scribe);
+    return NULL;
+}
+
+/* Signals are the main thread's. */
+static int start_thread(struct scribe *scribe, struct fault *fault)
+{
+    pthread_t thread;
+    sigset_t before;
+    sigset_t all;
+    int error;
+
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before);
+    error = pthread_create(&thread, NULL, scribe_thread, scribe);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0)
+        return fault_errno(fault, FAULT_RESOURCE_EXHAUSTED, error, "cannot start a thread");
+    (void)pthread_detach(thread);
+    return 0;
+}
+
+/* ---- the door ---- */
+
+int scribe_read(const char *path, const struct label_scope *scope, struct record *record,
+                enum scribe_found *found, struct fault *fault)
+{
+    struct scribe_file file = {.path = path};
+
+    if (*path == '\0') {
+        record_open(scope, record);
+        *found = SCRIBE_NOTHING;
+        return 0;
+    }
+    return scribe_file_read(&file, false, scope, record, found, fault);
+}
+
+/* The members of a scribe that has just read its file. */
+static void set_out(struct scribe *scribe)
+{
+    (void)pthread_mutex_init(&scribe->lock, NULL);
+    condition_open(&scribe->changed);
+    TAILQ_INIT(&scribe->waiters);
+    scribe->holders = 1;
+    scribe->ran = scribe->record.ran;
+    scribe->opened = clock_now();
+    scribe->hour_at = scribe->opened + hour;
+}
+
+static int open_file(const char *path, const struct label_scope *scope, struct scribe *scribe,
+                     enum scribe_found *found, struct fault *fault)
+{
+    const size_t length = strlen(path);
+
+    if (length >= sizeof scribe->path)
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "record_file \"%s\" is too long", path);
+    memcpy(scribe->path, path, length + 1);
+    scribe->file.path = scribe->path;
+    record_open(scope, &scribe->record);
+    *found = SCRIBE_NOTHING;
+    return has_file(scribe)
+               ? scribe_file_read(&scribe->file, true, scope, &scribe->record, found, fault)
+               : 0;
+}
+
+int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                enum scribe_found *found, struct fault *fault)
+{
+    struct scribe *made = calloc(1, sizeof *made);
+    enum scribe_found what;
+
+    if (!made)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    if (open_file(path, scope, made, &what, fault) != 0) {
+        free(made);
+        return -1;
+    }
+    set_out(made);
+    if (has_file(made) && start_thread(made, fault) != 0) {
+        scribe_free(made);
+        return -1;
+    }
+    *scribe = made;
+    *found = what;
+    return 0;
+}
+
+struct scribe *scribe_hold(struct scribe *scribe)
+{
+    lock(scribe);
+    scribe->holders++;
+    unlock(scribe);
+    return scribe;
+}
+
+void scribe_release(struct scribe *scribe)
+{
+    const bool threaded = has_file(scribe);
+    bool last;
+
+    lock(scribe);
+    last = --scribe->holders == 0;
+    if (last)
+        (void)pthread_cond_signal(&scribe->changed);
+    unlock(scribe); /* and the thread may free it */
+    if (last && !threaded)
+        scribe_free(scribe);
+}
+
+const char *scribe_path(const struct scribe *scribe)
+{
+    return scribe->path;
+}
+
+struct record *scribe_edit(struct scribe *scribe)
+{
+    lock(scribe);
+    return &scribe->record;
+}
+
+void scribe_leave(struct scribe *scribe)
+{
+    unlock(scribe);
+}
+
+/* Somebody waits: now is worth an attempt, whatever the last one came to. */
+static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
+{
+    struct waiter *waiter = malloc(sizeof *waiter);
+
+    scribe->asked = scribe->due = scribe->committed;
+    scribe->retry_at = 0;
+    (void)pthread_cond_signal(&scribe->changed);
+    if (!waiter)
+        return false;
+    waiter->commit = scribe->committed;
+    waiter->until = clock_now() + patience;
+    waiter->done = done;
+    waiter->context = context;
+    TAILQ_INSERT_TAIL(&scribe->waiters, waiter, link);
+    return true;
+}
+
+void scribe_commit(struct scribe *scribe, scribe_done *done, void *context)
+{
+    const bool filed = has_file(scribe);
+    bool waits = false;
+
+    if (filed) {
+        scribe->committed++;
+        waits = done && wait_for(scribe, done, context);
+    }
+    unlock(scribe);
+    if (done && !waits)
+        done(context, !filed);
+}
+
+bool scribe_is_written(struct scribe *scribe)
+{
+    bool written;
+
+    lock(scribe);
+    written = scribe->asked <= scribe->written;
+    unlock(scribe);
+    return written;
+}
+
+/* Without the lock, which the caller may have: neither number ever changes. */
+int64_t scribe_ran(struct scribe *scribe)
+{
+    return scribe->ran + (clock_now() - scribe->opened) / CLOCK_SECOND;
+}
+
+static bool has_condemned(const struct record *record)
+{
+    for (size_t i = 0; i < record->count; i++)
+        if (record->keys[i].state == RECORD_CONDEMNED)
+            return true;
+    return false;
+}
+
+static void write_hourly(struct scribe *scribe, int64_t now)
+{
+    if (now < scribe->hour_at || scribe->due > scribe->written || !has_condemned(&scribe->record))
+        return;
+    scribe->due = ++scribe->committed;
+    (void)pthread_cond_signal(&scribe->changed);
+}
+
+void scribe_tick(struct scribe *scribe)
+{
+    const int64_t now = clock_now();
+    struct waiters taken;
+    bool worse;
+
+    if (!has_file(scribe))
+        return;
+    lock(scribe);
+    write_hourly(scribe, now);
+    take_waiters(scribe, 0, now, &taken);
+    worse = !TAILQ_EMPTY(&taken) && worsen(scribe, TROUBLE_SLOW);
+    unlock(scribe);
+    if (worse)
+        log_write(LOG_WARN, "record_file was not written within 2 s: what waited goes on without",
+                  "path", scribe->path, NULL);
+    answer(&taken, false);
+}
