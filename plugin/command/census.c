@@ -116,13 +116,22 @@ static bool is_own(const struct census_rule *rule, const struct inventory_item *
     return label_same_scope(&item->label.scope, &rule->own);
 }
 
+static bool comes_back(const struct census_rule *rule, const struct inventory_item *item)
+{
+    const struct record_key *key = rule->record ? record_find(rule->record, &item->name) : NULL;
+
+    return key && (key->state == RECORD_SERVED || key->state == RECORD_MISSING);
+}
+
 static bool prunes_own(const struct census_rule *rule, struct inventory *server,
                        struct inventory_item *item)
 {
-    enum verdict verdict = verdict_of(server, first_of(server, item), item);
+    const struct inventory_item *served =
+        verdict_served(rule->record, server, first_of(server, item));
 
-    /* of the same key id, since the one that is served comes before it */
-    return (verdict == VERDICT_OLDER || verdict == VERDICT_HALF) &&
+    /* the one before it is of the same key id, since the one that is served is */
+    return served && served->proven && served->state == HSM_COMPLETE &&
+           item->label.generation < served->label.generation && !comes_back(rule, item) &&
            is_past(rule, item[-1].label.generation);
 }
 

@@ -45,6 +45,7 @@ struct census_rule {
     enum census_target target;
     struct label_scope own;
     char named[LABEL_HASH + 1]; /* server hash, for CENSUS_NAMED */
+    struct record *record;      /* the own server's, or NULL; the caller's */
     uint32_t now;               /* as a generation */
     uint32_t floor;             /* seconds; see census_prunes */
 };
@@ -52,9 +53,10 @@ struct census_rule {
 /* Is the item to go?
  *
  *   another trust domain's   never.
- *   our server's             what may go at all (keys/verdict.h) and was replaced by a newer
- *                            generation `floor` seconds ago. All else stays: what is newer than
- *                            the key served, a half too, may be the key in use.
+ *   our server's             what is older than the key served, proven, and was replaced by a
+ *                            newer generation `floor` seconds ago. All else stays: what is newer
+ *                            than the key served, a half too, may be the key in use; and what the
+ *                            record says is served, or missing, comes back.
  *   another server's         everything, once that server has made no key for `floor` seconds:
  *                            the age of one key does not tell whether it is in use.
  *

@@ -15,6 +15,7 @@ enum {
     KEYS = 2,
     PRUNE = 4,
     BUNDLE = 8,
+    ACCEPT = 16,
 };
 
 static const struct option {
@@ -24,13 +25,14 @@ static const struct option {
     unsigned commands;
     const char *help;
 } options[] = {
-    {"--config", "FILE", offsetof(struct command_options, config), CHECK | KEYS | PRUNE,
+    {"--config", "FILE", offsetof(struct command_options, config), CHECK | KEYS | PRUNE | ACCEPT,
      "plugin_data, or the server's or agent's whole configuration: then the\n"
      "        KeyManager block whose plugin_cmd ends in spire-hsm, or the only one;\n"
      "        of several the one that is enabled"},
-    {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain), CHECK | KEYS | PRUNE,
-     "the trust domain, where FILE is plugin_data alone"},
-    {"--expand-env", NULL, offsetof(struct command_options, expand_env), CHECK | KEYS | PRUNE,
+    {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain),
+     CHECK | KEYS | PRUNE | ACCEPT, "the trust domain, where FILE is plugin_data alone"},
+    {"--expand-env", NULL, offsetof(struct command_options, expand_env),
+     CHECK | KEYS | PRUNE | ACCEPT,
      "replace ${NAME} in FILE, as spire-server does with -expandEnv"},
     {"--all", NULL, offsetof(struct command_options, all), CHECK,
      "try all four key types, not only those the server is configured for"},
@@ -91,6 +93,13 @@ static const struct command {
      "than your ca_ttl, and look at the list first. Keys of other trust domains and foreign\n"
      "objects are never touched.\n",
      prune_command},
+    {"accept", ACCEPT, "accept --config FILE [CODE]", "let a server start without lost keys",
+     "A start is refused when a key is gone that SPIRE needs: with a new one in its place every\n"
+     "agent of the trust domain ends, unless an UpstreamAuthority or a second server on this\n"
+     "datastore is there. The refusal names the keys and a CODE that stands for exactly these.\n"
+     "With the CODE this accepts their loss, for the start that waits now or the next one.\n"
+     "Without it this looks at the token and says what is missing.\n",
+     accept_command},
     {"bundle", BUNDLE, "bundle show FILE [--format FORMAT]", "what a published bundle file holds",
      "Lists the authorities in a file that BundlePublisher or Notifier wrote, and what the OIDC\n"
      "discovery provider could not read in it.\n",
@@ -210,7 +219,7 @@ static int read_line(const struct command *command, char **argv, struct command_
             return -1;
         argv += taken;
     }
-    if (made->operand_count > 0 && command->bit != BUNDLE)
+    if (made->operand_count > 0 && !(command->bit & (BUNDLE | ACCEPT)))
         return usage(fault, "unexpected", made->operands[0]);
     return 0;
 }

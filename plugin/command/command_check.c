@@ -152,6 +152,49 @@ static void check_identity(struct check *check)
     identity_close(&identity);
 }
 
+static void tell_start(struct check *check, const struct command_start *start)
+{
+    char text[TABLE_CELL];
+
+    (void)snprintf(text, sizeof text, "%u keys served, %u of them missing; %u superseded ones wait",
+                   start->served, start->missing, start->condemned);
+    if (start->missing == 0) {
+        row(check, FINE, "record", text);
+        return;
+    }
+    row(check, start->lost > 0 ? MISSING : NOTE, "record", text);
+    if (start->lost > 0)
+        table_note(&check->table,
+                   "not on the token: %s; a start is refused. Do: bring back the token, or accept "
+                   "the loss with accept_loss = \"%s\"",
+                   start->names, start->code);
+    else
+        table_note(&check->table, "not on the token: %s; SPIRE makes new ones in their place",
+                   start->names);
+}
+
+/* Would a start find the keys that it must find? */
+static void check_record(struct check *check)
+{
+    OWNED(identity_close) struct identity identity = {.lock = -1};
+    OWNED(record_close) struct record record = {.keys = NULL};
+    struct command_start start;
+    struct label_scope scope;
+    struct fault fault;
+    bool there;
+
+    if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0)
+        return; /* it has a row of its own */
+    if (command_record(&check->config->config, &scope, &record, &there, &fault) != 0)
+        row_fault(check, "record", "cannot be used", &fault, "correct what the sentence names");
+    else if (!there)
+        row(check, NOTE, "record", "there is none yet: a start serves what the token has");
+    else if (command_start_of(&check->token, &record, &start, &fault) != 0)
+        row_fault(check, "record", "cannot be compared", &fault, advice_for(&fault));
+    else
+        tell_start(check, &start);
+}
+
 static bool is_wanted(const struct check *check, enum hsm_key_type type)
 {
     return check->options->all || check->config->needed[type];
@@ -394,6 +437,7 @@ static void run(struct check *check)
     check_sessions(check);
     check_writing(check);
     check_types(check);
+    check_record(check);
     take_census(check);
     try_all(check);
 }

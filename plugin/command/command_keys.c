@@ -15,6 +15,7 @@ struct names {
     struct label_scope own; /* "" server: not known */
     const char *named;      /* --server-id or its file, or NULL */
     struct label_scope other;
+    struct record record; /* our own, empty if there is none */
 };
 
 /* One key, as both forms of output want it. */
@@ -26,7 +27,8 @@ struct line {
     int64_t age; /* seconds */
     char made[32];
     const char *state;
-    const char *type; /* this and the next two: "" if not known */
+    const char *record; /* what the server has written down of it: "" if not known */
+    const char *type;   /* this and the next two: "" if not known */
     char fingerprint[2 * HSM_FINGERPRINT + 1];
     char authority_id[CATALOGUE_AUTHORITY_ID];
     char cka_id[2 * HSM_ID_MAX + 1];
@@ -63,15 +65,30 @@ static void tell_public_key(const struct inventory_item *item, struct line *line
     memcpy(line->authority_id, key->authority_id, sizeof line->authority_id);
 }
 
-static void fill(const struct names *names, struct inventory *server, struct inventory_item *item,
+static const char *recorded(struct names *names, const struct inventory_item *item)
+{
+    static const char *const states[] = {[RECORD_SERVED] = "served",
+                                         [RECORD_MISSING] = "displaced",
+                                         [RECORD_CONDEMNED] = "condemned",
+                                         [RECORD_ATTEMPTED] = "attempted",
+                                         [RECORD_FOUND] = "found"};
+    const struct record_key *key = record_find(&names->record, &item->name);
+
+    return key ? states[key->state] : "";
+}
+
+static void fill(struct names *names, struct inventory *server, struct inventory_item *item,
                  struct line *line)
 {
     const struct label_scope *scope = &item->label.scope;
 
-    *line = (struct line){.item = item, .age = age_of(item->label.generation), .type = ""};
+    *line = (struct line){
+        .item = item, .age = age_of(item->label.generation), .record = "", .type = ""};
     if (strcmp(scope->trust_domain, names->own.trust_domain) == 0)
         line->trust_domain = names->trust_domain;
     line->own = label_same_scope(scope, &names->own);
+    if (line->own)
+        line->record = recorded(names, item);
     if (line->own)
         line->server = "this server";
     else if (names->named && label_same_scope(scope, &names->other))
@@ -100,11 +117,34 @@ static void add_row(struct table *table, const struct line *line)
     if (*line->type)
         (void)snprintf(public_key, sizeof public_key, " sha256=%s local_authority_id=%s",
                        line->fingerprint, line->authority_id);
-    table_note(table, "label=%s cka_id=%s%s%s%s", item->name.label, line->cka_id, public_key,
-               item->why[0] ? " reason=" : "", item->why);
+    table_note(table, "label=%s cka_id=%s%s%s%s%s%s", item->name.label, line->cka_id, public_key,
+               *line->record ? " record=" : "", line->record, item->why[0] ? " reason=" : "",
+               item->why);
 }
 
-static void print_table(const struct command_token *token, const struct names *names)
+/* Is a key of the record gone: served, or displaced, and not on the token? */
+static bool is_missing(const struct command_token *token, const struct record_key *key)
+{
+    if (key->state != RECORD_SERVED && key->state != RECORD_MISSING)
+        return false;
+    for (size_t i = 0; i < token->census.found.count; i++)
+        if (label_same_name(&token->census.found.items[i].name, &key->name))
+            return false;
+    return true;
+}
+
+static void print_missing(const struct command_token *token, const struct names *names)
+{
+    for (size_t i = 0; i < names->record.count; i++) {
+        const struct record_key *key = &names->record.keys[i];
+
+        if (is_missing(token, key))
+            (void)printf("missing: key \"%s\" (label %s) was served and is not on the token\n",
+                         key->label.key_id, key->name.label);
+    }
+}
+
+static void print_table(const struct command_token *token, struct names *names)
 {
     OWNED(table_free) struct table table = {.rows = NULL};
     const struct census *census = &token->census;
@@ -125,6 +165,7 @@ static void print_table(const struct command_token *token, const struct names *n
                  census->found.count, census->found.count == 1 ? "" : "s", token->info.label,
                  token->info.serial, census->foreign, census->foreign == 1 ? "" : "s",
                  census->nameless);
+    print_missing(token, names);
 }
 
 /* ---- JSON ---- */
@@ -153,6 +194,7 @@ static json_t *key_json(const struct line *line)
         {"age_seconds", json_integer(line->age)},
         {"type", text(line->type)},
         {"state", text(line->state)},
+        {"record", text(line->record)},
         {"reason", text(item->why)},
         {"label", text(item->name.label)},
         {"cka_id", text(line->cka_id)},
@@ -166,7 +208,21 @@ static json_t *key_json(const struct line *line)
     return key;
 }
 
-static int print_json(const struct command_token *token, const struct names *names)
+static json_t *missing_json(const struct command_token *token, const struct names *names)
+{
+    json_t *missing = json_array();
+
+    for (size_t i = 0; i < names->record.count; i++) {
+        const struct record_key *key = &names->record.keys[i];
+
+        if (is_missing(token, key))
+            (void)json_array_append_new(missing, json_pack("{ss ss}", "key_id", key->label.key_id,
+                                                           "label", key->name.label));
+    }
+    return missing;
+}
+
+static int print_json(const struct command_token *token, struct names *names)
 {
     const struct census *census = &token->census;
     struct inventory server = {.items = NULL};
@@ -180,11 +236,11 @@ static int print_json(const struct command_token *token, const struct names *nam
             fill(names, &server, &server.items[i], &line);
             (void)json_array_append_new(keys, key_json(&line));
         }
-    document = json_pack("{s{ss ss ss ss ss} so si si}", "token", "label", token->info.label,
+    document = json_pack("{s{ss ss ss ss ss} so so si si}", "token", "label", token->info.label,
                          "serial", token->info.serial, "manufacturer", token->info.manufacturer,
                          "model", token->info.model, "library", token->info.library, "keys", keys,
-                         "foreign_objects", (int)census->foreign, "nameless_objects",
-                         (int)census->nameless);
+                         "missing", missing_json(token, names), "foreign_objects",
+                         (int)census->foreign, "nameless_objects", (int)census->nameless);
     result = document ? json_dumpf(document, stdout, JSON_INDENT(2)) : -1;
     (void)fputc('\n', stdout);
     json_decref(document);
@@ -193,11 +249,17 @@ static int print_json(const struct command_token *token, const struct names *nam
 
 /* ---- the command ---- */
 
+static void close_names(struct names *names)
+{
+    record_close(&names->record);
+}
+
 static int find_names(const struct command_options *options, const struct config *config,
                       struct names *names, struct fault *fault)
 {
     OWNED(identity_close) struct identity identity = {.lock = -1};
     OWNED(identity_close) struct identity other = {.lock = -1};
+    bool there;
 
     *names = (struct names){.trust_domain = config->trust_domain};
     label_trust_domain_hash(config->trust_domain, names->own.trust_domain);
@@ -207,6 +269,9 @@ static int find_names(const struct command_options *options, const struct config
         (void)fprintf(stderr, "spire-hsm: warning: %s: which keys are this server's is not known\n",
                       fault->message);
     }
+    if (names->own.server[0] != '\0' &&
+        command_record(config, &names->own, &names->record, &there, fault) != 0)
+        return -1;
     if (!options->server_id && !options->server_id_file)
         return 0;
     names->named = options->server_id ? options->server_id : options->server_id_file;
@@ -218,7 +283,7 @@ static int list_keys(const struct command_options *options, const struct config 
 {
     OWNED(command_close_token) struct command_token token = {.supervisor = NULL};
     struct inventory server = {.items = NULL};
-    struct names names;
+    OWNED(close_names) struct names names = {.named = NULL};
 
     if (find_names(options, config, &names, fault) != 0 ||
         command_open_token(&config->keymanager, -1, &token, fault) != 0 ||

@@ -8,6 +8,7 @@
 #include "plugin/command/command.h"
 #include "plugin/config/config.h"
 #include "plugin/keys/identity.h"
+#include "plugin/keys/record.h"
 #include "plugin/worker/supervisor.h"
 
 /* Exit statuses. */
@@ -37,6 +38,7 @@ command_fn check_command;  /* command_check.c */
 command_fn keys_command;   /* command_keys.c */
 command_fn prune_command;  /* command_prune.c */
 command_fn bundle_command; /* command_bundle.c */
+command_fn accept_command; /* command_record.c */
 
 /* "spire-hsm: " and the sentence, on stderr; returns COMMAND_CANNOT. */
 int command_fail(const struct fault *fault);
@@ -103,6 +105,29 @@ int command_identity(const struct config *config, bool lock, struct identity *id
 /* The scope that --server-id or --server-id-file names, likewise. */
 int command_named(const struct command_options *options, const struct config *config, bool lock,
                   struct identity *identity, struct label_scope *scope, struct fault *fault);
+
+/* ---- command_record.c ---- */
+
+/* What the server has written down. *there: there is a record of this scope; else *record is
+ * empty. Closed with record_close in any case. */
+int command_record(const struct config *config, const struct label_scope *scope,
+                   struct record *record, bool *there, struct fault *fault);
+
+/* What a start would find of the keys that the record says are served. */
+struct command_start {
+    struct record *record; /* the caller's */
+    const bool *gone;      /* by place in the record, while it is being filled in */
+    unsigned served;
+    unsigned condemned;
+    unsigned unproven; /* the token cannot say just now */
+    unsigned missing;
+    unsigned lost;    /* missing, and needed: a start is refused */
+    char names[1024]; /* of the missing ones, for a sentence */
+    char code[RECORD_CODE + 1];
+};
+
+int command_start_of(struct command_token *token, struct record *record,
+                     struct command_start *start, struct fault *fault);
 
 /* ---- command_print.c ---- */
 

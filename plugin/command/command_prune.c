@@ -16,6 +16,7 @@ struct prune {
     struct census_rule rule;
     struct identity own;
     struct identity named;
+    struct record record;
     struct command_token token;
     size_t found;
     size_t failed;
@@ -80,6 +81,16 @@ static int read_named(struct prune *prune, struct fault *fault)
     return read_own(prune, fault);
 }
 
+static int read_record(struct prune *prune, struct fault *fault)
+{
+    bool there;
+
+    if (command_record(prune->config, &prune->rule.own, &prune->record, &there, fault) != 0)
+        return -1;
+    prune->rule.record = there ? &prune->record : NULL;
+    return 0;
+}
+
 static int prepare(struct prune *prune, struct fault *fault)
 {
     struct census_rule *rule = &prune->rule;
@@ -88,7 +99,9 @@ static int prepare(struct prune *prune, struct fault *fault)
         read_target(prune->options, &rule->target, fault) != 0 ||
         label_next_generation(time(NULL), 0, &rule->now, fault) != 0)
         return -1;
-    return read_own(prune, fault) != 0 || read_named(prune, fault) != 0 ? -1 : 0;
+    if (read_own(prune, fault) != 0 || read_named(prune, fault) != 0)
+        return -1;
+    return read_record(prune, fault);
 }
 
 /* ---- destroying ---- */
@@ -201,6 +214,7 @@ static void sum_up(const struct prune *prune)
 static void close_prune(struct prune *prune)
 {
     command_close_token(&prune->token);
+    record_close(&prune->record);
     identity_close(&prune->named);
     identity_close(&prune->own);
 }

@@ -176,6 +176,15 @@ static void read_trust_domain(struct reading *r, const char *name)
         memcpy(r->config->trust_domain, name, strlen(name) + 1);
 }
 
+/* The record lies beside the identity, unless its place is given. */
+static void place_record(struct config_keymanager *config)
+{
+    if (config->record_file[0] == '\0' && config->key_identifier_file[0] != '\0')
+        (void)snprintf(config->record_file, sizeof config->record_file, "%.*s.keys",
+                       (int)(sizeof config->record_file - sizeof ".keys"),
+                       config->key_identifier_file);
+}
+
 static void read_tree(struct reading *r, const struct hcl_item *root)
 {
     read_items(r, root);
@@ -206,6 +215,8 @@ static int read_whole(struct reading *r, const char *trust_domain, const struct 
         read_tree(r, block);
     else
         read_text(r, text, length);
+    if (r->kind == CONFIG_KEYMANAGER)
+        place_record(&r->config->keymanager);
     return r->notes->errors > 0 ? -1 : 0;
 }
 

@@ -15,6 +15,7 @@
 enum {
     CONFIG_IDENTITY_MAX = 256,
     CONFIG_TRUST_DOMAIN_MAX = 255,
+    CONFIG_CODE_MAX = 8,
 };
 
 enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER };
@@ -28,6 +29,8 @@ struct config_keymanager {
     char pin[HSM_PIN_MAX]; /* wiped by config_wipe */
     char key_identifier_file[HSM_PATH_MAX];
     char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
+    char record_file[HSM_PATH_MAX]; /* "" = none */
+    char accept_loss[CONFIG_CODE_MAX + 1];
     int64_t max_sessions;
     int64_t startup_wait; /* this and the next five: nanoseconds */
     int64_t call_timeout;
@@ -35,9 +38,11 @@ struct config_keymanager {
     int64_t generate_timeout;
     int64_t keep_alive; /* 0 = off */
     int64_t destroy_superseded_after;
+    int64_t keep_condemned;
     bool destroy_superseded;
-    bool lenient; /* attribute_check = "lenient" */
-    bool least;   /* key_template = "least" */
+    bool replace_missing; /* missing_keys = "replace" */
+    bool lenient;         /* attribute_check = "lenient" */
+    bool least;           /* key_template = "least" */
     int64_t cka_id_length;
     int64_t label_max; /* 0 = no limit */
 };

@@ -12,6 +12,7 @@
 
 static const struct option_choice attribute_checks[] = {{"strict", false}, {"lenient", true}, {0}};
 static const struct option_choice key_templates[] = {{"full", false}, {"least", true}, {0}};
+static const struct option_choice missing_keys[] = {{"refuse", false}, {"replace", true}, {0}};
 static const struct option_choice id_lengths[] = {{"16", 16}, {"2", 2}, {0}};
 static const struct option_choice formats[] = {
     {"spiffe", BUNDLE_SPIFFE}, {"jwks", BUNDLE_JWKS}, {"pem", BUNDLE_PEM}, {0}};
@@ -43,6 +44,17 @@ static const struct config_option keymanager_options[] = {
      .help = "the same as a fixed name, where there is no disk; guarded against a second server on "
              "this "
              "host only"},
+    {"record_file", OPTION_STRING, FIELD(keymanager.record_file), .type = "absolute path",
+     .check = value_check_path,
+     .help = "where the keys served are written down; key_identifier_file with .keys behind it, if "
+             "there is one and nothing else is said"},
+    {"missing_keys", OPTION_CHOICE, FIELD(keymanager.replace_missing), .initial = "refuse",
+     .choices = missing_keys,
+     .help = "a start without a key that SPIRE needs is refused; replace goes on, which ends the "
+             "agents of a server without upstream authority"},
+    {"accept_loss", OPTION_STRING, FIELD(keymanager.accept_loss), .type = "code of 8 characters",
+     .check = value_check_code,
+     .help = "the code from such a refusal: start once without exactly those keys"},
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
      .help = "sessions with the token, which is how many signatures it makes at a time"},
@@ -61,12 +73,13 @@ static const struct config_option keymanager_options[] = {
      .high = "10m", .zero = true,
      .help = "an idle token is asked for a random number so often; 0 = never"},
     {"destroy_superseded", OPTION_BOOLEAN, FIELD(keymanager.destroy_superseded), .initial = "true",
-     .help = "destroy the old key once the new one is served; false where the role may not"},
+     .help = "destroy old keys once a new one is served; false where the role may not"},
     {"destroy_superseded_after", OPTION_DURATION, FIELD(keymanager.destroy_superseded_after),
      .initial = "24h", .low = "1s", .high = "8760h", .zero = true,
-     .help =
-         "a superseded key that a start finds is destroyed once its successor is so old; 0 = at "
-         "once"},
+     .help = "how long the server runs before it destroys a superseded key; 0 = at once"},
+    {"keep_condemned", OPTION_INTEGER, FIELD(keymanager.keep_condemned), .initial = "4", .low = "1",
+     .high = "64",
+     .help = "superseded keys of one key id that wait for it at most; the oldest goes earlier"},
     {"attribute_check", OPTION_CHOICE, FIELD(keymanager.lenient), .initial = "strict",
      .choices = attribute_checks,
      .help = "lenient takes a key of which the token does not tell that it was made there and "

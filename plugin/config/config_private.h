@@ -19,6 +19,7 @@ const char *value_check_text(const char *text); /* of any string option: first o
 const char *value_check_path(const char *text); /* absolute, and not a folder's */
 const char *value_check_module(const char *text);
 const char *value_check_variable(const char *text);
+const char *value_check_code(const char *text);
 const char *value_check_mode(int64_t mode);
 const char *value_check_trust_domain(const char *name);
 
@@ -58,7 +59,7 @@ struct config_option {
     const char *help;
 };
 
-enum { OPTIONS_MAX = 20, OPTION_TYPE_MAX = 96 };
+enum { OPTIONS_MAX = 32, OPTION_TYPE_MAX = 96 };
 
 /* The table of a kind; ends with a row without name. */
 const struct config_option *option_table(enum config_kind kind);

@@ -184,6 +184,15 @@ const char *value_check_variable(const char *text)
     return fits ? NULL : "expected the name of an environment variable";
 }
 
+const char *value_check_code(const char *text)
+{
+    size_t digits = strspn(text, "0123456789abcdef");
+
+    return digits == CONFIG_CODE_MAX && text[digits] == '\0'
+               ? NULL
+               : "expected the code of 8 characters from the error that it answers";
+}
+
 const char *value_check_trust_domain(const char *name)
 {
     size_t length = strlen(name);

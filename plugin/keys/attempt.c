@@ -1,21 +1,20 @@
-/* One new key, from a look at the token to being served.
+/* One new key, from its name to being served.
  *
- *   checking --somebody else makes keys in our name: refused, nothing is destroyed any more
+ *   named, and written down as attempted (what is not on the disk within 2 s is made all the same)
  *       v
  *   generating --whole, proven-----------------------------> served
- *       |  outcome unknown (worker died, ambiguous error)
- *       v
- *   looking ----whole, proven------------------------------> served
+ *       |  outcome unknown (worker died, ambiguous error)      v
+ *       v                                                  written down, as served; the old key as
+ *   looking ----whole, proven------------------------------>   condemned: then it is answered
  *       |       (the token says it made it: looked for again and again, a cluster lags)
  *       |  not there, or half: that label is never used again, what may show up of it
  *       v  is cleared away, and a fresh generation begins
- *   generating ...
+ *   named ...
  *
  * The served key is not touched before the new one is proven. Every step but generating
  * may be repeated at will; generating never is, under the same label. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/keymanager_private.h"
@@ -26,7 +25,6 @@ enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 
-static void check_for_rivals(struct attempt *attempt);
 static void generate(struct attempt *attempt);
 
 static void fail(struct attempt *attempt, const struct fault *fault)
@@ -38,35 +36,87 @@ static void fail(struct attempt *attempt, const struct fault *fault)
     rotation_conclude(attempt, NULL, &named);
 }
 
+/* What this attempt may have left, or may yet show. */
+static void clear_away(struct attempt *attempt)
+{
+    disposals_add(&attempt->keymanager->disposals, DISPOSE_STRAY, &attempt->label, &attempt->name,
+                  NULL, 0);
+}
+
+/* ---- serving ---- */
+
+/* The old one's last holder, a signature in flight maybe, lets it go for good. */
+static void tell_superseded(struct keymanager *keymanager, struct catalogue_key *old)
+{
+    keymanager_log_event(keymanager, "key superseded", old);
+    if (!old->made)
+        keymanager_log_event(keymanager, "superseded key stays for spire-hsm prune", old);
+    keymanager_drop(keymanager, old);
+}
+
+/* Written down or not, SPIRE gets its key: a rotation does not fail for a full disk. */
+static void written_down(void *context, bool written)
+{
+    struct attempt *attempt = context;
+    struct keymanager *keymanager = keymanager_hold(attempt->keymanager);
+    struct catalogue_key *key = attempt->made;
+    struct catalogue_key *old = attempt->old;
+
+    (void)written; /* the scribe has said so, and tries on */
+    rotation_conclude(attempt, key, NULL);
+    if (old)
+        tell_superseded(keymanager, old);
+    keymanager_drop(keymanager, key);
+    keymanager_release(keymanager);
+}
+
+/* A key that could not be proven when its successor was made is not known to be gone for good, nor
+ * to be needless: it is displaced, not condemned. */
+static void write_down(struct attempt *attempt)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    const struct record_key key = {.label = attempt->label,
+                                   .name = attempt->name,
+                                   .public_key = attempt->made->public_key,
+                                   .made = true};
+    bool lost = attempt->old && attempt->old->unproven;
+    int64_t ran = scribe_ran(keymanager->scribe);
+    struct record *record = scribe_edit(keymanager->scribe);
+    struct record_key *old;
+
+    if (record_serve(record, &key, lost, ran) == 0 && attempt->old &&
+        !keymanager->config.destroy_superseded) {
+        old = record_find(record, &attempt->old->name);
+        if (old)
+            old->state = RECORD_FOUND;
+    }
+    scribe_commit(keymanager->scribe, written_down, attempt);
+}
+
 static void serve(struct attempt *attempt, const struct hsm_public_key *public_key)
 {
     struct keymanager *keymanager = attempt->keymanager;
     struct catalogue_key *key = catalogue_key_new(&attempt->label, &attempt->name, public_key);
-    struct catalogue_key *old = NULL;
     struct fault fault;
 
-    if (key)
-        key->ours = true;
-    if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &old) != 0) {
+    if (key) {
+        key->made = true;
+        key->begun = clock_now();
+    }
+    if (!key || catalogue_serve(&keymanager->catalogue, catalogue_hold(key), &attempt->old) != 0) {
         free(key);
-        disposal_add(keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name, NULL);
+        clear_away(attempt);
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory");
         fail(attempt, &fault);
         return;
     }
     keymanager_log_event(keymanager, "key made", key);
     metrics_count(METRIC_KEY_MADE);
-    (void)keymanager_hold(keymanager);
-    rotation_conclude(attempt, key, NULL);
-    if (old) {
-        keymanager_log_event(keymanager, "key superseded", old);
-        if (!old->ours)
-            keymanager_log_event(keymanager, "superseded key stays for spire-hsm prune", old);
-        keymanager_drop(keymanager, old);
-    }
-    keymanager_drop(keymanager, key);
-    keymanager_release(keymanager);
+    attempt->made = key;
+    write_down(attempt);
 }
+
+/* ---- pauses ---- */
 
 /* A further generation waits longer each time (2, 4, 8 s): what the token cannot do now it
  * may do in a moment, within the patience of who asked. */
@@ -84,41 +134,24 @@ static void be_more_patient(struct keymanager *keymanager)
         keymanager->patience *= 2;
 }
 
-/* The token could not say: the same step again in a moment, from the tick. Who waits may
- * give up meanwhile, and then hears `fault`; before a reconfiguration all go over to it. */
+/* The token could not say: the same step again in a moment. Who waits may give up meanwhile, and
+ * then hears `fault`. */
 static void stall(struct attempt *attempt, void (*step)(struct attempt *),
                   const struct fault *fault)
 {
-    struct keymanager *keymanager = attempt->keymanager;
-    bool closing;
-    bool gate;
-
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    closing = keymanager->closing;
-    gate = keymanager->gate;
-    attempt->reason = *fault;
     if (fault->code == FAULT_DEADLINE_EXCEEDED)
-        be_more_patient(keymanager);
-    if (!closing && !gate) {
-        attempt->step = step;
-        attempt->resume_at = clock_now() + pause_before(attempt, step);
-    }
-    (void)pthread_mutex_unlock(&keymanager->mutex);
-    if (closing)
-        fail(attempt, fault);
-    else if (gate)
-        rotation_hand_over(attempt);
+        be_more_patient(attempt->keymanager);
+    rotation_stall(attempt, step, pause_before(attempt, step), fault);
 }
 
 static void submit(struct attempt *attempt, const struct hsm_request *request,
-                   supervisor_done *done, hsm_item_fn *item)
+                   supervisor_done *done)
 {
     supervisor_submit(
         attempt->keymanager->supervisor,
         &(struct supervisor_request){.request = request,
                                      .deadline = clock_now() + attempt->keymanager->patience,
                                      .done = done,
-                                     .item = item,
                                      .context = attempt});
 }
 
@@ -133,7 +166,7 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
     unsigned most = unfit ? UNFIT_MAX : GENERATIONS_MAX;
     struct fault fault;
 
-    disposal_add(attempt->keymanager, DISPOSE_STRAY, attempt->label.key_id, &attempt->name, NULL);
+    clear_away(attempt);
     if (attempt->generations < most) {
         if (attempt->generations == 1)
             generate(attempt);
@@ -188,16 +221,35 @@ static void look(struct attempt *attempt)
     const struct hsm_request request = {
         .op = HSM_PROVE, .key = attempt->name, .type = attempt->type};
 
-    submit(attempt, &request, looked, NULL);
+    submit(attempt, &request, looked);
 }
 
 /* ---- generating ---- */
+
+static void forget_attempt(struct attempt *attempt)
+{
+    record_remove(scribe_edit(attempt->keymanager->scribe), &attempt->name);
+    scribe_commit(attempt->keymanager->scribe, NULL, NULL);
+}
 
 /* The request never reached the token: its label is still unused. */
 static void regenerate(struct attempt *attempt)
 {
     attempt->generations--;
+    forget_attempt(attempt);
     generate(attempt);
+}
+
+/* The token says no, and has made nothing. A full one gets room, if there is a condemned key. */
+static void refused(struct attempt *attempt, const struct fault *fault)
+{
+    if (fault->code == FAULT_RESOURCE_EXHAUSTED && attempt->generations < GENERATIONS_MAX &&
+        disposals_make_room(&attempt->keymanager->disposals)) {
+        stall(attempt, generate, fault);
+        return;
+    }
+    forget_attempt(attempt);
+    fail(attempt, fault);
 }
 
 /* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another
@@ -217,142 +269,56 @@ static void generated(void *context, const struct hsm_reply *reply)
     else if (reply->fault.code == FAULT_UNAVAILABLE)
         stall(attempt, regenerate, &reply->fault);
     else
-        fail(attempt, &reply->fault);
+        refused(attempt, &reply->fault);
 }
 
-/* With the mutex held. The oldest one on record makes room and sets the line up to which
- * everything passes for ours. */
-static void remember(struct keymanager *keymanager, const struct attempt *attempt)
+static void attempted(void *context, bool written)
 {
-    struct made *made = &keymanager->made[keymanager->made_count++ % MADE_MAX];
+    struct attempt *attempt = context;
+    const struct hsm_request request = {
+        .op = HSM_GENERATE, .type = attempt->type, .key = attempt->name};
 
-    if (made->generation > keymanager->ours_up_to)
-        keymanager->ours_up_to = made->generation;
-    made->generation = attempt->label.generation;
-    memcpy(made->id, attempt->name.id, sizeof made->id);
+    (void)written; /* what is left over by a crash is then prune's */
+    submit(attempt, &request, generated);
 }
 
 static int name_attempt(struct attempt *attempt, struct fault *fault)
 {
     struct keymanager *keymanager = attempt->keymanager;
     uint32_t id_length = (uint32_t)keymanager->config.cka_id_length;
-    int result;
+    struct label_maker maker = {.known = false};
+    const struct record *record;
 
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    result =
-        label_next_generation(time(NULL), keymanager->highest, &attempt->label.generation, fault);
+    if (generations_next(&keymanager->generations, &attempt->label.generation, fault) != 0)
+        return -1;
+    record = scribe_edit(keymanager->scribe);
+    if (record->maker_count > 0)
+        maker = record->makers[0].maker;
+    scribe_leave(keymanager->scribe);
     label_format(&attempt->label, attempt->name.label);
-    if (result == 0)
-        result = label_new_id(attempt->label.generation, id_length, &keymanager->identity.maker,
-                              &attempt->name, fault);
-    attempt->reason.code = FAULT_NONE;
-    if (result == 0) {
-        keymanager->highest = attempt->label.generation;
-        remember(keymanager, attempt);
-    }
-    (void)pthread_mutex_unlock(&keymanager->mutex);
-    return result;
+    return label_new_id(attempt->label.generation, id_length, &maker, &attempt->name, fault);
 }
 
 static void generate(struct attempt *attempt)
 {
-    struct hsm_request request = {.op = HSM_GENERATE, .type = attempt->type};
+    struct keymanager *keymanager = attempt->keymanager;
+    struct record_key key = {.state = RECORD_ATTEMPTED, .made = true};
     struct fault fault;
 
     attempt->generations++;
+    attempt->reason.code = FAULT_NONE;
     if (name_attempt(attempt, &fault) != 0) {
         fail(attempt, &fault);
         return;
     }
-    request.key = attempt->name;
-    submit(attempt, &request, generated, NULL);
-}
-
-/* ---- checking for rivals ---- */
-
-/* With the mutex held: was it there when we came, or made by us? */
-static bool is_known(const struct keymanager *keymanager, const struct inventory_item *item)
-{
-    return item->label.generation <= keymanager->ours_up_to ||
-           keymanager_made(keymanager, &item->label, &item->name);
-}
-
-/* A key in our name that we did not make: there is another process with this identity, and
- * what it serves must not be destroyed by us. For good, until a person has seen to it. */
-static const struct inventory_item *find_rival(struct keymanager *keymanager,
-                                               const struct inventory *inventory)
-{
-    const struct inventory_item *rival = NULL;
-    uint32_t highest = inventory_highest(inventory);
-
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    for (size_t i = 0; i < inventory->count && !rival; i++)
-        if (!is_known(keymanager, &inventory->items[i]))
-            rival = &inventory->items[i];
-    if (highest > keymanager->highest)
-        keymanager->highest = highest;
-    if (rival) {
-        keymanager->rivalry = true;
-        keymanager->cleaning = false;
-    }
-    (void)pthread_mutex_unlock(&keymanager->mutex);
-    return rival;
-}
-
-static void refuse_rivalry(struct attempt *attempt, const struct inventory_item *rival)
-{
-    struct fault fault;
-
-    (void)fault_set(&fault, FAULT_FAILED_PRECONDITION,
-                    "another process makes keys with this server's identity (label %s is not "
-                    "ours): give each server a key identifier of its own, then restart",
-                    rival->name.label);
-    log_fault(LOG_ERROR, &fault, "two servers share one identity; no key is destroyed any more",
-              NULL);
-    fail(attempt, &fault);
-}
-
-static void add_item(void *context, const struct hsm_item *item)
-{
-    struct attempt *attempt = context;
-
-    if (item)
-        inventory_add(&attempt->inventory, &attempt->keymanager->identity.scope, item);
-    else
-        inventory_clear(&attempt->inventory);
-}
-
-static void rivals_checked(void *context, const struct hsm_reply *reply)
-{
-    struct attempt *attempt = context;
-    const struct inventory_item *rival = NULL;
-    struct fault fault = reply->fault;
-
-    if (fault.code == FAULT_NONE && attempt->inventory.out_of_memory)
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
-    if (fault.code != FAULT_NONE) {
-        stall(attempt, check_for_rivals, &fault);
-        return;
-    }
-    keymanager_searched(attempt->keymanager, attempt->begun);
-    rival = find_rival(attempt->keymanager, &attempt->inventory);
-    if (rival)
-        refuse_rivalry(attempt, rival);
-    else
-        generate(attempt);
-}
-
-static void check_for_rivals(struct attempt *attempt)
-{
-    struct hsm_request request = {.op = HSM_SCAN};
-
-    attempt->begun = clock_now();
-    inventory_clear(&attempt->inventory);
-    label_prefix(&attempt->keymanager->identity.scope, request.prefix);
-    submit(attempt, &request, rivals_checked, add_item);
+    key.label = attempt->label;
+    key.name = attempt->name;
+    key.public_key.type = attempt->type;
+    (void)record_put(scribe_edit(keymanager->scribe), &key);
+    scribe_commit(keymanager->scribe, attempted, attempt);
 }
 
 void attempt_begin(struct attempt *attempt)
 {
-    check_for_rivals(attempt);
+    generate(attempt);
 }

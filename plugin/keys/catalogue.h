@@ -27,10 +27,13 @@ struct catalogue_key {
                                                   SPIRE's local_authority_id */
     atomic_uint holders;
     atomic_bool superseded;
-    bool ours;      /* no other process can be using it: once superseded, it may leave the token.
-                       Set before it is served */
-    bool unclaimed; /* made, but nobody waited any more: the next request for it takes it.
-                       Guarded by the rotation's mutex */
+    bool made;     /* by this server: once superseded, it may leave the token. This and the next
+                      two are set before it is served */
+    bool unproven; /* served from the record: it could not be looked at */
+    int64_t begun; /* when it was made, as far as clock_now()'s clock can tell */
+    atomic_bool in_use; /* it has signed when it was more than a minute old */
+    bool unclaimed;     /* made, but nobody waited any more: the next request for it takes it.
+                           Guarded by the rotation's mutex */
 };
 
 struct catalogue {

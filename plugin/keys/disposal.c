@@ -1,17 +1,17 @@
-/* Keys that are to leave the token: quietly, off the request path, until seen gone. What
- * is not done when the process ends is found again by the scan of the next Configure. */
+#include "plugin/keys/disposal.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hsm/base/clock.h"
-#include "plugin/keys/keymanager_private.h"
+#include "hsm/base/hex.h"
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
 enum {
-    STRAY_LOOKS = 3, /* a lagging HSM may show an object late */
-    LOG_EVERY = 16,  /* of repeated failures on one object */
+    LOOKS = 3,      /* a lagging HSM may show an object late */
+    LOG_EVERY = 16, /* of repeated failures on one object */
 };
 
 static const int64_t request_limit = 60 * CLOCK_SECOND;
@@ -27,53 +27,101 @@ static const char *const events[] = {
 
 struct disposal {
     LIST_ENTRY(disposal) link;
-    struct keymanager *keymanager; /* not held: it outlives its supervisor's requests */
+    struct disposals *disposals;
     enum disposal_kind kind;
     unsigned failures;
     unsigned looks; /* that found nothing any more */
+    bool hurried;   /* the token is full */
+    int64_t since;  /* condemned, in the record's running time */
     int64_t due;
     int64_t pause;
-    char key_id[LABEL_KEY_ID_MAX + 1];
+    struct label label;
     struct hsm_key_name name;
     bool known; /* its public key's fingerprint */
     uint8_t fingerprint[HSM_FINGERPRINT];
 };
 
-void disposal_add(struct keymanager *keymanager, enum disposal_kind kind, const char *key_id,
-                  const struct hsm_key_name *name, const struct hsm_public_key *public_key)
+void disposals_open(struct disposals *disposals)
+{
+    LIST_INIT(&disposals->list);
+    (void)pthread_mutex_init(&disposals->mutex, NULL);
+}
+
+void disposals_close(struct disposals *disposals)
 {
     struct disposal *disposal;
 
-    if (!keymanager->config.destroy_superseded)
+    while ((disposal = LIST_FIRST(&disposals->list)) != NULL) {
+        LIST_REMOVE(disposal, link);
+        free(disposal);
+    }
+    (void)pthread_mutex_destroy(&disposals->mutex);
+}
+
+static void lock(struct disposals *disposals)
+{
+    (void)pthread_mutex_lock(&disposals->mutex);
+}
+
+static void unlock(struct disposals *disposals)
+{
+    (void)pthread_mutex_unlock(&disposals->mutex);
+}
+
+void disposals_add(struct disposals *disposals, enum disposal_kind kind, const struct label *label,
+                   const struct hsm_key_name *name, const struct hsm_public_key *public_key,
+                   int64_t since)
+{
+    struct disposal *disposal;
+
+    if (!disposals->config->destroy_superseded)
         return;
     disposal = calloc(1, sizeof *disposal);
-    if (!disposal) /* the next Configure finds it */
+    if (!disposal) /* the next start finds it */
         return;
-    disposal->keymanager = keymanager;
+    disposal->disposals = disposals;
     disposal->kind = kind;
+    disposal->since = since;
     disposal->due = clock_now();
     disposal->pause = first_pause;
+    disposal->label = *label;
     disposal->name = *name;
     disposal->known = public_key && public_key->pkix_length > 0;
     if (disposal->known)
         memcpy(disposal->fingerprint, public_key->fingerprint, sizeof disposal->fingerprint);
-    (void)snprintf(disposal->key_id, sizeof disposal->key_id, "%s", key_id);
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    LIST_INSERT_HEAD(&keymanager->disposals, disposal, link);
-    (void)pthread_mutex_unlock(&keymanager->mutex);
+    lock(disposals);
+    LIST_INSERT_HEAD(&disposals->list, disposal, link);
+    unlock(disposals);
 }
+
+void disposals_allow(struct disposals *disposals, bool allowed)
+{
+    lock(disposals);
+    disposals->allowed = allowed;
+    unlock(disposals);
+}
+
+void disposals_hush(struct disposals *disposals)
+{
+    lock(disposals);
+    disposals->allowed = false;
+    disposals->silent = true;
+    unlock(disposals);
+}
+
+/* ---- what comes of it ---- */
 
 static void log_disposal(const struct disposal *disposal, enum log_level level,
                          const struct fault *fault, const char *message)
 {
     char id[2 * HSM_ID_MAX + 1];
 
-    keymanager_cka_id(&disposal->name, id);
+    hex_encode(disposal->name.id, disposal->name.id_length, id);
     if (fault)
-        log_fault(level, fault, message, "key_id", disposal->key_id, "label", disposal->name.label,
-                  "cka_id", id, NULL);
+        log_fault(level, fault, message, "key_id", disposal->label.key_id, "label",
+                  disposal->name.label, "cka_id", id, NULL);
     else
-        log_write(level, message, "key_id", disposal->key_id, "label", disposal->name.label,
+        log_write(level, message, "key_id", disposal->label.key_id, "label", disposal->name.label,
                   "cka_id", id, NULL);
 }
 
@@ -85,11 +133,9 @@ static bool is_another(const struct fault *fault)
 }
 
 /* Is this object settled? If not, when to look again. */
-static bool settled(struct disposal *disposal, const struct fault *fault)
+static bool is_settled(struct disposal *disposal, const struct fault *fault)
 {
-    bool gone = fault->code == FAULT_NONE;
-
-    if (gone && (disposal->kind != DISPOSE_STRAY || ++disposal->looks == STRAY_LOOKS))
+    if (fault->code == FAULT_NONE && ++disposal->looks == LOOKS)
         return true;
     if (fault->code == FAULT_PERMISSION_DENIED || is_another(fault))
         return true;
@@ -98,15 +144,15 @@ static bool settled(struct disposal *disposal, const struct fault *fault)
     return false;
 }
 
-static void log_outcome(struct disposal *disposal, const struct fault *fault, bool is_settled)
+static void log_outcome(struct disposal *disposal, const struct fault *fault, bool settled)
 {
-    if (fault->code == FAULT_NONE && disposal->kind != DISPOSE_STRAY)
-        log_disposal(disposal, LOG_INFO, NULL, events[disposal->kind]);
-    else if (fault->code == FAULT_NONE)
-        log_disposal(disposal, LOG_DEBUG, NULL, events[disposal->kind]);
+    bool first = disposal->looks == 1 && disposal->kind != DISPOSE_STRAY;
+
+    if (fault->code == FAULT_NONE)
+        log_disposal(disposal, first ? LOG_INFO : LOG_DEBUG, NULL, events[disposal->kind]);
     else if (is_another(fault))
         log_disposal(disposal, LOG_WARN, fault, "key to destroy is not what it was taken for");
-    else if (is_settled)
+    else if (settled)
         log_disposal(disposal, LOG_WARN, fault,
                      "token does not allow destroying this key; it stays (set destroy_superseded "
                      "= false if that is meant)");
@@ -114,83 +160,142 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_WARN, fault, "cannot destroy key yet; will try again");
 }
 
+/* A role that may not destroy now may do so after the next start. */
+static void write_down(const struct disposal *disposal, const struct fault *fault)
+{
+    if (fault->code == FAULT_PERMISSION_DENIED)
+        return;
+    record_remove(scribe_edit(disposal->disposals->scribe), &disposal->name);
+    scribe_commit(disposal->disposals->scribe, NULL, NULL);
+}
+
+/* ---- which one is next ---- */
+
+/* With the mutex held. */
+static unsigned condemned_after(const struct disposal *disposal)
+{
+    const struct disposal *other;
+    unsigned count = 0;
+
+    LIST_FOREACH (other, &disposal->disposals->list, link)
+        count += other->kind == DISPOSE_SUPERSEDED &&
+                 strcmp(other->label.key_id, disposal->label.key_id) == 0 &&
+                 other->label.generation > disposal->label.generation;
+    return count;
+}
+
+/* With the mutex held. What was condemned waits for a day of running time, so that whatever was
+ * not seen in a moment may come out; a full token, or too many of one id, shorten it. */
+static bool has_waited(const struct disposal *disposal)
+{
+    const struct disposals *disposals = disposal->disposals;
+    int64_t after = disposals->config->destroy_superseded_after / CLOCK_SECOND;
+
+    return disposal->hurried || scribe_ran(disposals->scribe) - disposal->since >= after ||
+           condemned_after(disposal) >= disposals->config->keep_condemned;
+}
+
+/* With the mutex held. Whoever asks for destruction at once has no rivals in mind. */
+static bool may_go(const struct disposal *disposal)
+{
+    const struct disposals *disposals = disposal->disposals;
+
+    if (disposal->kind != DISPOSE_SUPERSEDED)
+        return true;
+    return has_waited(disposal) && scribe_is_written(disposals->scribe) &&
+           (disposals->config->destroy_superseded_after == 0 ||
+            rivals_allow(disposals->rivals, disposal->label.generation));
+}
+
 /* With the mutex held. One at a time, each after the other: so signatures have the other
  * sessions, and hundreds that a crash loop left are gone in seconds all the same. */
-static struct disposal *next_due(struct keymanager *keymanager, int64_t now)
+static struct disposal *next_due(struct disposals *disposals, int64_t now)
 {
     struct disposal *disposal;
 
-    if (!keymanager->cleaning || keymanager->disposing)
+    if (!disposals->allowed || disposals->out)
         return NULL;
-    LIST_FOREACH (disposal, &keymanager->disposals, link)
-        if (disposal->due <= now)
+    LIST_FOREACH (disposal, &disposals->list, link)
+        if (disposal->due <= now && may_go(disposal))
             return disposal;
     return NULL;
 }
 
-/* The next one follows at once, unless keys are being made: SoftHSM shows half of what it has
- * while objects come and go. Nor after a refusal, which comes from within supervisor_submit. */
+bool disposals_make_room(struct disposals *disposals)
+{
+    struct disposal *oldest = NULL;
+    struct disposal *disposal;
+
+    lock(disposals);
+    LIST_FOREACH (disposal, &disposals->list, link)
+        if (disposal->kind == DISPOSE_SUPERSEDED && !disposal->hurried &&
+            (!oldest || disposal->since < oldest->since))
+            oldest = disposal;
+    if (oldest)
+        oldest->hurried = true;
+    unlock(disposals);
+    return oldest != NULL;
+}
+
+/* ---- destroying ---- */
+
+/* The next one follows at once, unless keys are being made; nor after a refusal, which comes from
+ * within supervisor_submit. */
 static void disposed(void *context, const struct hsm_reply *reply)
 {
     struct disposal *disposal = context;
-    struct keymanager *keymanager = disposal->keymanager;
-    bool is_settled;
-    bool go_on;
+    struct disposals *disposals = disposal->disposals;
+    bool go_on = reply->fault.code == FAULT_NONE && !disposals->is_busy(disposals->context);
+    bool settled;
+    bool gone;
 
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    go_on = reply->fault.code == FAULT_NONE && LIST_EMPTY(&keymanager->attempts);
-    is_settled = settled(disposal, &reply->fault);
-    keymanager->disposing = false;
-    if (!keymanager->closing)
-        log_outcome(disposal, &reply->fault, is_settled);
-    if (is_settled && reply->fault.code == FAULT_NONE && disposal->kind != DISPOSE_STRAY)
-        metrics_count(METRIC_KEY_DESTROYED);
-    if (is_settled) {
+    lock(disposals);
+    settled = is_settled(disposal, &reply->fault);
+    disposals->out = false;
+    if (!disposals->silent)
+        log_outcome(disposal, &reply->fault, settled);
+    gone =
+        reply->fault.code == FAULT_NONE && disposal->looks == 1 && disposal->kind != DISPOSE_STRAY;
+    if (settled)
         LIST_REMOVE(disposal, link);
+    unlock(disposals);
+    if (gone)
+        metrics_count(METRIC_KEY_DESTROYED);
+    if (settled) {
+        write_down(disposal, &reply->fault);
         free(disposal);
     }
-    (void)pthread_mutex_unlock(&keymanager->mutex);
     if (go_on)
-        disposal_tick(keymanager);
+        disposals_tick(disposals);
 }
 
 static void dispose(struct disposal *disposal)
 {
     struct hsm_request request = {.op = HSM_DESTROY, .key = disposal->name};
 
-    if (disposal->kind == DISPOSE_HALF)
-        request.expect = HSM_EXPECT_HALF;
-    else if (disposal->known)
+    if (disposal->known)
         request.expect = HSM_EXPECT_KEY;
+    else if (disposal->kind == DISPOSE_HALF || disposal->kind == DISPOSE_SUPERSEDED)
+        request.expect = HSM_EXPECT_HALF;
     memcpy(request.fingerprint, disposal->fingerprint, sizeof request.fingerprint);
-    supervisor_submit(disposal->keymanager->supervisor,
+    supervisor_submit(disposal->disposals->supervisor,
                       &(struct supervisor_request){.request = &request,
                                                    .deadline = clock_now() + request_limit,
                                                    .done = disposed,
                                                    .context = disposal});
 }
 
-void disposal_tick(struct keymanager *keymanager)
+void disposals_tick(struct disposals *disposals)
 {
     struct disposal *disposal;
 
     do {
-        (void)pthread_mutex_lock(&keymanager->mutex);
-        disposal = next_due(keymanager, clock_now());
+        lock(disposals);
+        disposal = next_due(disposals, clock_now());
         if (disposal)
-            keymanager->disposing = true;
-        (void)pthread_mutex_unlock(&keymanager->mutex);
+            disposals->out = true;
+        unlock(disposals);
         if (disposal)
             dispose(disposal);
     } while (disposal);
-}
-
-void disposal_free_all(struct keymanager *keymanager)
-{
-    struct disposal *disposal;
-
-    while ((disposal = LIST_FIRST(&keymanager->disposals)) != NULL) {
-        LIST_REMOVE(disposal, link);
-        free(disposal);
-    }
 }

@@ -16,6 +16,7 @@
 #include "hsm/base/file_stamp.h"
 #include "hsm/base/scope.h"
 #include "plugin/keys/holder.h"
+#include "plugin/keys/scribe.h"
 #include "plugin/report/log.h"
 
 static const int64_t lock_wait = 12 * CLOCK_SECOND;
@@ -24,20 +25,24 @@ static const int64_t lock_wait = 12 * CLOCK_SECOND;
 struct source {
     const char *what;
     const char *path;
-    int flags; /* for open(2) */
+    int flags;          /* for open(2) */
+    const char *record; /* that may have the identity, or "" */
+    const char *trust_domain;
 };
 
 static struct source file_of(const struct config *config)
 {
     return (struct source){.what = "key_identifier_file",
-                           .path = config->keymanager.key_identifier_file};
+                           .path = config->keymanager.key_identifier_file,
+                           .record = config->keymanager.record_file,
+                           .trust_domain = config->trust_domain};
 }
 
 /* Everybody may put links into /dev/shm. */
 static struct source place_of(const char *path)
 {
     return (struct source){
-        .what = "place of key_identifier_value", .path = path, .flags = O_NOFOLLOW};
+        .what = "place of key_identifier_value", .path = path, .flags = O_NOFOLLOW, .record = ""};
 }
 
 static int make_uuid(char text[40])
@@ -54,13 +59,13 @@ static int make_uuid(char text[40])
     return 0;
 }
 
-/* Removed under a running server, by mistake: there is only one right content. */
-static int write_back(const struct source *source, const struct identity *held, bool *existed,
+/* Removed by mistake: there is only one right content. */
+static int write_back(const struct source *source, const void *bytes, size_t length, bool *existed,
                       struct fault *fault)
 {
     struct fault why;
 
-    if (file_make(source->path, held->bytes, held->length, S_IRUSR | S_IWUSR, existed, &why) != 0)
+    if (file_make(source->path, bytes, length, S_IRUSR | S_IWUSR, existed, &why) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "%s \"%s\" has vanished and cannot be written back: %s", source->what,
                          source->path, why.message);
@@ -70,13 +75,34 @@ static int write_back(const struct source *source, const struct identity *held, 
     return 0;
 }
 
+/* A record without its identity is a file that vanished: a new identity would forget every key. */
+static int from_record(const struct source *source, bool *existed, bool *restored,
+                       struct fault *fault)
+{
+    uint8_t bytes[CONFIG_IDENTITY_MAX];
+    size_t length = 0;
+
+    *restored = false;
+    if (source->record[0] == '\0')
+        return 0;
+    if (scribe_identity(source->record, source->trust_domain, bytes, &length, fault) != 0)
+        return fault->code == FAULT_NOT_FOUND ? 0 : -1;
+    *restored = true;
+    return write_back(source, bytes, length, existed, fault);
+}
+
 /* The name never shows a half-written identity. Of two processes that start at once, one
  * makes the file, and the other finds it, like any later one. */
 static int create(const struct source *source, bool *existed, struct fault *fault)
 {
     char uuid[40];
     struct fault why;
+    bool restored;
 
+    if (from_record(source, existed, &restored, fault) != 0)
+        return -1;
+    if (restored)
+        return 0;
     if (make_uuid(uuid) != 0)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for %s", source->path);
     if (file_make(source->path, uuid, strlen(uuid), S_IRUSR | S_IWUSR, existed, &why) != 0)
@@ -107,7 +133,7 @@ static int open_file(const struct source *source, const struct identity *held, b
     *existed = true;
     *fd = open_source(source);
     if (*fd < 0 && errno == ENOENT) {
-        if ((is_held(source, held) ? write_back(source, held, existed, fault)
+        if ((is_held(source, held) ? write_back(source, held->bytes, held->length, existed, fault)
                                    : create(source, existed, fault)) != 0)
             return -1;
         *fd = open_source(source);
@@ -228,6 +254,36 @@ static int make_or_read(const struct source *source, const struct identity *held
     return 0;
 }
 
+/* ---- the place ---- */
+
+/* Since when the host has been up: proc(5), or the clocks where /proc hides it. */
+static void boot_text(char text[40])
+{
+    OWNED(scope_close) int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd >= 0 ? read(fd, text, 36) : -1;
+    struct timespec up;
+
+    if (got == 36)
+        text[36] = '\0';
+    else if (clock_gettime(CLOCK_BOOTTIME, &up) == 0)
+        (void)snprintf(text, 40, "%lld", (long long)(time(NULL) - up.tv_sec) / 60);
+    else
+        (void)snprintf(text, 40, "unknown");
+}
+
+/* A copy of the file has another inode or birth; the disk of a cloned host, another boot. */
+static void place_text(int fd, char text[IDENTITY_PLACE_TEXT])
+{
+    struct statx file = {.stx_mask = 0};
+    char boot[40];
+
+    boot_text(boot);
+    (void)statx(fd, "", AT_EMPTY_PATH, STATX_INO | STATX_BTIME, &file);
+    (void)snprintf(text, IDENTITY_PLACE_TEXT, "%u:%u:%llu:%lld.%u:%s", file.stx_dev_major,
+                   file.stx_dev_minor, (unsigned long long)file.stx_ino,
+                   (long long)file.stx_btime.tv_sec, file.stx_btime.tv_nsec, boot);
+}
+
 static int from_file(const struct source *source, const struct identity *held,
                      struct identity *identity, struct fault *fault)
 {
@@ -238,7 +294,7 @@ static int from_file(const struct source *source, const struct identity *held,
             lock_file(source, held, &fd, &identity->lock, fault) != 0)
             return -1;
     }
-    identity->alone = true;
+    place_text(identity->lock, identity->place);
     (void)snprintf(identity->path, sizeof identity->path, "%s", source->path);
     return 0;
 }
@@ -259,7 +315,6 @@ static int find_file(const struct source *source, bool lock, struct identity *id
     if (take_lock(source, fd, 0, fault) != 0)
         return -1;
     identity->lock = fd;
-    identity->alone = true;
     fd = -1;
     return 0;
 }
@@ -272,6 +327,8 @@ static void take_value(const struct config *config, struct identity *identity)
 
     identity->length = strlen(value);
     memcpy(identity->bytes, value, identity->length);
+    (void)snprintf(identity->place, sizeof identity->place, "process %ld since %lld",
+                   (long)getpid(), (long long)clock_now());
 }
 
 static void take_scope(const struct config *config, struct identity *identity)
@@ -302,6 +359,7 @@ static int take_place(const struct identity *held, struct identity *identity, st
     }
     identity->lock = place.lock;
     label_maker(place.bytes, place.length, &identity->maker);
+    (void)snprintf(identity->place, sizeof identity->place, "%s", path);
     return 0;
 }
 

@@ -3,7 +3,7 @@
  *
  * The file is also the lock that tells two live processes with one identity apart:
  * flock(2), held by whoever has the descriptor open, worker included. Only its holder
- * may destroy older generations unasked.
+ * writes the record (record.h), and with it says what may be destroyed.
  *
  * A value can be given to servers on many hosts, and no lock reaches that far. Each host has
  * a place for it in memory, a file in /dev/shm that is locked likewise: two processes here
@@ -19,22 +19,26 @@
 #include "plugin/config/config.h"
 #include "plugin/keys/label.h"
 
+enum { IDENTITY_PLACE_TEXT = 160 };
+
 struct identity {
     char bytes[CONFIG_IDENTITY_MAX];
     size_t length;
     struct label_scope scope;
-    char path[HSM_PATH_MAX]; /* key_identifier_file, "" with a value */
-    int lock;                /* descriptor that holds the lock; -1 = none */
-    bool existed;            /* key_identifier_file was there before */
-    bool alone;              /* the lock is on key_identifier_file: nobody else has this identity */
-    struct label_maker maker; /* of the place; unknown with key_identifier_file */
+    char path[HSM_PATH_MAX];         /* key_identifier_file, "" with a value */
+    int lock;                        /* descriptor that holds the lock; -1 = none */
+    bool existed;                    /* key_identifier_file was there before */
+    char place[IDENTITY_PLACE_TEXT]; /* of the file that is locked, on this host and in this boot:
+                                        who makes keys elsewhere, or with a copy, has another */
+    struct label_maker maker;        /* of the place; unknown with key_identifier_file */
 };
 
 /* Reads or makes the identity and takes the lock, waiting up to 12 s for a process that
  * is on its way out. `held` is the identity in force, or NULL: the same file is not
  * locked against ourselves, and written back if it has vanished, as a new identity in its
  * place would forget every key. A file is never removed, nor one that is there replaced. On
- * success the caller closes with identity_close. */
+ * If the record has the identity (config.record_file), a file that vanished is written back from
+ * there. On success the caller closes with identity_close. */
 int identity_open(const struct config *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 

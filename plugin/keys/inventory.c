@@ -3,14 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-void inventory_add(struct inventory *inventory, const struct label_scope *scope,
-                   const struct hsm_item *item)
+static struct inventory_item *append(struct inventory *inventory)
 {
-    struct inventory_item *added;
-    struct label label;
-
-    if (!label_parse(item->key.label, &label) || !label_same_scope(&label.scope, scope))
-        return;
     if (inventory->count == inventory->room) {
         size_t room = inventory->room ? 2 * inventory->room : 16;
         struct inventory_item *items =
@@ -18,13 +12,56 @@ void inventory_add(struct inventory *inventory, const struct label_scope *scope,
 
         if (!items) {
             inventory->out_of_memory = true;
-            return;
+            return NULL;
         }
         inventory->items = items;
         inventory->room = room;
     }
-    added = &inventory->items[inventory->count++];
-    *added = (struct inventory_item){.label = label, .name = item->key, .state = item->state};
+    return &inventory->items[inventory->count++];
+}
+
+void inventory_expect(struct inventory *inventory, const struct label *label,
+                      const struct hsm_key_name *name)
+{
+    struct inventory_item *added = append(inventory);
+
+    if (!added)
+        return;
+    *added = (struct inventory_item){.label = *label, .name = *name, .state = HSM_ABSENT};
+    inventory->expected = inventory->count;
+}
+
+static struct inventory_item *expected(const struct inventory *inventory,
+                                       const struct hsm_key_name *name)
+{
+    for (size_t i = 0; i < inventory->expected; i++) {
+        struct inventory_item *item = &inventory->items[i];
+
+        if (label_same_name(&item->name, name))
+            return item;
+    }
+    return NULL;
+}
+
+void inventory_add(struct inventory *inventory, const struct label_scope *scope,
+                   const struct hsm_item *item)
+{
+    struct inventory_item *added = expected(inventory, &item->key);
+    struct label label;
+
+    if (added && added->proven && added->state == HSM_COMPLETE)
+        return;
+    if (!label_parse(item->key.label, &label) || !label_same_scope(&label.scope, scope))
+        return;
+    if (!added)
+        added = append(inventory);
+    if (added)
+        *added = (struct inventory_item){.label = label, .name = item->key, .state = item->state};
+}
+
+void inventory_forget_seen(struct inventory *inventory)
+{
+    inventory->count = inventory->expected;
 }
 
 static int by_key_id(const void *a, const void *b)

@@ -24,12 +24,21 @@ struct inventory {
     struct inventory_item *items;
     size_t count;
     size_t room;
+    size_t expected;    /* of them, the first ones until they are sorted */
     bool out_of_memory; /* or of INVENTORY_MAX: something is missing */
 };
 
-/* Takes the item in if its label is format 1 and of this scope. */
+/* Takes in a key that should be there: HSM_ABSENT until it is seen. Before all others. */
+void inventory_expect(struct inventory *inventory, const struct label *label,
+                      const struct hsm_key_name *name);
+
+/* Takes the item in if its label is format 1 and of this scope. One that was expected, and is
+ * whole by a proof, stays so; if it is not, it is as was seen, and to be proven anew. */
 void inventory_add(struct inventory *inventory, const struct label_scope *scope,
                    const struct hsm_item *item);
+
+/* What was added is forgotten, what was expected stays. */
+void inventory_forget_seen(struct inventory *inventory);
 void inventory_sort(struct inventory *inventory);
 void inventory_clear(struct inventory *inventory);
 

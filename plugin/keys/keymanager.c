@@ -2,6 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#include <openssl/rand.h>
 
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
@@ -23,17 +26,12 @@ int64_t keymanager_call_timeout(const struct keymanager *keymanager)
     return keymanager->config.call_timeout;
 }
 
-void keymanager_cka_id(const struct hsm_key_name *name, char text[2 * HSM_ID_MAX + 1])
-{
-    hex_encode(name->id, name->id_length < HSM_ID_MAX ? name->id_length : HSM_ID_MAX, text);
-}
-
 void keymanager_log_event(const struct keymanager *keymanager, const char *event,
                           const struct catalogue_key *key)
 {
     char id[2 * HSM_ID_MAX + 1];
 
-    keymanager_cka_id(&key->name, id);
+    hex_encode(key->name.id, key->name.id_length, id);
     log_write(LOG_INFO, event, "key_id", key->key_id, "key_type",
               hsm_key_type_name(key->public_key.type), "label", key->name.label, "cka_id", id,
               "sha256", key->fingerprint, "local_authority_id", key->authority_id, "token",
@@ -45,54 +43,22 @@ static int64_t later(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-void keymanager_searched(struct keymanager *keymanager, int64_t begun)
-{
-    keymanager->patience = later(2 * (clock_now() - begun), keymanager->config.operation_timeout);
-}
-
-/* ---- whose a key is ---- */
-
-bool keymanager_made(const struct keymanager *keymanager, const struct label *label,
-                     const struct hsm_key_name *name)
-{
-    for (size_t i = 0; i < MADE_MAX && i < keymanager->made_count; i++)
-        if (keymanager->made[i].generation == label->generation &&
-            memcmp(keymanager->made[i].id, name->id, sizeof name->id) == 0)
-            return true;
-    return label_made_by(&keymanager->identity.maker, name);
-}
-
-/* Nothing is made any more by the one we succeed. */
-static void take_over(struct keymanager *keymanager, struct keymanager *before)
-{
-    (void)pthread_mutex_lock(&before->mutex);
-    if (label_same_scope(&before->identity.scope, &keymanager->identity.scope)) {
-        memcpy(keymanager->made, before->made, sizeof keymanager->made);
-        keymanager->made_count = before->made_count;
-    }
-    (void)pthread_mutex_unlock(&before->mutex);
-}
-
 /* ---- life ---- */
-
-/* Not before the one we succeed is gone: its signatures in flight use keys that we supersede. */
-static void begin_cleaning(struct keymanager *keymanager)
-{
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    keymanager->cleaning = !keymanager->rivalry && !keymanager->closing;
-    (void)pthread_mutex_unlock(&keymanager->mutex);
-}
 
 static void free_keymanager(void *context)
 {
     struct keymanager *keymanager = context;
 
-    disposal_free_all(keymanager);
-    if (keymanager->successor) {
-        begin_cleaning(keymanager->successor);
+    disposals_close(&keymanager->disposals);
+    if (keymanager->successor) { /* its signatures in flight used keys that we superseded */
+        disposals_allow(&keymanager->successor->disposals, true);
         keymanager_release(keymanager->successor);
     }
+    rivals_close(&keymanager->rivals);
     catalogue_close(&keymanager->catalogue);
+    generations_close(&keymanager->generations);
+    if (keymanager->scribe)
+        scribe_release(keymanager->scribe);
     identity_close(&keymanager->identity);
     (void)pthread_cond_destroy(&keymanager->drained);
     (void)pthread_mutex_destroy(&keymanager->mutex);
@@ -103,8 +69,15 @@ static void tick(void *context)
 {
     struct keymanager *keymanager = context;
 
+    scribe_tick(keymanager->scribe);
     rotation_tick(keymanager);
-    disposal_tick(keymanager);
+    rivals_tick(&keymanager->rivals);
+    disposals_tick(&keymanager->disposals);
+}
+
+static bool is_busy(void *context)
+{
+    return rotation_is_busy(context);
 }
 
 static struct keymanager *new_keymanager(const struct config *config)
@@ -119,12 +92,60 @@ static struct keymanager *new_keymanager(const struct config *config)
     keymanager->holders = 1;
     keymanager->patience = keymanager->config.operation_timeout;
     catalogue_open(&keymanager->catalogue);
+    generations_open(&keymanager->generations);
+    rivals_open(&keymanager->rivals, &keymanager->identity.scope);
+    keymanager->disposals = (struct disposals){.config = &keymanager->config,
+                                               .rivals = &keymanager->rivals,
+                                               .is_busy = is_busy,
+                                               .context = keymanager};
+    disposals_open(&keymanager->disposals);
     (void)pthread_mutex_init(&keymanager->mutex, NULL);
     condition_open(&keymanager->drained);
     TAILQ_INIT(&keymanager->gated);
     LIST_INIT(&keymanager->attempts);
-    LIST_INIT(&keymanager->disposals);
     return keymanager;
+}
+
+/* ---- the record ---- */
+
+static bool shares_record(const struct keymanager *before, const struct keymanager *keymanager)
+{
+    return before && strcmp(before->config.record_file, keymanager->config.record_file) == 0 &&
+           label_same_scope(&before->identity.scope, &keymanager->identity.scope);
+}
+
+/* The place of the identity, whose maker marks the keys made here. */
+static int take_place(struct keymanager *keymanager, struct fault *fault)
+{
+    uint8_t random[sizeof keymanager->identity.maker.key];
+    uint32_t now = 0;
+
+    (void)label_next_generation(time(NULL), 0, &now, NULL);
+    if (RAND_bytes(random, sizeof random) != 1)
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers for the record");
+    if (keymanager->identity.maker.known) /* the place of a value has its own */
+        memcpy(random, keymanager->identity.maker.key, sizeof random);
+    (void)record_take_place(scribe_edit(keymanager->scribe), keymanager->identity.place, random,
+                            now);
+    scribe_leave(keymanager->scribe);
+    explicit_bzero(random, sizeof random);
+    return 0;
+}
+
+static int open_record(struct keymanager *keymanager, struct keymanager *before,
+                       struct fault *fault)
+{
+    enum scribe_found found = SCRIBE_RECORD;
+
+    if (shares_record(before, keymanager))
+        keymanager->scribe = scribe_hold(before->scribe);
+    else if (scribe_open(keymanager->config.record_file, &keymanager->identity.scope,
+                         &keymanager->scribe, &found, fault) != 0)
+        return -1;
+    keymanager->recorded = found == SCRIBE_RECORD;
+    keymanager->rivals.scribe = keymanager->scribe;
+    keymanager->disposals.scribe = keymanager->scribe;
+    return take_place(keymanager, fault);
 }
 
 static int start(struct keymanager *keymanager, const struct config *config, struct fault *fault)
@@ -156,8 +177,6 @@ static int load(struct keymanager *keymanager, struct keymanager *before, const 
     deadline = later(deadline, clock_now() + loading_time);
     if (before && rotation_drain(before, deadline, cancel, fault) != 0)
         return -1;
-    if (before)
-        take_over(keymanager, before);
     return loading_run(keymanager, before, deadline, cancel, fault);
 }
 
@@ -169,7 +188,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     if (identity_open(config, before ? &before->identity : NULL, &made->identity, fault) != 0 ||
-        start(made, config, fault) != 0) {
+        open_record(made, before, fault) != 0 || start(made, config, fault) != 0) {
         free_keymanager(made);
         return -1;
     }
@@ -179,6 +198,8 @@ int keymanager_open(const struct config *config, struct keymanager *before,
         keymanager_release(made);
         return -1;
     }
+    made->disposals.supervisor = made->supervisor;
+    rivals_begin(&made->rivals, made->supervisor);
     *keymanager = made;
     return 0;
 }
@@ -188,7 +209,7 @@ void keymanager_succeed(struct keymanager *keymanager, struct keymanager *before
     if (before)
         rotation_open_gate(before, keymanager);
     else
-        begin_cleaning(keymanager);
+        disposals_allow(&keymanager->disposals, true);
 }
 
 struct keymanager *keymanager_hold(struct keymanager *keymanager)
@@ -201,9 +222,7 @@ void keymanager_release(struct keymanager *keymanager)
 {
     if (atomic_fetch_sub(&keymanager->holders, 1) != 1)
         return;
-    (void)pthread_mutex_lock(&keymanager->mutex);
-    keymanager->cleaning = false;
-    (void)pthread_mutex_unlock(&keymanager->mutex);
+    disposals_allow(&keymanager->disposals, false);
     supervisor_retire(keymanager->supervisor);
 }
 
@@ -213,12 +232,22 @@ void keymanager_abandon(struct keymanager *keymanager)
     supervisor_abandon(keymanager->supervisor);
 }
 
+/* It is in the record as condemned, and nobody signs with it any more. */
+static void condemn(struct keymanager *keymanager, const struct catalogue_key *key)
+{
+    struct label label = {.scope = keymanager->identity.scope, .generation = key->generation};
+
+    memcpy(label.key_id, key->key_id, sizeof label.key_id);
+    disposals_add(&keymanager->disposals, DISPOSE_SUPERSEDED, &label, &key->name, &key->public_key,
+                  scribe_ran(keymanager->scribe));
+}
+
 void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key)
 {
     if (!catalogue_drop(key))
         return;
-    if (key->superseded && key->ours)
-        disposal_add(keymanager, DISPOSE_SUPERSEDED, key->key_id, &key->name, &key->public_key);
+    if (key->superseded && key->made && !key->unproven)
+        condemn(keymanager, key);
     free(key);
 }
 
@@ -251,10 +280,27 @@ static void explain_gone(const struct signing *signing, const struct hsm_reply *
     signing->done(signing->context, signing->key, &gone);
 }
 
+/* Preparing an authority signs too, but at once. */
+static void note_use(const struct signing *signing)
+{
+    struct scribe *scribe = signing->keymanager->scribe;
+    struct record_key *key;
+
+    if (signing->key->in_use || clock_now() - signing->key->begun < KEYMANAGER_IN_USE_AGE)
+        return;
+    signing->key->in_use = true;
+    key = record_find(scribe_edit(scribe), &signing->key->name);
+    if (key)
+        key->in_use = true;
+    scribe_commit(scribe, NULL, NULL);
+}
+
 static void signed_done(void *context, const struct hsm_reply *reply)
 {
     struct signing *signing = context;
 
+    if (reply->fault.code == FAULT_NONE)
+        note_use(signing);
     if (reply->fault.code == FAULT_NOT_FOUND)
         explain_gone(signing, reply);
     else

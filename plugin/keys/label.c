@@ -93,6 +93,12 @@ void label_scope(const char *trust_domain, const void *identity, size_t length,
     hash("spire-p11-1/server", identity, length, scope->server);
 }
 
+bool label_same_name(const struct hsm_key_name *a, const struct hsm_key_name *b)
+{
+    return a->id_length == b->id_length && a->id_length <= HSM_ID_MAX &&
+           memcmp(a->id, b->id, a->id_length) == 0 && strcmp(a->label, b->label) == 0;
+}
+
 bool label_same_scope(const struct label_scope *a, const struct label_scope *b)
 {
     return strcmp(a->trust_domain, b->trust_domain) == 0 && strcmp(a->server, b->server) == 0;

@@ -66,6 +66,9 @@ void label_format(const struct label *label, char text[HSM_LABEL_MAX + 1]);
 /* Reads a label. false: not format 1 to the letter, so somebody else's object. */
 bool label_parse(const char *text, struct label *label);
 
+/* Do two objects have one label and one id? Then they are two halves, or two copies, of a key. */
+bool label_same_name(const struct hsm_key_name *a, const struct hsm_key_name *b);
+
 /* The prefix all labels of a scope begin with, for HSM_SCAN ("sp1-" td8 srv8 does not
  * fit its 16 bytes: the scan asks for "sp1-" td8 and same_scope sorts out the rest). */
 void label_prefix(const struct label_scope *scope, char prefix[16]);

@@ -1,266 +1,141 @@
-/* From a token to a catalogue: one scan, then the newest generation of each of our keys is
- * proven and served. What the scan shows besides is left over from crashes. */
+/* A start: looks at the token until what it shows can be believed, then serves it.
+ *
+ * With a record it is known what must be there. One look that shows every recorded key whole is
+ * enough, whatever else cannot be read; a key that does not show is waited for. Without a record
+ * the newest proven generation of each id is served, after a stricter look. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
-#include "plugin/keys/inventory.h"
+#include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/keys/loss.h"
+#include "plugin/keys/stock.h"
 #include "plugin/keys/verdict.h"
 #include "plugin/report/log.h"
 
-enum { PROOFS_OUT_MAX = 64, OLDER_MANY = 32 };
+enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 
-/* The slow lane's end of requests that run elsewhere. */
-struct tally {
-    struct keymanager *keymanager;
-    const atomic_bool *cancel;
-    bool cancelled;
-    int64_t deadline;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    unsigned out;
-    struct fault fault; /* the first that was not FAULT_NONE */
-    struct hsm_reply scan;
-    struct inventory inventory;
-};
-
-static void tally_begin(struct tally *tally)
-{
-    (void)pthread_mutex_lock(&tally->mutex);
-    tally->out++;
-    (void)pthread_mutex_unlock(&tally->mutex);
-}
-
-static void tally_end(struct tally *tally, const struct fault *fault)
-{
-    (void)pthread_mutex_lock(&tally->mutex);
-    if (tally->fault.code == FAULT_NONE)
-        tally->fault = *fault;
-    tally->out--;
-    (void)pthread_cond_signal(&tally->changed);
-    (void)pthread_mutex_unlock(&tally->mutex);
-}
-
-/* Waits until no more than `most` are out. What is out refers to the tally, so even a
- * cancelled wait lasts until all have come back: abandoning the supervisor sees to that. */
-static int tally_wait(struct tally *tally, unsigned most, struct fault *fault)
-{
-    bool cancel;
-    int result;
-
-    (void)pthread_mutex_lock(&tally->mutex);
-    while (tally->out > most) {
-        condition_wait(&tally->changed, &tally->mutex, clock_now() + CLOCK_SECOND / 5);
-        cancel = *tally->cancel && !tally->cancelled;
-        tally->cancelled = tally->cancelled || cancel;
-        (void)pthread_mutex_unlock(&tally->mutex);
-        if (cancel)
-            supervisor_abandon(tally->keymanager->supervisor);
-        (void)pthread_mutex_lock(&tally->mutex);
-    }
-    result = tally->fault.code == FAULT_NONE ? 0 : -1;
-    if (result != 0)
-        *fault = tally->fault;
-    (void)pthread_mutex_unlock(&tally->mutex);
-    return result;
-}
-
-/* ---- scanning ---- */
-
-static void scanned_item(void *context, const struct hsm_item *item)
-{
-    struct tally *tally = context;
-
-    if (item)
-        inventory_add(&tally->inventory, &tally->keymanager->identity.scope, item);
-    else
-        inventory_clear(&tally->inventory);
-}
-
-static void scanned(void *context, const struct hsm_reply *reply)
-{
-    struct tally *tally = context;
-
-    tally->scan = *reply;
-    tally_end(tally, &reply->fault);
-}
-
-static int scan(struct tally *tally, struct fault *fault)
-{
-    struct hsm_request request = {.op = HSM_SCAN};
-    int64_t begun = clock_now();
-
-    label_prefix(&tally->keymanager->identity.scope, request.prefix);
-    tally_begin(tally);
-    supervisor_submit(tally->keymanager->supervisor,
-                      &(struct supervisor_request){.request = &request,
-                                                   .deadline = tally->deadline,
-                                                   .done = scanned,
-                                                   .item = scanned_item,
-                                                   .context = tally});
-    if (tally_wait(tally, 0, fault) != 0)
-        return fault_prefix(fault, "cannot list the keys on token \"%s\"",
-                            tally->keymanager->info.label);
-    if (tally->inventory.out_of_memory)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory listing the keys on the token");
-    inventory_sort(&tally->inventory);
-    keymanager_searched(tally->keymanager, begun);
-    return 0;
-}
-
-/* ---- proving ---- */
-
-struct proof {
-    struct tally *tally;
-    struct inventory_item *item;
-};
-
-static void proven(void *context, const struct hsm_reply *reply)
-{
-    struct proof *proof = context;
-    struct tally *tally = proof->tally;
-    struct inventory_item *item = proof->item;
-    struct fault fault = reply->fault;
-
-    free(proof);
-    if (reply->fault.code == FAULT_NONE) {
-        item->state = reply->state;
-        item->proven = true;
-        if (reply->state == HSM_COMPLETE)
-            item->public_key = reply->public_key;
-        else
-            (void)snprintf(item->why, sizeof item->why, "%s", reply->why);
-    } else {
-        (void)fault_prefix(&fault, "key \"%s\" (label %s) cannot be proven", item->label.key_id,
-                           item->name.label);
-    }
-    tally_end(tally, &fault);
-}
-
-static int prove(struct tally *tally, struct inventory_item *item, struct fault *fault)
-{
-    struct proof *proof = malloc(sizeof *proof);
-    struct hsm_request request = {.op = HSM_PROVE, .key = item->name};
-
-    if (!proof)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    *proof = (struct proof){.tally = tally, .item = item};
-    tally_begin(tally);
-    supervisor_submit(
-        tally->keymanager->supervisor,
-        &(struct supervisor_request){
-            .request = &request, .deadline = tally->deadline, .done = proven, .context = proof});
-    return tally_wait(tally, PROOFS_OUT_MAX, fault);
-}
-
-/* Proves the newest generation of every key id; where that one is unfit, the next older
- * one in another round, until nothing is left to prove. */
-static int prove_all(struct tally *tally, struct fault *fault)
-{
-    struct inventory_item *item;
-    bool more = true;
-    int result = 0;
-
-    while (more && result == 0) {
-        struct fault late;
-
-        more = false;
-        for (item = inventory_first(&tally->inventory); item && result == 0;
-             item = inventory_next_id(&tally->inventory, item)) {
-            struct inventory_item *candidate = inventory_candidate(&tally->inventory, item);
-
-            if (candidate && !candidate->proven) {
-                more = true;
-                result = prove(tally, candidate, fault);
-            }
-        }
-        if (tally_wait(tally, 0, &late) != 0 && result == 0) {
-            *fault = late;
-            result = -1;
-        }
-    }
-    return result;
-}
-
-/* ---- comparing with what is served already ---- */
-
-/* An HSM cluster may show a key late. One that is served has been seen before. */
-static const int64_t lag_patience = 15 * CLOCK_SECOND;
+static const int64_t quick_walk = 2 * CLOCK_SECOND;
+static const int64_t unproven_patience = 10 * CLOCK_SECOND;
+static const int64_t lag_patience = 15 * CLOCK_SECOND; /* of a reconfiguration */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t log_interval = 10 * CLOCK_SECOND;
-static const uint32_t fresh_age = 30;
+static const int64_t fresh_age = 30 * CLOCK_SECOND;
+static const int64_t half_made_age = 3600 * CLOCK_SECOND;
 
-static bool same_token(const struct hsm_token_info *a, const struct hsm_token_info *b)
-{
-    return strcmp(a->label, b->label) == 0 && strcmp(a->serial, b->serial) == 0 &&
-           strcmp(a->model, b->model) == 0 && strcmp(a->manufacturer, b->manufacturer) == 0;
-}
+struct start {
+    struct keymanager *keymanager;
+    struct keymanager *before; /* or NULL */
+    int64_t begun;
+    int64_t deadline;
+    unsigned looks;
+    int64_t patience;     /* ns: the most that one of them was worth */
+    struct record record; /* as it was at the beginning */
+    bool by_token;        /* ids without a key are served by the token: a loss was accepted */
+    unsigned older;       /* whole keys of ours that are not served */
+    struct stock stock;
+};
 
-static bool shows(struct inventory *inventory, const struct catalogue_key *key)
+/* ---- what a look leaves in doubt ---- */
+
+struct doubt {
+    bool is_one;
+    bool failed;      /* the look itself, with `fault` */
+    bool gone;        /* a recorded key is not to be seen at all */
+    int64_t patience; /* ns that it is worth */
+    struct fault fault;
+};
+
+static struct inventory_item *first_of(struct inventory *inventory, const char *key_id)
 {
     struct inventory_item *item = inventory_first(inventory);
-    const struct inventory_item *newest;
 
-    while (item && strcmp(item->label.key_id, key->key_id) != 0)
+    while (item && strcmp(item->label.key_id, key_id) != 0)
         item = inventory_next_id(inventory, item);
-    newest = item ? inventory_candidate(inventory, item) : NULL;
-    return newest && newest->label.generation >= key->generation;
+    return item;
 }
 
-static int compare(struct tally *tally, struct keymanager *before, struct fault *fault)
+static struct inventory_item *item_of(struct inventory *inventory, const struct record_key *key)
 {
-    size_t count;
-    struct catalogue_key **keys = catalogue_list(&before->catalogue, &count);
-    int result = 0;
+    struct inventory_item *item = first_of(inventory, key->label.key_id);
 
-    if (!keys)
-        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    for (size_t i = 0; i < count; i++) {
-        if (result == 0 && !shows(&tally->inventory, keys[i]))
-            result = fault_set(fault, FAULT_UNAVAILABLE,
-                               "key \"%s\" (label %s) is served, but token \"%s\" does not show it "
-                               "(any more, or yet): if it is gone for good, restart the server",
-                               keys[i]->key_id, keys[i]->name.label, before->info.label);
-        keymanager_drop(before, keys[i]);
+    while (item && !label_same_name(&item->name, &key->name))
+        item = inventory_next_generation(inventory, item);
+    return item;
+}
+
+/* Is the id of this key, SERVED in the record, served by a key that is proven? */
+static bool is_settled(struct start *start, const struct record_key *key)
+{
+    struct inventory *inventory = &start->stock.inventory;
+    struct inventory_item *first = first_of(inventory, key->label.key_id);
+    struct inventory_item *served = first ? verdict_served(&start->record, inventory, first) : NULL;
+
+    return served && verdict_of(&start->record, inventory, first, served) == VERDICT_SERVE;
+}
+
+static void doubt_key(const struct start *start, const struct record_key *key,
+                      const struct inventory_item *item, struct doubt *doubt)
+{
+    bool unproven = !item || !item->proven;
+    const char *token = start->keymanager->info.label;
+
+    doubt->patience = unproven && start->stock.told > 0 ? unproven_patience
+                                                        : start->keymanager->config.startup_wait;
+    doubt->gone = item && verdict_is_gone(key, item);
+    if (doubt->gone)
+        (void)fault_set(&doubt->fault, FAULT_UNAVAILABLE,
+                        "key \"%s\" (label %s) is not on token \"%s\"", key->label.key_id,
+                        key->name.label, token);
+    else
+        (void)fault_set(&doubt->fault, FAULT_UNAVAILABLE,
+                        "key \"%s\" (label %s) on token \"%s\" cannot be proven: %s",
+                        key->label.key_id, key->name.label, token,
+                        item && item->why[0] ? item->why : "the token shows half of it");
+}
+
+static void worst(struct doubt *doubt, const struct doubt *other)
+{
+    if (!doubt->is_one || other->patience > doubt->patience || (other->gone && !doubt->gone))
+        *doubt = *other;
+}
+
+/* An attempt whose process ended may have made the key that SPIRE knows. */
+static bool is_in_doubt(struct start *start, const struct record_key *key,
+                        const struct inventory_item *item)
+{
+    if (key->state == RECORD_SERVED)
+        return !is_settled(start, key);
+    return key->state == RECORD_ATTEMPTED && item && !item->proven;
+}
+
+static struct doubt doubt_record(struct start *start)
+{
+    struct doubt doubt = {.is_one = false};
+
+    for (size_t i = 0; i < start->record.count; i++) {
+        const struct record_key *key = &start->record.keys[i];
+        const struct inventory_item *item = item_of(&start->stock.inventory, key);
+        struct doubt one = {.is_one = true};
+
+        if (!is_in_doubt(start, key, item))
+            continue;
+        doubt_key(start, key, item, &one);
+        worst(&doubt, &one);
     }
-    free(keys);
-    return result;
-}
-
-static void pause_tally(struct tally *tally)
-{
-    int64_t until = clock_now() + CLOCK_SECOND;
-
-    (void)pthread_mutex_lock(&tally->mutex);
-    while (clock_now() < until && !*tally->cancel)
-        condition_wait(&tally->changed, &tally->mutex, clock_now() + CLOCK_SECOND / 5);
-    (void)pthread_mutex_unlock(&tally->mutex);
-}
-
-static bool is_half(const struct inventory_item *item)
-{
-    return item->proven && (item->state == HSM_HALF || item->state == HSM_BARE);
+    return doubt;
 }
 
 /* In a cluster the other half of a key made just before a restart may be on its way. */
-static bool is_fresh(const struct inventory_item *item)
-{
-    uint32_t generation = item->label.generation;
-    uint32_t now;
-
-    return label_next_generation(time(NULL), 0, &now, NULL) == 0 && generation + fresh_age > now &&
-           generation < now + fresh_age;
-}
-
 static bool is_one_fresh_half(const struct inventory *inventory)
 {
     for (size_t i = 0; i < inventory->count; i++)
-        if (is_half(&inventory->items[i]) && is_fresh(&inventory->items[i]))
+        if (verdict_is_half(&inventory->items[i]) &&
+            !generations_is_past(inventory->items[i].label.generation, fresh_age))
             return true;
     return false;
 }
@@ -271,73 +146,207 @@ static bool is_one_id_half(struct inventory *inventory)
     struct inventory_item *item;
 
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
-        if (!inventory_candidate(inventory, item) && is_half(item))
+        if (!inventory_candidate(inventory, item) && verdict_is_half(item))
             return true;
     return false;
 }
 
-/* How long this look's doubts are worth waiting for, ns. A token shows less than it has while a
- * member of a cluster is away, or while its operators have not presented their cards. */
-static int64_t worth_waiting(struct tally *tally)
+/* A token shows less than it has while a member of a cluster is away, or while its operators have
+ * not presented their cards. */
+static struct doubt doubt_token(struct start *start)
 {
-    struct inventory *inventory = &tally->inventory;
+    struct inventory *inventory = &start->stock.inventory;
+    struct doubt doubt = {.is_one = false};
 
-    if (tally->scan.unreadable > 0 || is_one_fresh_half(inventory))
-        return half_patience;
-    if (is_one_id_half(inventory) || (tally->keymanager->identity.existed && inventory->count == 0))
-        return doubt_patience;
-    return 0;
+    (void)fault_set(&doubt.fault, FAULT_UNAVAILABLE, "the token shows less than it may have");
+    if (start->stock.scan.unreadable > 0 || is_one_fresh_half(inventory))
+        doubt.patience = half_patience;
+    else if (is_one_id_half(inventory) ||
+             (start->keymanager->identity.existed && inventory->count == 0))
+        doubt.patience = doubt_patience;
+    doubt.is_one = doubt.patience > 0;
+    return doubt;
 }
 
-/* One look: what is there, and is it as it should be? */
-static int look(struct tally *tally, struct fault *fault)
+/* ---- a loss ---- */
+
+/* May the key be given up for lost: needed, and by this look not there? */
+static bool is_lost(void *context, const struct record_key *key)
 {
-    tally->fault.code = FAULT_NONE; /* nothing is out that could end with another */
-    inventory_clear(&tally->inventory);
-    return scan(tally, fault) != 0 || prove_all(tally, fault) != 0 ? -1 : 0;
+    struct start *start = context;
+    const struct inventory_item *item = item_of(&start->stock.inventory, key);
+
+    return record_is_needed(&start->record, key) && !is_settled(start, key) &&
+           (!item || verdict_is_gone(key, item));
 }
 
-/* Trouble that may pass is waited for as long as an absent token is: three crashes in a row, or
- * two seconds in which one key cannot sign, are no reason for a server not to come up. A
- * reconfiguration is rather refused: meanwhile no key can be made. */
-static int look_until_told(struct tally *tally, bool patient, struct fault *fault)
+static bool name_loss(struct start *start, char names[NAMES_MAX], char code[RECORD_CODE + 1])
 {
+    size_t used = 0;
+
+    names[0] = '\0';
+    for (size_t i = 0; i < start->record.count; i++) {
+        const struct record_key *key = &start->record.keys[i];
+
+        if (key->state == RECORD_SERVED && is_lost(start, key) && used < NAMES_MAX)
+            used += (size_t)snprintf(names + used, NAMES_MAX - used, "%skey \"%s\" (label %s)",
+                                     used > 0 ? ", " : "", key->label.key_id, key->name.label);
+    }
+    record_loss_code(&start->record, is_lost, start, code);
+    return used > 0;
+}
+
+/* The operator may accept a loss while a start waits. */
+static bool accepts_loss(struct start *start)
+{
+    char code[RECORD_CODE + 1];
+    char names[NAMES_MAX];
+
+    return start->stock.record && start->looks >= 2 && name_loss(start, names, code) &&
+           loss_is_accepted(&start->keymanager->config, scribe_path(start->keymanager->scribe),
+                            code);
+}
+
+/* ---- looking until there is no doubt, or time is up ---- */
+
+static struct doubt look(struct start *start)
+{
+    struct stock *stock = &start->stock;
+    int64_t walk_limit = start->looks++ == 0 ? quick_walk : CLOCK_NEVER / 2;
+    struct doubt failed = {
+        .is_one = true, .failed = true, .patience = start->keymanager->config.startup_wait};
+
+    stock->record = start->keymanager->recorded ? &start->record : NULL;
+    stock->step_limit = start->keymanager->patience;
+    if (stock_look(stock, start->deadline, walk_limit, &failed.fault) != 0)
+        return failed;
+    if (stock->walked)
+        stock->step_limit = 2 * stock->walk;
+    return stock->record ? doubt_record(start) : doubt_token(start);
+}
+
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static int64_t pause_after(unsigned looks)
+{
+    static const int64_t pauses[] = {CLOCK_SECOND / 5, CLOCK_SECOND / 2, CLOCK_SECOND,
+                                     2 * CLOCK_SECOND};
+
+    return looks <= sizeof pauses / sizeof pauses[0] ? pauses[looks - 1] : 5 * CLOCK_SECOND;
+}
+
+/* A reconfiguration is rather refused than waited for: meanwhile no key can be made. What a
+ * look could not see at all is believed after two of them, by different workers. */
+static bool is_time_up(struct start *start, const struct doubt *doubt)
+{
+    int64_t patience = start->patience = later(start->patience, doubt->patience);
+
+    if (*start->stock.cancel || start->looks < 2)
+        return *start->stock.cancel;
+    if (clock_now() >= start->deadline)
+        return true;
+    if (start->before && patience > lag_patience)
+        patience = lag_patience;
+    return clock_now() - start->begun >= later(patience, doubt_patience);
+}
+
+static bool is_definite(const struct doubt *doubt)
+{
+    return doubt->failed && doubt->fault.code != FAULT_UNAVAILABLE &&
+           doubt->fault.code != FAULT_DEADLINE_EXCEEDED;
+}
+
+static struct doubt look_until_told(struct start *start)
+{
+    struct doubt doubt;
     int64_t log_at = 0;
 
-    while (look(tally, fault) != 0) {
-        if (!patient || fault->code != FAULT_UNAVAILABLE || *tally->cancel ||
-            clock_now() >= tally->deadline)
-            return -1;
+    while ((doubt = look(start)).is_one) {
+        if (is_definite(&doubt) || is_time_up(start, &doubt) || accepts_loss(start))
+            return doubt;
         if (clock_now() >= log_at) {
-            log_fault(LOG_WARN, fault, "waiting for the keys on the token", NULL);
+            log_fault(LOG_WARN, &doubt.fault, "waiting for the keys on the token", NULL);
             log_at = clock_now() + log_interval;
         }
-        pause_tally(tally);
+        stock_pause(&start->stock, pause_after(start->looks));
+        if (doubt.gone && (start->looks == 1 || start->looks % RENEW_EVERY == 0))
+            supervisor_renew(start->keymanager->supervisor);
     }
-    return 0;
+    return doubt;
 }
 
-static int take_stock(struct tally *tally, struct keymanager *before, struct fault *fault)
+/* ---- what time has not settled ---- */
+
+/* A key that is there, or may be, and cannot be proven now: what SPIRE needs is served all the
+ * same, as it answers UNAVAILABLE until it is well again. Other keys are as good as gone. */
+static enum record_state state_after(struct start *start, struct record_key *key)
 {
-    bool comparable = before && same_token(&before->info, &tally->keymanager->info) &&
-                      label_same_scope(&before->identity.scope, &tally->keymanager->identity.scope);
-    int64_t begun = clock_now();
+    const struct inventory_item *item = item_of(&start->stock.inventory, key);
 
-    for (;;) {
-        int64_t waited;
-        bool all;
+    if (is_settled(start, key) ||
+        (item && !verdict_is_gone(key, item) && record_is_needed(&start->record, key)))
+        return RECORD_SERVED;
+    return RECORD_MISSING;
+}
 
-        if (look_until_told(tally, !before, fault) != 0)
-            return -1;
-        all = !comparable || compare(tally, before, fault) == 0;
-        waited =
-            *tally->cancel || clock_now() >= tally->deadline ? lag_patience : clock_now() - begun;
-        if (all && waited >= worth_waiting(tally))
-            return 0;
-        if (waited >= lag_patience)
-            return -1;
-        pause_tally(tally);
+static void warn_missing(const struct start *start, const struct record_key *key)
+{
+    log_write(
+        LOG_WARN,
+        "key is gone, or cannot be proven: SPIRE is told that there is none, and makes another",
+        "key_id", key->label.key_id, "label", key->name.label, "token",
+        start->keymanager->info.label, NULL);
+}
+
+/* Goes on without what is missing: in the record it is MISSING from now on. */
+static void go_without(struct start *start)
+{
+    for (size_t i = 0; i < start->record.count; i++) {
+        struct record_key *key = &start->record.keys[i];
+
+        if (key->state != RECORD_SERVED || state_after(start, key) == RECORD_SERVED)
+            continue;
+        warn_missing(start, key);
+        key->state = RECORD_MISSING;
     }
+}
+
+static int refuse_change(const struct doubt *doubt, struct fault *fault)
+{
+    *fault = doubt->fault;
+    return fault_prefix(fault, "the old configuration goes on, as this one lacks a key that is "
+                               "served (if it is gone for good, restart the server)");
+}
+
+static int judge(struct start *start, const struct doubt *doubt, struct fault *fault)
+{
+    char code[RECORD_CODE + 1];
+    char names[NAMES_MAX];
+
+    if (!doubt->is_one)
+        return 0;
+    if (doubt->failed || !start->stock.record) {
+        *fault = doubt->fault;
+        return doubt->failed ? -1 : 0;
+    }
+    if (start->before)
+        return refuse_change(doubt, fault);
+    if (start->stock.told == 0 && !start->stock.walked) {
+        *fault = doubt->fault;
+        return -1;
+    }
+    if (name_loss(start, names, code)) {
+        if (!loss_is_accepted(&start->keymanager->config, scribe_path(start->keymanager->scribe),
+                              code))
+            return loss_refuse(names, &start->keymanager->info, code, fault);
+        log_write(LOG_WARN, "the loss of keys is accepted", "keys", names, "code", code, NULL);
+        start->by_token = true;
+    }
+    go_without(start);
+    return 0;
 }
 
 /* ---- serving ---- */
@@ -346,161 +355,273 @@ static void warn_unfit(const struct inventory_item *item)
 {
     static const char *const states[] = {[HSM_ABSENT] = "vanished",
                                          [HSM_HALF] = "half a key",
+                                         [HSM_COMPLETE] = "not known to this server",
                                          [HSM_UNFIT] = "not fit for use",
                                          [HSM_DUPLICATE] = "exists more than once",
                                          [HSM_BARE] = "half a key"};
     char id[2 * HSM_ID_MAX + 1];
 
-    keymanager_cka_id(&item->name, id);
+    hex_encode(item->name.id, item->name.id_length, id);
     log_write(LOG_WARN, "key on the token is not served", "key_id", item->label.key_id, "label",
               item->name.label, "cka_id", id, "state", states[item->state], "reason", item->why,
               NULL);
 }
 
-/* With key_identifier_value, another process may be using it or making this very half. */
-static bool is_ours(const struct keymanager *keymanager, const struct inventory_item *item)
+static struct record_key recorded(struct start *start, const struct inventory_item *item)
 {
-    return keymanager->identity.alone || keymanager_made(keymanager, &item->label, &item->name);
-}
-
-static int serve(struct keymanager *keymanager, const struct inventory_item *item,
-                 struct fault *fault)
-{
-    struct catalogue_key *key = catalogue_key_new(&item->label, &item->name, &item->public_key);
-    struct catalogue_key *old = NULL;
+    const struct record_key *key = record_find(&start->record, &item->name);
+    struct record_key now = {.state = RECORD_SERVED, .label = item->label, .name = item->name};
 
     if (key)
-        key->ours = is_ours(keymanager, item);
-    if (!key || catalogue_serve(&keymanager->catalogue, key, &old) != 0) {
-        free(key);
+        now = *key;
+    else
+        now.made = record_knows(&start->record, &item->name);
+    if (key && key->state == RECORD_ATTEMPTED)
+        now.made = true;
+    if (item->proven && item->state == HSM_COMPLETE)
+        now.public_key = item->public_key;
+    return now;
+}
+
+static int serve(struct start *start, const struct inventory_item *item, bool proven,
+                 struct fault *fault)
+{
+    struct keymanager *keymanager = start->keymanager;
+    const struct record_key key = recorded(start, item);
+    struct catalogue_key *served = catalogue_key_new(&key.label, &key.name, &key.public_key);
+    struct catalogue_key *old = NULL;
+
+    if (served) {
+        served->made = key.made;
+        served->unproven = !proven;
+        served->in_use = key.in_use;
+        served->begun = generations_is_past(key.label.generation, KEYMANAGER_IN_USE_AGE)
+                            ? clock_now() - KEYMANAGER_IN_USE_AGE
+                            : clock_now();
+    }
+    if (!served || record_serve(&start->record, &key, false, scribe_ran(keymanager->scribe)) != 0 ||
+        catalogue_serve(&keymanager->catalogue, served, &old) != 0) {
+        free(served);
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     }
-    keymanager_log_event(keymanager, "key adopted", key);
+    keymanager_log_event(keymanager, proven ? "key adopted" : "key listed, though unproven",
+                         served);
+    if (!proven)
+        log_write(LOG_WARN,
+                  "key cannot be proven now: signatures with it are tried, and fail until it is "
+                  "well",
+                  "key_id", item->label.key_id, "label", item->name.label, "reason", item->why,
+                  NULL);
     return 0;
 }
 
-static const int64_t half_made_age = 3600 * CLOCK_SECOND;
-
-/* Is that generation at least so old? */
-static bool is_past(uint32_t generation, int64_t age)
-{
-    uint32_t now;
-
-    return age == 0 || (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
-                        now >= generation && now - generation >= age / CLOCK_SECOND);
-}
-
-/* What is older than the key served was superseded; or an earlier start did not see it, for the
- * token did not show it then, and SPIRE made another in its place. So it has a day in which that
- * may come out. `item` is not the newest of its id. A public half that has been there for an hour
- * is nobody's who is just making a key. */
-static bool is_leftover(const struct keymanager *keymanager, const struct inventory_item *item,
+/* Without a record: what is older than the key served, has our mark and has been superseded for a
+ * day. `item` is not the newest of its id. A public half that has been there for an hour is
+ * nobody's who is just making a key. */
+static bool is_leftover(struct start *start, const struct inventory_item *item,
                         enum verdict verdict)
 {
-    if ((verdict != VERDICT_OLDER && verdict != VERDICT_HALF) ||
-        !is_past(item[-1].label.generation, keymanager->config.destroy_superseded_after))
+    if (start->keymanager->recorded || (verdict != VERDICT_OLDER && verdict != VERDICT_HALF) ||
+        !generations_is_past(item[-1].label.generation,
+                             start->keymanager->config.destroy_superseded_after))
         return false;
-    return is_ours(keymanager, item) ||
-           (verdict == VERDICT_HALF && is_past(item->label.generation, half_made_age));
+    return record_knows(&start->record, &item->name) ||
+           (verdict == VERDICT_HALF && generations_is_past(item->label.generation, half_made_age));
 }
 
-/* Two pairs of one generation, and not both of them ours. (It is our own clock that goes
- * back if they are.) */
-static bool is_rivals(const struct keymanager *keymanager, struct inventory *inventory,
-                      const struct inventory_item *first, struct inventory_item *item)
+/* Whoever is asked for by this start, and stays. */
+static void leave(struct start *start, const struct inventory_item *item)
 {
-    return inventory_is_twin(inventory, first, item) && !is_ours(keymanager, item);
-}
+    const struct record_key *key = record_find(&start->record, &item->name);
+    bool whole = item->state == HSM_COMPLETE;
 
-static void tell_rivalry(struct keymanager *keymanager, const struct inventory_item *item)
-{
-    keymanager->rivalry = true;
-    log_write(LOG_ERROR, "two servers share one identity; no key is destroyed", "key_id",
-              item->label.key_id, "label", item->name.label, NULL);
-}
-
-/* A whole key that nobody needs, for all we know, and that is not ours to destroy. */
-static bool stays(const struct keymanager *keymanager, const struct inventory_item *item,
-                  enum verdict verdict, bool leftover)
-{
-    return verdict == VERDICT_OLDER && item->state == HSM_COMPLETE &&
-           (!leftover || !keymanager->config.destroy_superseded);
-}
-
-static int settle_item(struct keymanager *keymanager, const struct inventory_item *item,
-                       enum verdict verdict, struct fault *fault)
-{
-    bool leftover = is_leftover(keymanager, item, verdict);
-
-    if (verdict == VERDICT_SERVE)
-        return serve(keymanager, item, fault);
-    if (!leftover && (item->proven || item->state != HSM_COMPLETE))
+    start->older += whole;
+    if (item->state != HSM_ABSENT && !(key && key->state == RECORD_CONDEMNED) &&
+        (item->proven || !whole))
         warn_unfit(item);
-    if (leftover)
-        disposal_add(keymanager, verdict == VERDICT_HALF ? DISPOSE_HALF : DISPOSE_LEFTOVER,
-                     item->label.key_id, &item->name, &item->public_key);
-    keymanager->older += stays(keymanager, item, verdict, leftover);
+}
+
+/* Made by us, superseded, and forgotten by the record: its day begins now. */
+static int condemn(struct start *start, const struct inventory_item *item, struct fault *fault)
+{
+    const struct record_key key = {.state = RECORD_CONDEMNED,
+                                   .label = item->label,
+                                   .name = item->name,
+                                   .public_key = item->public_key,
+                                   .made = true,
+                                   .since = scribe_ran(start->keymanager->scribe)};
+
+    start->older++;
+    return record_put(&start->record, &key) == 0
+               ? 0
+               : fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+}
+
+static int settle_item(struct start *start, const struct inventory_item *item, enum verdict verdict,
+                       struct fault *fault)
+{
+    struct disposals *disposals = &start->keymanager->disposals;
+
+    if (verdict == VERDICT_SERVE || verdict == VERDICT_LIST)
+        return serve(start, item, verdict == VERDICT_SERVE, fault);
+    if (verdict == VERDICT_CONDEMNED && !record_find(&start->record, &item->name))
+        return condemn(start, item, fault);
+    if (verdict == VERDICT_STRAY)
+        disposals_add(disposals, DISPOSE_STRAY, &item->label, &item->name, NULL, 0);
+    else if (is_leftover(start, item, verdict))
+        disposals_add(disposals, verdict == VERDICT_HALF ? DISPOSE_HALF : DISPOSE_LEFTOVER,
+                      &item->label, &item->name, &item->public_key, 0);
+    else
+        leave(start, item);
     return 0;
 }
 
-static int settle_id(struct keymanager *keymanager, struct inventory *inventory,
-                     struct inventory_item *first, struct fault *fault)
+static int settle_id(struct start *start, struct inventory_item *first, struct fault *fault)
 {
+    struct inventory *inventory = &start->stock.inventory;
+    struct record *record = start->stock.record;
     struct inventory_item *item;
 
-    for (item = first; item; item = inventory_next_generation(inventory, item)) {
-        if (is_rivals(keymanager, inventory, first, item))
-            tell_rivalry(keymanager, item);
-        if (settle_item(keymanager, item, verdict_of(inventory, first, item), fault) != 0)
+    if (start->by_token && !verdict_served(record, inventory, first))
+        record = NULL;
+    for (item = first; item; item = inventory_next_generation(inventory, item))
+        if (settle_item(start, item, verdict_of(record, inventory, first, item), fault) != 0)
             return -1;
-    }
     return 0;
 }
 
-/* A lagging HSM may show later what a predecessor made. While we hold the lock on the identity
- * file there is nobody else who can have made it. */
-static uint32_t known_as_ours(const struct keymanager *keymanager)
+static int serve_all(struct start *start, struct fault *fault)
 {
-    uint32_t now;
-
-    if (!keymanager->identity.alone || label_next_generation(time(NULL), 0, &now, NULL) != 0)
-        return keymanager->highest;
-    return now - 1 > keymanager->highest ? now - 1 : keymanager->highest;
-}
-
-static int serve_all(struct keymanager *keymanager, struct inventory *inventory,
-                     struct fault *fault)
-{
+    struct inventory *inventory = &start->stock.inventory;
     struct inventory_item *item;
 
-    keymanager->highest = inventory_highest(inventory);
-    keymanager->ours_up_to = known_as_ours(keymanager);
+    generations_saw(&start->keymanager->generations, inventory_highest(inventory));
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
-        if (settle_id(keymanager, inventory, item, fault) != 0)
+        if (settle_id(start, item, fault) != 0)
             return -1;
     return 0;
 }
 
-static void log_loaded(const struct keymanager *keymanager, const struct hsm_reply *scan)
+/* ---- writing down ---- */
+
+struct note {
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    bool done;
+};
+
+static void noted(void *context, bool written)
 {
+    struct note *note = context;
+
+    (void)written; /* the scribe has said so, and tries on */
+    (void)pthread_mutex_lock(&note->mutex);
+    note->done = true;
+    (void)pthread_cond_signal(&note->changed);
+    (void)pthread_mutex_unlock(&note->mutex);
+}
+
+/* The scribe answers within 2 s, whatever the disk does. */
+static void commit(struct scribe *scribe)
+{
+    struct note note = {.done = false};
+
+    (void)pthread_mutex_init(&note.mutex, NULL);
+    condition_open(&note.changed);
+    scribe_commit(scribe, noted, &note);
+    (void)pthread_mutex_lock(&note.mutex);
+    while (!note.done)
+        condition_wait(&note.changed, &note.mutex, clock_now() + CLOCK_SECOND / 5);
+    (void)pthread_mutex_unlock(&note.mutex);
+    (void)pthread_cond_destroy(&note.changed);
+    (void)pthread_mutex_destroy(&note.mutex);
+}
+
+/* A predecessor's disposals and signatures may have changed the record since it was copied. */
+static void merge(struct record *record, const struct record_key *key, int64_t ran)
+{
+    struct record_key *old = record_find(record, &key->name);
+
+    if (key->state == RECORD_SERVED && (!old || old->state != RECORD_SERVED))
+        (void)record_serve(record, key, false, ran);
+    else if (key->state == RECORD_MISSING && old && old->state == RECORD_SERVED)
+        old->state = RECORD_MISSING;
+    else if (key->state == RECORD_CONDEMNED && !old)
+        (void)record_put(record, key);
+}
+
+/* The first start of this record: what it does not serve is none of its business. */
+static void put_found(struct record *record, const struct inventory *inventory)
+{
+    for (size_t i = 0; i < inventory->count; i++) {
+        const struct inventory_item *item = &inventory->items[i];
+        const struct record_key key = {
+            .state = RECORD_FOUND, .label = item->label, .name = item->name};
+
+        if (!record_find(record, &item->name))
+            (void)record_put(record, &key);
+    }
+}
+
+static void write_down(struct start *start)
+{
+    struct keymanager *keymanager = start->keymanager;
+    int64_t ran = scribe_ran(keymanager->scribe);
+    struct record *record = scribe_edit(keymanager->scribe);
+
+    for (size_t i = 0; i < start->record.count; i++)
+        merge(record, &start->record.keys[i], ran);
+    if (!keymanager->recorded)
+        put_found(record, &start->stock.inventory);
+    record_settle_makers(record);
+    memcpy(record->identity, keymanager->identity.bytes, keymanager->identity.length);
+    record->identity_length = keymanager->identity.length;
+    memcpy(record->token_label, keymanager->info.label, sizeof record->token_label);
+    memcpy(record->token_serial, keymanager->info.serial, sizeof record->token_serial);
+    for (size_t i = 0; i < record->count; i++)
+        generations_saw(&keymanager->generations, record->keys[i].label.generation);
+    commit(keymanager->scribe);
+    loss_forget(scribe_path(keymanager->scribe));
+}
+
+static void dispose_condemned(struct keymanager *keymanager)
+{
+    const struct record *record = scribe_edit(keymanager->scribe);
+
+    for (size_t i = 0; i < record->count; i++) {
+        const struct record_key *key = &record->keys[i];
+
+        if (key->state == RECORD_CONDEMNED)
+            disposals_add(&keymanager->disposals, DISPOSE_SUPERSEDED, &key->label, &key->name,
+                          &key->public_key, key->since);
+    }
+    scribe_leave(keymanager->scribe);
+}
+
+/* ---- the log ---- */
+
+static void log_loaded(const struct start *start)
+{
+    const struct keymanager *keymanager = start->keymanager;
+    const struct hsm_reply *scan = &start->stock.scan;
     char keys[16];
     char older[16];
     char foreign[16];
     char nameless[16];
 
     (void)snprintf(keys, sizeof keys, "%zu", keymanager->catalogue.count);
-    (void)snprintf(older, sizeof older, "%u", keymanager->older);
+    (void)snprintf(older, sizeof older, "%u", start->older);
     (void)snprintf(foreign, sizeof foreign, "%u", scan->foreign);
     (void)snprintf(nameless, sizeof nameless, "%u", scan->nameless);
     log_write(LOG_INFO, "token opened", "token", keymanager->info.label, "serial",
               keymanager->info.serial, "model", keymanager->info.model, "library",
               keymanager->info.library, "keys", keys, "older_keys", older, "foreign_objects",
               foreign, "nameless_objects", nameless, NULL);
-    if (keymanager->older >= OLDER_MANY)
+    if (start->older >= OLDER_MANY)
         log_write(LOG_WARN,
                   "old keys of this server pile up on the token: destroy them with spire-hsm prune",
                   "older_keys", older, "token", keymanager->info.label, NULL);
-    if (keymanager->identity.existed && keymanager->catalogue.count == 0)
+    if (!keymanager->recorded && keymanager->identity.existed && keymanager->catalogue.count == 0)
         log_write(LOG_WARN,
                   "key_identifier_file existed before, but the token holds no key of this server: "
                   "after a first start that failed, that is as it should be; otherwise this is "
@@ -536,25 +657,49 @@ static void warn_of_missing(struct keymanager *keymanager, struct keymanager *be
     free(keys);
 }
 
+/* ---- the door ---- */
+
+static int run(struct start *start, struct fault *fault)
+{
+    struct keymanager *keymanager = start->keymanager;
+    const struct doubt doubt = look_until_told(start);
+
+    if (start->stock.cancelled) /* all answers may have been there by then */
+        return fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
+    if (judge(start, &doubt, fault) != 0)
+        return -1;
+    if (start->by_token && stock_prove_candidates(&start->stock, start->deadline, fault) != 0)
+        return -1;
+    if (serve_all(start, fault) != 0)
+        return -1;
+    write_down(start);
+    dispose_condemned(keymanager);
+    if (start->stock.walked)
+        rivals_saw(&keymanager->rivals, &start->stock.inventory, start->begun);
+    log_loaded(start);
+    if (start->before)
+        warn_of_missing(keymanager, start->before);
+    return 0;
+}
+
 int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
                 const atomic_bool *cancel, struct fault *fault)
 {
-    struct tally tally = {.keymanager = keymanager, .cancel = cancel, .deadline = deadline};
-    int result;
+    struct start start = {.keymanager = keymanager,
+                          .before = before,
+                          .begun = clock_now(),
+                          .deadline = deadline,
+                          .stock = {.supervisor = keymanager->supervisor,
+                                    .scope = &keymanager->identity.scope,
+                                    .cancel = cancel}};
+    int result = record_copy(scribe_edit(keymanager->scribe), &start.record);
 
-    (void)pthread_mutex_init(&tally.mutex, NULL);
-    condition_open(&tally.changed);
-    result = take_stock(&tally, before, fault);
-    if (result == 0 && tally.cancelled) /* all answers were there by then */
-        result = fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
-    if (result == 0)
-        result = serve_all(keymanager, &tally.inventory, fault);
-    if (result == 0)
-        log_loaded(keymanager, &tally.scan);
-    if (result == 0 && before)
-        warn_of_missing(keymanager, before);
-    inventory_clear(&tally.inventory);
-    (void)pthread_cond_destroy(&tally.changed);
-    (void)pthread_mutex_destroy(&tally.mutex);
+    scribe_leave(keymanager->scribe);
+    if (result != 0)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+    stock_open(&start.stock);
+    result = run(&start, fault);
+    stock_close(&start.stock);
+    record_close(&start.record);
     return result;
 }

@@ -54,6 +54,14 @@ struct record_key *record_served(struct record *record, const char *key_id)
     return NULL;
 }
 
+static bool is_of(const struct record_maker *maker, const struct hsm_key_name *name)
+{
+    struct label label;
+
+    return maker->until == 0 ||
+           (label_parse(name->label, &label) && label.generation <= maker->until);
+}
+
 bool record_knows(struct record *record, const struct hsm_key_name *name)
 {
     const struct record_key *key = record_find(record, name);
@@ -62,8 +70,13 @@ bool record_knows(struct record *record, const struct hsm_key_name *name)
         return true;
     for (size_t i = 0; i < record->maker_count; i++)
         if (label_made_by(&record->makers[i].maker, name))
-            return true;
+            return is_of(&record->makers[i], name);
     return false;
+}
+
+bool record_made_here(const struct record *record, const struct hsm_key_name *name)
+{
+    return record->maker_count > 0 && label_made_by(&record->makers[0].maker, name);
 }
 
 static const char *family_of(const struct record_key *key)
@@ -289,18 +302,48 @@ int record_copy(const struct record *from, struct record *to)
     return 0;
 }
 
+static uint32_t highest(const struct record *record)
+{
+    uint32_t found = 0;
+
+    for (size_t i = 0; i < record->count; i++)
+        if (record->keys[i].label.generation > found)
+            found = record->keys[i].label.generation;
+    return found;
+}
+
+/* Generations may run ahead of the clock. */
+static void close_place(const struct record *record, struct record_maker *maker, uint32_t now)
+{
+    maker->until = highest(record);
+    if (maker->until < now)
+        maker->until = now;
+}
+
 /* A place is compared with what was read back, so it is kept as it can be written. */
-bool record_take_place(struct record *record, const char *place, const uint8_t random[32])
+bool record_take_place(struct record *record, const char *place, const uint8_t random[32],
+                       uint32_t now)
 {
     struct record_maker made = {.maker = {.known = true}};
 
     utf8_clean(place, false, made.place, sizeof made.place);
     if (record->maker_count > 0 && strcmp(record->makers[0].place, made.place) == 0)
         return false;
+    if (record->maker_count > 0)
+        close_place(record, &record->makers[0], now);
     memcpy(made.maker.key, random, sizeof made.maker.key);
     if (record->maker_count < RECORD_MAKERS)
         record->maker_count++;
     memmove(record->makers + 1, record->makers, (record->maker_count - 1) * sizeof made);
     record->makers[0] = made;
     return true;
+}
+
+void record_settle_makers(struct record *record)
+{
+    uint32_t most = highest(record);
+
+    for (size_t i = 1; i < record->maker_count; i++)
+        if (record->makers[i].until > most)
+            record->makers[i].until = most;
 }

@@ -7,7 +7,7 @@
  *   {"spire_hsm_record": 1, "min_reader": 1, "written": 17,
  *    "scopes": {"<td8><srv8>": {
  *       "identity": "<hex>", "token": {"label": "..", "serial": ".."}, "ran": 86400,
- *       "makers": [{"key": "<hex>", "place": ".."}, ..],             newest first
+ *       "makers": [{"key": "<hex>", "place": "..", "until": 0}, ..], newest first
  *       "keys": [{"state": "served", "label": "sp1-..", "cka_id": "<hex>", "type": "ec-p256",
  *                 "public_key": "<base64 DER>", "made": true, "in_use": true, "since": 0}, ..]}},
  *    "sha256": "<hex, of the document without this member, sorted and compact>"}
@@ -37,8 +37,8 @@ enum {
 
 enum record_state {
     RECORD_SERVED,    /* the key of its id; one an id */
-    RECORD_MISSING,   /* it was served, and a start went on without it: served again if it comes
-                         back and its successor (a SERVED one of its id), if any, was never in use */
+    RECORD_MISSING,   /* it was served, and a start went on without it: verdict.h says when it is
+                         served again */
     RECORD_CONDEMNED, /* superseded by us: may be destroyed when its time has come */
     RECORD_ATTEMPTED, /* written down before C_GenerateKeyPair: it may exist, whole or half */
     RECORD_FOUND,     /* was on the token when this record began, and not served: for prune */
@@ -54,10 +54,13 @@ struct record_key {
     int64_t since; /* CONDEMNED: the record's running time then, s */
 };
 
-/* Who marks keys (label.h), and where: good for one place only. */
+/* Who marks keys (label.h), and where: good for one place only. Of an earlier place it tells the
+ * keys that were made there until this record left it: what bears its mark and is newer was made by
+ * the one of whom this is a copy. */
 struct record_maker {
     struct label_maker maker;
     char place[RECORD_PLACE_MAX];
+    uint32_t until; /* generation; 0 = no end, it is the newest maker */
 };
 
 struct json_t;
@@ -96,6 +99,10 @@ char *record_format(struct record *record, size_t *length);
 /* A copy that shares nothing with the original, without its document. -1: out of memory. */
 int record_copy(const struct record *from, struct record *to);
 
+/* The identity that a parsed document has, of whatever scope: that of a section of the trust domain
+ * of record->scope, or else the one that all of its sections have. 0: it has none, or several. */
+size_t record_identity(const struct record *record, uint8_t identity[CONFIG_IDENTITY_MAX]);
+
 /* ---- looking ---- */
 
 /* Pointers stay good until the next change of the record. NULL: there is none. */
@@ -105,6 +112,9 @@ struct record_key *record_served(struct record *record, const char *key_id);
 /* Did this server make the key of that name, as far as the record tells: it has it, and not as
  * FOUND, or the key bears the mark of a maker in the record. */
 bool record_knows(struct record *record, const struct hsm_key_name *name);
+
+/* Does the key bear the mark of the newest maker: was it made in this place? */
+bool record_made_here(const struct record *record, const struct hsm_key_name *name);
 
 /* Is this a key that no start may do without? It is SERVED, and the X.509 CA key last in use or one
  * made after it; of an agent the same of its SVID's keys. (Last in use of those SERVED; while none
@@ -136,8 +146,12 @@ void record_remove(struct record *record, const struct hsm_key_name *name);
  * made by us, and FOUND if it was not. -1: out of memory, nothing changed. */
 int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran);
 
-/* Makes `place` the newest maker's: keeps that maker if it is of this place, else makes another.
- * `random` are 32 random bytes for it. true: there is a new one. */
-bool record_take_place(struct record *record, const char *place, const uint8_t random[32]);
+/* Makes `place` the newest maker's: keeps that maker if it is of this place, else makes another,
+ * of 32 random bytes. `now` is the present as a generation. true: there is a new one. */
+bool record_take_place(struct record *record, const char *place, const uint8_t random[32],
+                       uint32_t now);
+
+/* A start has come to its end: earlier makers tell no key that is newer than all in the record. */
+void record_settle_makers(struct record *record);
 
 #endif

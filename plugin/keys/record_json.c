@@ -246,9 +246,13 @@ static int read_keys(const json_t *section, struct record *record, struct fault 
 
 static bool read_maker(const json_t *object, struct record_maker *maker)
 {
+    int64_t until;
     size_t length;
 
+    if (!get_number(object, "until", &until) || until > UINT32_MAX)
+        return false;
     maker->maker.known = true;
+    maker->until = (uint32_t)until;
     return get_hex(object, "key", sizeof maker->maker.key, maker->maker.key, &length) &&
            length == sizeof maker->maker.key &&
            get_text(object, "place", maker->place, sizeof maker->place);
@@ -410,6 +414,45 @@ int record_parse(const char *bytes, size_t length, const struct label_scope *sco
     return 0;
 }
 
+/* ---- whose the record is ---- */
+
+static size_t identity_of(const json_t *section, uint8_t identity[CONFIG_IDENTITY_MAX])
+{
+    size_t length;
+
+    return get_hex(section, "identity", CONFIG_IDENTITY_MAX, identity, &length) ? length : 0;
+}
+
+/* Of the sections whose name begins so: the identity that they share, or 0. */
+static size_t shared_identity(json_t *scopes, const char *begins,
+                              uint8_t identity[CONFIG_IDENTITY_MAX])
+{
+    uint8_t other[CONFIG_IDENTITY_MAX];
+    size_t found = 0;
+    const char *name;
+    json_t *section;
+
+    json_object_foreach (scopes, name, section) {
+        size_t length = identity_of(section, other);
+
+        if (length == 0 || strncmp(name, begins, strlen(begins)) != 0)
+            continue;
+        if (found > 0 && (length != found || memcmp(other, identity, length) != 0))
+            return 0;
+        memcpy(identity, other, length);
+        found = length;
+    }
+    return found;
+}
+
+size_t record_identity(const struct record *record, uint8_t identity[CONFIG_IDENTITY_MAX])
+{
+    json_t *scopes = json_object_get(record->document, "scopes");
+    size_t length = shared_identity(scopes, record->scope.trust_domain, identity);
+
+    return length > 0 ? length : shared_identity(scopes, "", identity);
+}
+
 /* ---- writing ---- */
 
 /* All of these: false when memory is short. */
@@ -540,7 +583,8 @@ static bool put_makers(json_t *section, const struct record *record)
 
         if (json_array_append_new(makers, object) != 0 ||
             !put_hex(object, "key", maker->maker.key, sizeof maker->maker.key) ||
-            !put_text(object, "place", maker->place))
+            !put_text(object, "place", maker->place) ||
+            !put(object, "until", json_integer(maker->until)))
             return false;
     }
     return json_object_set(section, "makers", makers) == 0;

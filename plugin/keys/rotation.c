@@ -74,7 +74,6 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
     unlock(keymanager);
     answer_all(&served, key, fault);
     enter_all(keymanager, &others);
-    inventory_clear(&attempt->inventory);
     free(attempt);
     keymanager_release(keymanager);
 }
@@ -174,7 +173,7 @@ static void enter_all(struct keymanager *keymanager, struct waiters *waiting)
 }
 
 /* The gate may have been opened again meanwhile: who waited comes in anew, wherever that leads. */
-void rotation_hand_over(struct attempt *attempt)
+static void hand_over(struct attempt *attempt)
 {
     struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
     struct keymanager *keymanager = attempt->keymanager;
@@ -184,10 +183,41 @@ void rotation_hand_over(struct attempt *attempt)
     TAILQ_CONCAT(&waiting, &attempt->waiters, link);
     (void)pthread_cond_broadcast(&keymanager->drained);
     unlock(keymanager);
-    inventory_clear(&attempt->inventory);
     free(attempt);
     enter_all(keymanager, &waiting);
     keymanager_release(keymanager);
+}
+
+void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
+                    const struct fault *reason)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    bool closing;
+    bool gate;
+
+    lock(keymanager);
+    closing = keymanager->closing;
+    gate = keymanager->gate;
+    attempt->reason = *reason;
+    if (!closing && !gate) {
+        attempt->step = step;
+        attempt->resume_at = clock_now() + pause;
+    }
+    unlock(keymanager);
+    if (closing)
+        rotation_conclude(attempt, NULL, reason);
+    else if (gate)
+        hand_over(attempt);
+}
+
+bool rotation_is_busy(struct keymanager *keymanager)
+{
+    bool busy;
+
+    lock(keymanager);
+    busy = !LIST_EMPTY(&keymanager->attempts);
+    unlock(keymanager);
+    return busy;
 }
 
 static int check_request(const struct keymanager *keymanager, const char *key_id,
@@ -372,11 +402,11 @@ void rotation_abandon(struct keymanager *keymanager)
 
     lock(keymanager);
     keymanager->closing = true;
-    keymanager->cleaning = false;
     TAILQ_CONCAT(&waiting, &keymanager->gated, link);
     LIST_FOREACH (attempt, &keymanager->attempts, link)
         TAILQ_CONCAT(&waiting, &attempt->waiters, link);
     unlock(keymanager);
+    disposals_hush(&keymanager->disposals);
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     answer_all(&waiting, NULL, &fault);
 }

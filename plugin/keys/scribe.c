@@ -236,6 +236,22 @@ int scribe_read(const char *path, const struct label_scope *scope, struct record
     return scribe_file_read(&file, false, scope, record, found, fault);
 }
 
+int scribe_identity(const char *path, const char *trust_domain,
+                    uint8_t identity[CONFIG_IDENTITY_MAX], size_t *length, struct fault *fault)
+{
+    OWNED(record_close) struct record record = {.keys = NULL};
+    struct label_scope scope = {.server = ""};
+    enum scribe_found found;
+
+    label_trust_domain_hash(trust_domain, scope.trust_domain);
+    if (scribe_read(path, &scope, &record, &found, fault) != 0)
+        return -1;
+    *length = record_identity(&record, identity);
+    if (*length == 0)
+        return fault_set(fault, FAULT_NOT_FOUND, "record_file \"%s\" has no identity", path);
+    return 0;
+}
+
 /* The members of a scribe that has just read its file. */
 static void set_out(struct scribe *scribe)
 {
@@ -329,9 +345,8 @@ static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
 {
     struct waiter *waiter = malloc(sizeof *waiter);
 
-    scribe->asked = scribe->due = scribe->committed;
+    scribe->asked = scribe->committed;
     scribe->retry_at = 0;
-    (void)pthread_cond_signal(&scribe->changed);
     if (!waiter)
         return false;
     waiter->commit = scribe->committed;
@@ -350,6 +365,8 @@ void scribe_commit(struct scribe *scribe, scribe_done *done, void *context)
     if (filed) {
         scribe->committed++;
         waits = done && wait_for(scribe, done, context);
+        scribe->due = scribe->committed;
+        (void)pthread_cond_signal(&scribe->changed);
     }
     unlock(scribe);
     if (done && !waits)

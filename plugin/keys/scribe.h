@@ -41,6 +41,11 @@ int scribe_open(const char *path, const struct label_scope *scope, struct scribe
 int scribe_read(const char *path, const struct label_scope *scope, struct record *record,
                 enum scribe_found *found, struct fault *fault);
 
+/* The identity that the file has: the one of its section for this trust domain, or the one that all
+ * of its sections share. FAULT_NOT_FOUND: there is no file, or no identity in it. */
+int scribe_identity(const char *path, const char *trust_domain,
+                    uint8_t identity[CONFIG_IDENTITY_MAX], size_t *length, struct fault *fault);
+
 /* Holders: the one who opened it, and keymanagers that share it. The last release ends the
  * thread when what is committed has been written, or cannot be; it does not wait. Whoever waits
  * for a commit then is answered by the thread, with nobody left to tick. */

@@ -1,20 +1,156 @@
 #include "plugin/keys/verdict.h"
 
+#include <string.h>
+
 bool verdict_is_public_half(const struct inventory_item *item)
 {
     return item->proven && item->state == HSM_HALF;
 }
 
-enum verdict verdict_of(struct inventory *inventory, struct inventory_item *first,
-                        const struct inventory_item *item)
+bool verdict_is_half(const struct inventory_item *item)
 {
-    const struct inventory_item *served = inventory_candidate(inventory, first);
+    return item->proven && (item->state == HSM_HALF || item->state == HSM_BARE);
+}
 
-    if (!served || !served->proven)
+static bool is_whole(const struct inventory_item *item)
+{
+    return item->proven && item->state == HSM_COMPLETE;
+}
+
+/* ---- by the record ---- */
+
+static bool is_the_same(const struct inventory_item *item, const struct record_key *key)
+{
+    return is_whole(item) && memcmp(item->public_key.fingerprint, key->public_key.fingerprint,
+                                    sizeof key->public_key.fingerprint) == 0;
+}
+
+/* One that the record, or its mark, says is ours to serve above the one that was. */
+static bool is_successor(struct record *record, const struct record_key *served,
+                         const struct inventory_item *item)
+{
+    const struct record_key *key = record_find(record, &item->name);
+
+    if (!is_whole(item) || (served && item->label.generation <= served->label.generation))
+        return false;
+    return key ? key->state == RECORD_ATTEMPTED : record_knows(record, &item->name);
+}
+
+static bool is_back(struct record *record, const struct record_key *served,
+                    const struct inventory_item *item)
+{
+    const struct record_key *key = record_find(record, &item->name);
+
+    return key && key->state == RECORD_MISSING && is_the_same(item, key) &&
+           (!served || (key->in_use && !served->in_use));
+}
+
+bool verdict_is_gone(const struct record_key *key, const struct inventory_item *item)
+{
+    return (item->proven && item->state == HSM_ABSENT) ||
+           (is_whole(item) && !is_the_same(item, key));
+}
+
+static bool is_served(struct record *record, const struct record_key *served,
+                      const struct inventory_item *item)
+{
+    return served && record_find(record, &item->name) == served && !verdict_is_gone(served, item);
+}
+
+typedef bool choice(struct record *record, const struct record_key *served,
+                    const struct inventory_item *item);
+
+static struct inventory_item *recorded(struct record *record, struct inventory *inventory,
+                                       struct inventory_item *first)
+{
+    static choice *const choices[] = {is_successor, is_back, is_served};
+    const struct record_key *served = record_served(record, first->label.key_id);
+    struct inventory_item *item;
+
+    for (size_t i = 0; i < sizeof choices / sizeof choices[0]; i++)
+        for (item = first; item; item = inventory_next_generation(inventory, item))
+            if (choices[i](record, served, item))
+                return item;
+    return NULL;
+}
+
+static enum verdict of_recorded(const struct record_key *key, const struct inventory_item *served,
+                                const struct inventory_item *item)
+{
+    switch (key->state) {
+    case RECORD_CONDEMNED:
+        return VERDICT_CONDEMNED;
+    case RECORD_SERVED:
+        return served && key->made ? VERDICT_CONDEMNED : VERDICT_WAITS;
+    case RECORD_ATTEMPTED:
+        return served && is_whole(served) && item->label.generation < served->label.generation
+                   ? VERDICT_STRAY
+                   : VERDICT_WAITS;
+    case RECORD_MISSING: /* displaced, and its successor in use */
+    case RECORD_FOUND:
+    default:
+        return VERDICT_WAITS;
+    }
+}
+
+/* Older than the one served. A half with the mark of an earlier place may be one that is just being
+ * made, by whom this record is a copy of. */
+static enum verdict of_unrecorded(struct record *record, const struct inventory_item *item)
+{
+    if (is_whole(item) && record_knows(record, &item->name))
+        return VERDICT_CONDEMNED;
+    if (item->proven && !is_whole(item) && record_made_here(record, &item->name))
+        return VERDICT_STRAY;
+    return VERDICT_WAITS;
+}
+
+static enum verdict by_record(struct record *record, const struct inventory_item *served,
+                              const struct inventory_item *item)
+{
+    const struct record_key *key = record_find(record, &item->name);
+
+    if (item == served)
+        return is_whole(item) ? VERDICT_SERVE : VERDICT_LIST;
+    if (key)
+        return of_recorded(key, served, item);
+    if (served && is_whole(served) && item->label.generation < served->label.generation)
+        return of_unrecorded(record, item);
+    if (item->state == HSM_COMPLETE && !record_knows(record, &item->name) &&
+        (!served || item->label.generation >= served->label.generation))
+        return VERDICT_STRANGER;
+    return VERDICT_WAITS;
+}
+
+/* ---- by the token ---- */
+
+static enum verdict by_token(const struct inventory_item *served, const struct inventory_item *item)
+{
+    if (!served)
         return VERDICT_WAITS;
     if (item == served)
         return VERDICT_SERVE;
     if (item->label.generation >= served->label.generation)
         return VERDICT_WAITS;
     return verdict_is_public_half(item) ? VERDICT_HALF : VERDICT_OLDER;
+}
+
+/* ---- the door ---- */
+
+struct inventory_item *verdict_served(struct record *record, struct inventory *inventory,
+                                      struct inventory_item *first)
+{
+    struct inventory_item *candidate;
+
+    if (record)
+        return recorded(record, inventory, first);
+    candidate = inventory_candidate(inventory, first);
+    return candidate && candidate->proven ? candidate : NULL;
+}
+
+enum verdict verdict_of(struct record *record, struct inventory *inventory,
+                        struct inventory_item *first, const struct inventory_item *item)
+{
+    const struct inventory_item *served = verdict_served(record, inventory, first);
+
+    return record ? by_record(record, served, item) : by_token(served, item);
 }

@@ -1,36 +1,69 @@
 /* What becomes of each key that a look at the token has found: which one of an id is served,
  * and which may ever be destroyed. The riskiest rule of the product, on one page. Pure.
  *
- *   of one key id, newest first              verdict
- *   half, unfit or unproven, and no          VERDICT_WAITS   it may be the key in use
- *     served key below or above it
- *   half, unfit or unproven, newer than      VERDICT_WAITS   likewise: a token that does not
- *     the served one                                         show all it has looks just so
- *   the newest whole one                     VERDICT_SERVE
- *   anything older than that one             VERDICT_OLDER   it was superseded
- *   a public half older than that one        VERDICT_HALF    the same, and without a key
+ * With a record (record.h), of one key id:
  *
- * Two of one generation are nobody's to choose between: neither is served, see inventory.h.
- * Whose a key is, and for how long it has been superseded, is for the caller to ask: only OLDER
- * and HALF may go at all. */
+ *   served is                                           the first of these that there is
+ *     the newest whole one that the record attempted,   a process ended before it wrote down that
+ *     or that bears our mark, above the SERVED one      it serves it; SPIRE may know it
+ *     a MISSING one that is whole again                 if it was in use, and its successor, if
+ *                                                       there is one, never was
+ *     the SERVED one                                    LIST where it is not proven whole
+ *
+ *   and of the others
+ *     CONDEMNED in the record, or SERVED till now       VERDICT_CONDEMNED: superseded
+ *       and made by us
+ *     ATTEMPTED, and older than the proven served one   VERDICT_STRAY: nobody was ever served it
+ *     not of the record, but with our mark, and older   an attempt that it forgot, or a restored one
+ *       than the proven served one                      never knew: CONDEMNED if it is whole, and
+ *                                                       STRAY if it is not and was made here
+ *     not of the record, whole, no mark of ours, and    VERDICT_STRANGER: another process has our
+ *       newer than the served one                       identity
+ *     anything else                                     VERDICT_WAITS
+ *
+ * Without one (the first start of an identity, another server's keys), of one key id:
+ *
+ *   the newest whole one                 VERDICT_SERVE, if it is proven
+ *   half, unfit or unproven, and newer   VERDICT_WAITS: it may be the key in use, as a token that
+ *     than that, or there is no such one   does not show all it has looks just so
+ *   older than that one                  VERDICT_OLDER, or VERDICT_HALF if it is a public half
+ *
+ * Two of one generation are nobody's to choose between, see inventory.h: only a record tells them
+ * apart. Whether something superseded may go already is for the caller to ask. */
 #ifndef PLUGIN_KEYS_VERDICT_H
 #define PLUGIN_KEYS_VERDICT_H
 
 #include "plugin/keys/inventory.h"
+#include "plugin/keys/record.h"
 
 enum verdict {
     VERDICT_SERVE,
+    VERDICT_LIST, /* served from the record: it is there, or cannot be looked at, but not proven */
     VERDICT_OLDER,
     VERDICT_HALF,
     VERDICT_WAITS,
+    VERDICT_CONDEMNED,
+    VERDICT_STRAY,
+    VERDICT_STRANGER,
 };
 
-/* `first` is the newest of the key id of `item`, in a sorted inventory in which every candidate
- * was proven, as far as that was possible. */
-enum verdict verdict_of(struct inventory *inventory, struct inventory_item *first,
-                        const struct inventory_item *item);
+/* The item to serve of an id, or NULL. `first` is the newest of the id in a sorted inventory, in
+ * which the record's SERVED, MISSING and ATTEMPTED keys are, and those and every candidate are
+ * proven as far as that was possible. `record` NULL: there is none. */
+struct inventory_item *verdict_served(struct record *record, struct inventory *inventory,
+                                      struct inventory_item *first);
+
+enum verdict verdict_of(struct record *record, struct inventory *inventory,
+                        struct inventory_item *first, const struct inventory_item *item);
+
+/* Is the key of the record not there: by a proof the token shows nothing under its name, or a key
+ * that is another one? */
+bool verdict_is_gone(const struct record_key *key, const struct inventory_item *item);
 
 /* A public key of which a proof has found no private one. */
 bool verdict_is_public_half(const struct inventory_item *item);
+
+/* A key whose two halves a proof could not find together. */
+bool verdict_is_half(const struct inventory_item *item);
 
 #endif

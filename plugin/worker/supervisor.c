@@ -314,6 +314,18 @@ static void end_overdue(struct supervisor *s, int64_t now)
     child_kill(&s->child);
 }
 
+static void renew(struct supervisor *s)
+{
+    struct fault fault;
+
+    if (!s->renew || s->worker != WORKER_READY)
+        return;
+    s->renew = false;
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "a fresh PKCS#11 worker is asked for its opinion");
+    supervisor_worker_refused(s, &fault);
+    supervisor_worker_leave(s, CLOCK_NEVER);
+}
+
 static void ping_done(void *context, const struct hsm_reply *reply)
 {
     (void)context;
@@ -346,6 +358,7 @@ static void tick(struct supervisor *s)
         child_log_stderr(&s->child);
     supervisor_worker_reap(s, 0);
     end_overdue(s, now);
+    renew(s);
     answer_late(s);
     keep_alive(s, now);
     if (s->options.tick)
@@ -453,6 +466,11 @@ int supervisor_wait(struct supervisor *s, int64_t deadline, const atomic_bool *c
         result = fault_set(fault, s->reason.code, "%s", s->reason.message);
     supervisor_unlock(s);
     return result;
+}
+
+void supervisor_renew(struct supervisor *s)
+{
+    s->renew = true;
 }
 
 void supervisor_retire(struct supervisor *s)

@@ -76,6 +76,10 @@ int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomi
  * the supervisor was abandoned: FAULT_UNAVAILABLE. */
 void supervisor_submit(struct supervisor *supervisor, const struct supervisor_request *request);
 
+/* What the worker in place says is doubted: it is ended, once it is idle or after a moment, and
+ * another one asked instead. No request is lost by it. */
+void supervisor_renew(struct supervisor *supervisor);
+
 /* Nothing will be submitted any more: lets it answer what it has, end its worker and then
  * itself. Does not wait; may be called from a callback. */
 void supervisor_retire(struct supervisor *supervisor);

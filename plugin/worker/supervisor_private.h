@@ -34,7 +34,8 @@ struct supervisor {
     int64_t last_activity;
     atomic_bool retired;
     atomic_bool abandoned;
-    bool ended; /* the thread has */
+    atomic_bool renew; /* supervisor_renew was called */
+    bool ended;        /* the thread has */
     atomic_uint restarts;
     /* the thread's own */
     int64_t since;      /* when `worker` took its value */

@@ -14,6 +14,8 @@
 #include <cmocka.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/wire/pubkey.h"
+#include "tests/support/authority.h"
 
 struct token *token;
 
@@ -92,6 +94,19 @@ void await(enum misbehaviour misbehaviour)
     assert_int_equal(token->misbehaviour, misbehaviour);
 }
 
+/* A record is written down and read again, public key and all. */
+static void make_public_key(enum hsm_key_type type, struct hsm_public_key *key)
+{
+    static const char *const kinds[] = {[HSM_EC_P256] = "P-256",
+                                        [HSM_EC_P384] = "P-384",
+                                        [HSM_RSA_2048] = "RSA-2048",
+                                        [HSM_RSA_4096] = "RSA-4096"};
+    struct authority pkix = authority_new_pkix(kinds[type]);
+    struct fault fault;
+
+    assert_int_equal(pubkey_from_pkix(pkix.bytes, pkix.length, key, &fault), 0);
+}
+
 void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence there)
 {
     struct object *object = token->objects;
@@ -100,15 +115,14 @@ void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence 
         object++;
     memcpy(object->label, name->label, sizeof object->label);
     memcpy(object->id, name->id, sizeof object->id);
-    object->type = type;
+    make_public_key(type, &object->public_key);
     object->there = there;
 }
 
 static void tell(const struct object *object, struct hsm_reply *reply)
 {
     reply->state = object->there == WHOLE ? HSM_COMPLETE : HSM_HALF;
-    reply->public_key.type = object->type;
-    memcpy(reply->public_key.fingerprint, object->id, HSM_ID_MAX);
+    reply->public_key = object->public_key;
 }
 
 static void generate(const struct hsm_request *request, struct hsm_reply *reply)
@@ -143,7 +157,8 @@ static void sign(const struct hsm_request *request, struct hsm_reply *reply)
 {
     const struct object *object = lookup(request->key.label);
 
-    if (!object || memcmp(object->id, request->fingerprint, HSM_ID_MAX) != 0) {
+    if (!object || memcmp(object->public_key.fingerprint, request->fingerprint,
+                          sizeof request->fingerprint) != 0) {
         (void)fault_set(&reply->fault, FAULT_NOT_FOUND, "no such key");
         return;
     }

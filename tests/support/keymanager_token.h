@@ -7,8 +7,8 @@
  *   the worker:  map_token(getenv(token_variable)), then hsm_worker(WORKER_SOCKET, WORKER_PAGE)
  *
  * From then on the test reads `token` to see what the workers did, and writes
- * token->misbehaviour to say what goes wrong next. Keys are told apart by their CKA_ID, which
- * is also their fingerprint and their signature. */
+ * token->misbehaviour to say what goes wrong next. Their signatures are
+ * their CKA_ID. */
 #ifndef TESTS_KEYMANAGER_TOKEN_H
 #define TESTS_KEYMANAGER_TOKEN_H
 
@@ -56,7 +56,7 @@ struct object {
     _Atomic enum presence there;
     char label[HSM_LABEL_MAX + 1];
     uint8_t id[HSM_ID_MAX];
-    enum hsm_key_type type;
+    struct hsm_public_key public_key;
 };
 
 extern struct token {

@@ -11,6 +11,7 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/identity.h"
+#include "plugin/keys/scribe.h"
 #include "plugin/report/log.h"
 
 const char *const ids[IDS] = {"JWT-Signer-A", "JWT-Signer-B"};
@@ -73,6 +74,11 @@ bool has_values(void)
     return world.sharing >= OWN_VALUES;
 }
 
+bool is_shared(void)
+{
+    return world.sharing == ONE_VALUE || world.sharing == COPIES;
+}
+
 unsigned index_of(const struct server *server)
 {
     return (unsigned)(server - world.servers);
@@ -106,7 +112,7 @@ void log_write(enum log_level level, const char *message, ...)
 {
     if (telling)
         print_message("        (%s)\n", message);
-    (void)level;
+    world.rivalries += level == LOG_ERROR;
 }
 
 void log_fault(enum log_level level, const struct fault *fault, const char *message, ...)
@@ -174,6 +180,7 @@ static void generate(struct server *server, const struct hsm_request *request,
     *object = (struct object){.there = true, .state = HSM_COMPLETE, .number = ++world.made};
     object->maker = server;
     object->life = server->life;
+    object->made = world.seconds;
     object->name = request->key;
     assert_true(label_parse(request->key.label, &object->label));
     if (one_in(8))
@@ -222,9 +229,10 @@ static void check_destroying(const struct server *server, const struct object *o
         if (server->queue[i].request.op == HSM_SIGN &&
             memcmp(&server->queue[i].request.key, &object->name, sizeof object->name) == 0)
             violated(server, "destroys a key that is about to sign", object);
-    if (object->maker != server && !take_turns() && object->state != HSM_HALF)
+    if (object->maker != server && !take_turns() && object->state != HSM_HALF &&
+        world.sharing != COPIES)
         violated(server, "destroys a key that the other one made", object);
-    if (needed(object))
+    if (needed(object) && (world.sharing != COPIES || world.seconds - object->made < DAY_S))
         violated(server, "destroys a key that another start needs", object);
 }
 
@@ -292,6 +300,148 @@ void execute(struct server *server, const struct pending *pending)
     pending->how.done(pending->how.context, &reply);
 }
 
+/* ---- the scribe ---- */
+
+struct scribe {
+    struct server *server;
+    struct record record;
+    struct disk *disk; /* NULL: no file */
+    int64_t opened;
+    unsigned holders;
+    bool dirty;  /* the disk has not got all of it */
+    bool behind; /* nor what somebody waited for */
+};
+
+void clear_disks(void)
+{
+    for (unsigned i = 0; i < SERVERS; i++)
+        record_close(&world.disks[i].record);
+    memset(world.disks, 0, sizeof world.disks);
+}
+
+void copy_disk(void)
+{
+    record_close(&world.disks[1].record);
+    world.disks[1].there = world.disks[0].there;
+    assert_int_equal(record_copy(&world.disks[0].record, &world.disks[1].record), 0);
+}
+
+static struct server *server_loading(void)
+{
+    for (unsigned i = 0; i < SERVERS; i++)
+        if (world.servers[i].loading && !world.servers[i].options.ended)
+            return &world.servers[i];
+    abort();
+}
+
+int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                enum scribe_found *found, struct fault *fault)
+{
+    struct scribe *made = calloc(1, sizeof *made);
+    size_t length = strlen(path);
+
+    (void)fault;
+    assert_non_null(made);
+    made->server = server_loading();
+    made->holders = 1;
+    made->opened = world.seconds;
+    record_open(scope, &made->record);
+    if (length > 6) /* "<folder>/<number>.keys" */
+        made->disk = &world.disks[path[length - 6] - '0'];
+    *found = SCRIBE_NOTHING;
+    if (made->disk && made->disk->there &&
+        label_same_scope(&made->disk->record.scope, &made->record.scope)) {
+        assert_int_equal(record_copy(&made->disk->record, &made->record), 0);
+        *found = SCRIBE_RECORD;
+    }
+    *scribe = made;
+    return 0;
+}
+
+int scribe_identity(const char *path, const char *trust_domain,
+                    uint8_t identity[CONFIG_IDENTITY_MAX], size_t *length, struct fault *fault)
+{
+    (void)path;
+    (void)trust_domain;
+    (void)identity;
+    (void)length;
+    return fault_set(fault, FAULT_NOT_FOUND, "none");
+}
+
+struct scribe *scribe_hold(struct scribe *scribe)
+{
+    scribe->holders++;
+    return scribe;
+}
+
+void scribe_release(struct scribe *scribe)
+{
+    if (--scribe->holders > 0)
+        return;
+    record_close(&scribe->record);
+    free(scribe);
+}
+
+const char *scribe_path(const struct scribe *scribe)
+{
+    (void)scribe;
+    return "";
+}
+
+struct record *scribe_edit(struct scribe *scribe)
+{
+    return &scribe->record;
+}
+
+void scribe_leave(struct scribe *scribe)
+{
+    (void)scribe;
+}
+
+int64_t scribe_ran(struct scribe *scribe)
+{
+    return scribe->record.ran + world.seconds - scribe->opened;
+}
+
+static void put_on_disk(struct scribe *scribe)
+{
+    struct disk *disk = scribe->disk;
+
+    if (disk && !scribe->server->dead) {
+        record_close(&disk->record);
+        assert_int_equal(record_copy(&scribe->record, &disk->record), 0);
+        disk->record.ran = scribe_ran(scribe);
+        disk->there = true;
+    }
+    scribe->dirty = scribe->behind = false;
+}
+
+void scribe_commit(struct scribe *scribe, scribe_done *done, void *context)
+{
+    bool written = !scribe->disk || (!scribe->server->dead && !one_in(20));
+
+    if (!done) {
+        scribe->dirty = true;
+        return;
+    }
+    if (written)
+        put_on_disk(scribe);
+    world.lost += !written && !scribe->server->dead;
+    scribe->dirty = scribe->behind = !written;
+    done(context, written);
+}
+
+bool scribe_is_written(struct scribe *scribe)
+{
+    return !scribe->behind;
+}
+
+void scribe_tick(struct scribe *scribe)
+{
+    if (scribe->dirty && !one_in(3))
+        put_on_disk(scribe);
+}
+
 /* ---- the supervisor ---- */
 
 static struct server *server_of(struct supervisor *supervisor)
@@ -305,14 +455,17 @@ static struct server *server_of(struct supervisor *supervisor)
 int supervisor_start(const struct supervisor_options *options, struct supervisor **supervisor,
                      struct fault *fault)
 {
+    struct server *server = server_loading();
+
     (void)fault;
-    for (unsigned i = 0; i < SERVERS; i++)
-        if (world.servers[i].loading && !world.servers[i].options.ended) {
-            world.servers[i].options = *options;
-            *supervisor = (struct supervisor *)&world.servers[i];
-            return 0;
-        }
-    abort();
+    server->options = *options;
+    *supervisor = (struct supervisor *)server;
+    return 0;
+}
+
+void supervisor_renew(struct supervisor *supervisor)
+{
+    (void)supervisor;
 }
 
 int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomic_bool *cancel,

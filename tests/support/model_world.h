@@ -1,8 +1,9 @@
 /* The world of unit/model.c: a token, a supervisor for each of two servers, and time.
  *
- * This is a stand-in: it replaces supervisor.h, log.h, identity_place(), clock_gettime(),
- * time() and pthread_cond_timedwait(). Nothing here runs by itself: there is one thread, and
- * time passes when the model says so.
+ * This is a stand-in: it replaces supervisor.h, scribe.h, log.h, identity_place(),
+ * clock_gettime(), time() and pthread_cond_timedwait(). Nothing here runs by itself: there is one
+ * thread, and time passes when the model says so. A disk may lose what was to be written down, for
+ * a while or, if the server ends meanwhile, for good.
  *
  *   1. clear the world; set the seed, sharing, seconds and meanwhile; fill in servers[].config
  *   2. set server.loading and call keymanager_open(): it gets the supervisor of that server
@@ -22,8 +23,10 @@
 #include <cmocka.h>
 
 #include "plugin/keys/keymanager.h"
+#include "plugin/keys/record.h"
 #include "plugin/worker/supervisor.h"
 
+enum { DAY_S = 86400 };
 enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
 #ifdef __SANITIZE_THREAD__ /* there is one thread */
 enum { HISTORIES = 100 };
@@ -34,6 +37,7 @@ enum { HISTORIES = 1500 };
 enum sharing {
     OWN_FILES,  /* each server has its own key_identifier_file */
     ONE_FILE,   /* the same server, started where the other one ended */
+    COPIES,     /* copies of one identity file: a cloned host, a restored disk, record and all */
     OWN_VALUES, /* key_identifier_value, different */
     ONE_PLACE,  /* the same value on one host, where the second is refused while the first runs */
     ONE_VALUE,  /* the same on two hosts: two servers that should not share it */
@@ -44,10 +48,12 @@ extern const char *const ids[IDS]; /* key ids */
 
 struct object {
     bool there;
+    bool restored;        /* it had been destroyed */
     enum hsm_state state; /* HALF, COMPLETE or UNFIT */
     unsigned hidden;      /* from so many searches yet */
     bool in_halves;       /* which find one half of it meanwhile */
     unsigned number;
+    int64_t made;
     const struct server *maker;
     unsigned life; /* of the maker */
     struct hsm_key_name name;
@@ -77,10 +83,18 @@ struct server {
     bool dead; /* nothing it does reaches the token */
     bool asked[IDS];
     bool retired;
+    bool copied;              /* it has not run since; what is newer may be its own, too */
+    bool hurried;             /* its latest start had no time left */
     bool moved;               /* to where it cannot tell its earlier keys from others' */
     unsigned life;            /* starts so far */
     unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
     bool seen[OBJECTS];
+};
+
+/* A record as it is on a disk. */
+struct disk {
+    bool there;
+    struct record record;
 };
 
 extern struct world {
@@ -91,6 +105,8 @@ extern struct world {
     struct object backup[OBJECTS];
     struct server servers[SERVERS];
     struct journal journals[SERVERS];
+    struct disk disks[SERVERS];
+    unsigned lost; /* writes that were not on the disk in time */
     /* while the other server starts: this one does at most so much */
     void (*meanwhile)(struct server *server, unsigned most);
     unsigned opening; /* the server whose identity is read just now */
@@ -98,6 +114,7 @@ extern struct world {
     int64_t skew; /* of the calendar's clock */
     bool moody;   /* and that clock goes back */
     bool calm;    /* nothing fails any more */
+    bool patient; /* what is superseded goes after a day */
     unsigned rivalries;
     unsigned set_back; /* so often was the clock */
     char violation[320];
@@ -126,6 +143,10 @@ unsigned index_of(const struct server *server);
 /* Of two servers on one host one runs at a time, as with a file. */
 bool take_turns(void);
 bool has_values(void); /* key_identifier_value, not a file */
+bool is_shared(void);  /* two servers have one identity, and know nothing of each other */
+
+/* The disk of the second server becomes a copy of the first one's. */
+void copy_disk(void);
 
 /* Is this the object that the server signs with? */
 bool serves(const struct server *server, const struct object *object);
@@ -134,6 +155,9 @@ bool serves(const struct server *server, const struct object *object);
 
 /* The object of that name as it is, whatever a search would show; or NULL. */
 struct object *lookup(const struct hsm_key_name *name);
+
+/* Nothing was ever written down. */
+void clear_disks(void);
 
 /* What a server has asked for is done and answered: one request, or all in turn. */
 void execute(struct server *server, const struct pending *pending);

@@ -168,7 +168,6 @@ static void a_value_marks_the_keys_of_its_place(void **state)
 
     assert_is(&first, "server-7");
     assert_false(first.existed);
-    assert_false(first.alone);
     assert_true(first.lock >= 0 && first.maker.known);
     identity_close(&first);
     again = take(place);
@@ -181,13 +180,26 @@ static void a_value_marks_the_keys_of_its_place(void **state)
     identity_close(&elsewhere);
 }
 
-static void a_file_marks_nothing(void **state)
+static void a_copy_of_the_file_is_another_place(void **state)
 {
-    struct identity identity = take(*state);
+    struct place *place = *state;
+    struct identity first = take(place);
+    struct identity again;
+    struct identity copied;
+    char copy[96];
 
-    assert_true(identity.alone);
-    assert_false(identity.maker.known);
-    identity_close(&identity);
+    assert_false(first.maker.known); /* the record has its maker */
+    identity_close(&first);
+    again = take(place);
+    assert_string_equal(again.place, first.place);
+    identity_close(&again);
+    (void)snprintf(copy, sizeof copy, "%s/copy", place->folder);
+    assert_int_equal(rename(place->config.keymanager.key_identifier_file, copy), 0);
+    put_text(place, "somebody");
+    copied = take(place);
+    assert_string_not_equal(copied.place, first.place);
+    identity_close(&copied);
+    assert_int_equal(unlink(copy), 0);
 }
 
 static void assert_no_place(const struct place *place)
@@ -196,7 +208,7 @@ static void assert_no_place(const struct place *place)
 
     assert_is(&identity, "server-7");
     assert_int_equal(identity.lock, -1);
-    assert_false(identity.alone || identity.maker.known);
+    assert_false(identity.maker.known);
     identity_close(&identity);
 }
 
@@ -301,7 +313,7 @@ int main(void)
         AT(a_file_once_made_is_never_removed),
         AT(a_file_that_vanished_under_a_running_server_is_written_back),
         AT(a_value_marks_the_keys_of_its_place),
-        AT(a_file_marks_nothing),
+        AT(a_copy_of_the_file_is_another_place),
         AT(a_value_without_a_place_will_do),
         AT(an_empty_file_is_not_an_identity),
         AT(more_than_256_bytes_are_refused_not_cut),

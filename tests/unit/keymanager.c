@@ -15,11 +15,13 @@
 #include <cmocka.h>
 
 #include "hsm/base/clock.h"
+#include "plugin/keys/loss.h"
 #include "plugin/worker/child.h"
 #include "plugin/worker/program.h"
 #include "tests/support/keymanager_token.h"
 
-enum { DESTROYED_AGAIN_S = 7 }; /* a destruction that failed has been repeated by then */
+enum { KEPT = 4 };
+static const int64_t DAY = 24 * 3600 * CLOCK_SECOND;
 
 /* ---- SPIRE ---- */
 
@@ -127,9 +129,18 @@ static int start(void **state)
     (void)state;
     memset(token, 0, sizeof *token);
     config.keymanager.destroy_superseded = true;
+    config.keymanager.destroy_superseded_after = 0;
     keymanager = NULL;
     open_keymanager();
     return 0;
+}
+
+static void remove_beside(const char *suffix)
+{
+    char path[HSM_PATH_MAX];
+
+    (void)snprintf(path, sizeof path, "%.1000s%s", config.keymanager.record_file, suffix);
+    (void)unlink(path);
 }
 
 static int end(void **state)
@@ -140,6 +151,9 @@ static int end(void **state)
     keymanager_release(keymanager);
     while (waitpid(-1, NULL, 0) > 0)
         continue;
+    remove_beside("");
+    remove_beside("~");
+    remove_beside(".accept");
     return unlink(config.keymanager.key_identifier_file);
 }
 
@@ -347,7 +361,26 @@ static void a_key_of_another_type_is_made_after_the_one_under_way(void **state)
 
 /* ---- loading ---- */
 
-static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **state)
+static void a_restart_goes_on_with_what_was_condemned(void **state)
+{
+    struct answer first = make_key();
+    struct answer second;
+
+    (void)state;
+    config.keymanager.destroy_superseded_after = DAY;
+    open_keymanager();
+    second = make_key();
+    crash_and_restart();
+    assert_string_equal(sign_once().label, second.label);
+    assert_int_equal(lookup(first.label)->there, WHOLE);
+    config.keymanager.destroy_superseded_after = 0;
+    crash_and_restart();
+    assert_left(second.label);
+}
+
+/* A token restored, a server that shares the identity: whatever it is, it is a person's to see to.
+ */
+static void what_the_record_does_not_know_stays_at_a_start(void **state)
 {
     struct hsm_key_name name = {.id = {1}, .id_length = HSM_ID_MAX};
     struct answer served = make_key();
@@ -358,56 +391,238 @@ static void a_restart_serves_the_newest_key_and_clears_what_is_left_over(void **
     label.generation -= 2;
     label_format(&label, name.label);
     put(&name, HSM_EC_P256, WHOLE);
-    label.generation--;
+    label.generation += 5;
     label_format(&label, name.label);
     put(&name, HSM_EC_P256, HALF);
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
-    assert_left(served.label);
+    served = make_key();
+    assert_string_equal(sign_once().label, served.label);
+    while (objects() > 3) /* the one superseded now goes, and any other would have by then */
+        nap();
+    assert_int_equal(objects(), 3);
 }
 
-/* The start before did not see it, for the token did not show it, and SPIRE made another. */
-static void a_key_that_was_superseded_within_the_day_stays_at_a_start(void **state)
+static void of_one_key_id_no_more_are_kept_than_are_to_be(void **state)
 {
-    struct hsm_key_name old = {.id = {1}, .id_length = HSM_ID_MAX};
-    struct answer served = make_key();
-    struct label label;
+    struct answer last = {.count = 0};
 
     (void)state;
-    config.keymanager.destroy_superseded_after = 24 * 3600 * CLOCK_SECOND;
-    assert_true(label_parse(served.label, &label));
-    label.generation -= 1000;
-    label_format(&label, old.label);
-    put(&old, HSM_EC_P256, WHOLE);
-    crash_and_restart();
-    assert_string_equal(sign_once().label, served.label);
-    (void)make_key();
-    while (objects() > 2) /* the one superseded now goes, and any leftover would have by then */
+    config.keymanager.destroy_superseded_after = DAY;
+    open_keymanager();
+    for (unsigned i = 0; i < KEPT + 3; i++)
+        last = make_key();
+    while (objects() > KEPT + 1)
         nap();
-    assert_int_equal(lookup(old.label)->there, WHOLE);
-    config.keymanager.destroy_superseded_after = 0;
     crash_and_restart();
-    assert_left(sign_once().label);
+    assert_string_equal(sign_once().label, last.label);
+    assert_int_equal(objects(), KEPT + 1);
 }
 
-/* It may be a key whose private half does not show just now, and the one SPIRE signs with. */
-static void a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key(void **state)
+/* ---- losses ---- */
+
+static void fails_to_open(enum fault_code code, const char *text, struct fault *fault)
+{
+    const atomic_bool cancel = false;
+
+    if (keymanager) {
+        keymanager_abandon(keymanager);
+        keymanager_release(keymanager);
+    }
+    keymanager = NULL;
+    config.keymanager.startup_wait = CLOCK_SECOND;
+    assert_int_equal(keymanager_open(&config, NULL, &cancel, &keymanager, fault), -1);
+    config.keymanager.startup_wait = PATIENCE_S * CLOCK_SECOND;
+    assert_int_equal(fault->code, code);
+    if (!strstr(fault->message, text))
+        fail_msg("%s", fault->message);
+}
+
+static void code_in(const struct fault *fault, char code[RECORD_CODE + 1])
+{
+    const char *found = strstr(fault->message, "spire-hsm accept ");
+
+    assert_non_null(found);
+    (void)snprintf(code, RECORD_CODE + 1, "%s", found + strlen("spire-hsm accept "));
+}
+
+/* Not even gone: hidden. */
+static struct object *hide(const char *label)
+{
+    struct object *object = lookup(label);
+
+    assert_non_null(object);
+    object->there = ABSENT;
+    return object;
+}
+
+static bool is_served(const char *key_id)
+{
+    struct catalogue_key *key = catalogue_find(keymanager_catalogue(keymanager), key_id);
+
+    if (key)
+        keymanager_drop(keymanager, key);
+    return key != NULL;
+}
+
+static void a_start_without_a_key_that_is_needed_is_refused(void **state)
+{
+    struct answer made = make_key();
+    struct object *hidden = hide(made.label);
+    struct fault fault;
+
+    (void)state;
+    fails_to_open(FAULT_FAILED_PRECONDITION, made.label, &fault);
+    hidden->there = WHOLE; /* the token is back */
+    open_keymanager();
+    assert_string_equal(sign_once().label, made.label);
+}
+
+static void a_loss_is_accepted_once_by_its_code(void **state)
+{
+    struct answer made = make_key();
+    char code[RECORD_CODE + 1];
+    struct fault fault;
+    struct answer next;
+    struct object *hidden;
+
+    (void)state;
+    (void)hide(made.label);
+    fails_to_open(FAULT_FAILED_PRECONDITION, made.label, &fault);
+    code_in(&fault, code);
+    (void)snprintf(config.keymanager.accept_loss, sizeof config.keymanager.accept_loss, "%s", code);
+    open_keymanager();
+    assert_false(is_served("x509-CA-A"));
+    next = make_key();
+    crash_and_restart();
+    assert_string_equal(sign_once().label, next.label);
+    hidden = hide(next.label); /* another loss has another code */
+    fails_to_open(FAULT_FAILED_PRECONDITION, next.label, &fault);
+    hidden->there = WHOLE;
+    config.keymanager.accept_loss[0] = '\0';
+    open_keymanager();
+}
+
+static void a_loss_is_accepted_by_a_file_beside_the_record(void **state)
+{
+    struct answer made = make_key();
+    char code[RECORD_CODE + 1];
+    struct fault fault;
+
+    (void)state;
+    lookup(made.label)->there = ABSENT;
+    fails_to_open(FAULT_FAILED_PRECONDITION, made.label, &fault);
+    code_in(&fault, code);
+    assert_int_equal(loss_accept(config.keymanager.record_file, "00000000", &fault), 0);
+    fails_to_open(FAULT_FAILED_PRECONDITION, made.label, &fault);
+    assert_int_equal(loss_accept(config.keymanager.record_file, code, &fault), 0);
+    open_keymanager();
+    assert_false(is_served("x509-CA-A"));
+}
+
+static void missing_keys_are_replaced_where_that_is_said(void **state)
+{
+    struct answer made = make_key();
+
+    (void)state;
+    lookup(made.label)->there = ABSENT;
+    config.keymanager.replace_missing = true;
+    crash_and_restart();
+    config.keymanager.replace_missing = false;
+    assert_false(is_served("x509-CA-A"));
+}
+
+/* SPIRE makes another JWT key in its place, and nobody notices. */
+static void a_start_without_another_key_goes_on(void **state)
+{
+    struct answer kept = make_key();
+    struct answer other = {.count = 0};
+    struct object *hidden;
+
+    (void)state;
+    keymanager_generate(keymanager, "JWT-Signer-A", HSM_EC_P256,
+                        clock_now() + PATIENCE_S * CLOCK_SECOND, generated, &other);
+    hear(&other, FAULT_NONE);
+    hidden = hide(other.label);
+    config.keymanager.startup_wait = CLOCK_SECOND;
+    crash_and_restart();
+    assert_string_equal(sign_once().label, kept.label);
+    assert_false(is_served("JWT-Signer-A"));
+    hidden->there = WHOLE;
+    crash_and_restart();
+    config.keymanager.startup_wait = PATIENCE_S * CLOCK_SECOND;
+    assert_true(is_served("JWT-Signer-A"));
+}
+
+static void a_key_of_which_half_shows_is_served_from_the_record(void **state)
+{
+    struct answer made = make_key();
+
+    (void)state;
+    lookup(made.label)->there = HALF;
+    config.keymanager.startup_wait = CLOCK_SECOND;
+    crash_and_restart();
+    config.keymanager.startup_wait = PATIENCE_S * CLOCK_SECOND;
+    assert_true(is_served("x509-CA-A"));
+    lookup(made.label)->there = WHOLE;
+    assert_string_equal(sign_once().label, made.label);
+}
+
+static void a_damaged_record_is_no_reason_to_begin_anew(void **state)
+{
+    struct answer made = make_key();
+    char copy[HSM_PATH_MAX];
+    struct fault fault;
+
+    (void)state;
+    crash_and_restart();
+    (void)snprintf(copy, sizeof copy, "%.1000s~", config.keymanager.record_file);
+    assert_int_equal(truncate(config.keymanager.record_file, 100), 0);
+    assert_int_equal(truncate(copy, 100), 0);
+    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault);
+    assert_int_equal(unlink(config.keymanager.record_file), 0);
+    assert_int_equal(unlink(copy), 0);
+    open_keymanager(); /* by the token */
+    assert_string_equal(sign_once().label, made.label);
+}
+
+/* ---- without a record ---- */
+
+static void forget_record(void)
+{
+    char copy[HSM_PATH_MAX];
+
+    keymanager_abandon(keymanager);
+    keymanager_release(keymanager);
+    keymanager = NULL;
+    (void)snprintf(copy, sizeof copy, "%.1000s~", config.keymanager.record_file);
+    (void)unlink(config.keymanager.record_file);
+    (void)unlink(copy);
+}
+
+static void without_a_record_the_newest_key_is_served_and_nothing_goes(void **state)
 {
     struct hsm_key_name half = {.id = {1}, .id_length = HSM_ID_MAX};
-    struct answer served = make_key();
+    struct answer served;
     struct label label;
 
     (void)state;
+    (void)make_key();
+    config.keymanager.destroy_superseded = false;
+    open_keymanager();
+    served = make_key();
+    config.keymanager.destroy_superseded = true;
     assert_true(label_parse(served.label, &label));
-    label.generation++; /* a crash half-way, later than the served key */
+    label.generation++;
     label_format(&label, half.label);
     put(&half, HSM_EC_P256, HALF);
-    crash_and_restart();
+    forget_record();
+    open_keymanager();
     assert_string_equal(sign_once().label, served.label);
     served = make_key();
-    assert_non_null(lookup(half.label));
-    crash_and_restart();
-    assert_left(served.label);
+    assert_string_equal(sign_once().label, served.label);
+    open_keymanager();
+    assert_int_equal(objects(), 4);
 }
 
 static void a_token_that_shows_halves_alone_at_a_start_loses_none(void **state)
@@ -423,7 +638,8 @@ static void a_token_that_shows_halves_alone_at_a_start_loses_none(void **state)
     put(&old, HSM_EC_P256, HALF);
     lookup(made.label)->there = ABSENT;
     token->misbehaviour = HALVES_COMPLETE_LATER;
-    crash_and_restart();
+    forget_record();
+    open_keymanager();
     assert_string_equal(sign_once().label, old.label);
     assert_left(old.label);
 }
@@ -452,29 +668,26 @@ static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
 }
 
 /* What waits to be destroyed by then may be what the other one serves. */
-static void keys_of_a_second_server_with_our_identity_are_not_touched(void **state)
+static void while_a_second_server_has_our_identity_nothing_old_goes(void **state)
 {
     struct hsm_key_name name = {.id = {9}, .id_length = HSM_ID_MAX};
     struct answer served = make_key();
-    struct answer refused;
     struct label label;
-    int64_t tried;
 
     (void)state;
-    token->misbehaviour = NO_SESSION_LEFT;
-    served = make_key();
-    await(BEHAVES);
-    tried = clock_now();
     assert_true(label_parse(served.label, &label));
-    label.generation += 5;
+    label.generation += 1000;
     label_format(&label, name.label);
     put(&name, HSM_EC_P256, WHOLE);
-    ask(&refused, PATIENCE_S * CLOCK_SECOND);
-    hear(&refused, FAULT_FAILED_PRECONDITION);
-    assert_non_null(strstr(refused.fault.message, "another process"));
-    while (clock_now() < tried + DESTROYED_AGAIN_S * CLOCK_SECOND)
-        assert_string_equal(sign_once().label, served.label);
-    assert_int_equal(objects(), 3);
+    config.keymanager.destroy_superseded_after = CLOCK_SECOND;
+    crash_and_restart();
+    assert_string_equal(sign_once().label, served.label);
+    served = make_key(); /* a CA that cannot rotate expires */
+    for (int64_t until = clock_now() + 3 * CLOCK_SECOND; clock_now() < until; nap())
+        assert_int_equal(objects(), 3);
+    lookup(name.label)->there = ABSENT; /* the other one has gone, and a person seen to its keys */
+    crash_and_restart();
+    assert_left(served.label);
 }
 
 /* ---- reconfiguring, ending ---- */
@@ -526,9 +739,12 @@ static int prepare(void **state)
                                                    .startup_wait = PATIENCE_S * CLOCK_SECOND,
                                                    .operation_timeout = PATIENCE_S * CLOCK_SECOND,
                                                    .generate_timeout = PATIENCE_S * CLOCK_SECOND,
-                                                   .cka_id_length = HSM_ID_MAX};
+                                                   .cka_id_length = HSM_ID_MAX,
+                                                   .keep_condemned = KEPT};
     (void)snprintf(config.keymanager.key_identifier_file,
                    sizeof config.keymanager.key_identifier_file, "%s.id", path);
+    (void)snprintf(config.keymanager.record_file, sizeof config.keymanager.record_file, "%s.keys",
+                   path);
     if (sized != 0 || map_token(path) != 0 || setenv(token_variable, path, 1) != 0)
         return -1;
     program_is("/proc/self/exe", NULL); /* this program is its own worker */
@@ -558,13 +774,21 @@ int main(int argc, char **argv)
         PLAY(a_token_that_was_write_protected_wants_a_restart),
         PLAY(callers_who_ask_at_once_get_one_key),
         PLAY(a_key_of_another_type_is_made_after_the_one_under_way),
-        PLAY(a_restart_serves_the_newest_key_and_clears_what_is_left_over),
-        PLAY(a_key_that_was_superseded_within_the_day_stays_at_a_start),
-        PLAY(a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key),
+        PLAY(a_restart_goes_on_with_what_was_condemned),
+        PLAY(what_the_record_does_not_know_stays_at_a_start),
+        PLAY(of_one_key_id_no_more_are_kept_than_are_to_be),
+        PLAY(a_start_without_a_key_that_is_needed_is_refused),
+        PLAY(a_loss_is_accepted_once_by_its_code),
+        PLAY(a_loss_is_accepted_by_a_file_beside_the_record),
+        PLAY(missing_keys_are_replaced_where_that_is_said),
+        PLAY(a_start_without_another_key_goes_on),
+        PLAY(a_key_of_which_half_shows_is_served_from_the_record),
+        PLAY(a_damaged_record_is_no_reason_to_begin_anew),
+        PLAY(without_a_record_the_newest_key_is_served_and_nothing_goes),
         PLAY(a_token_that_shows_halves_alone_at_a_start_loses_none),
         PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),
         PLAY(a_scan_that_fails_half_way_does_not_show_keys_twice),
-        PLAY(keys_of_a_second_server_with_our_identity_are_not_touched),
+        PLAY(while_a_second_server_has_our_identity_nothing_old_goes),
         PLAY(a_reconfiguration_keeps_the_keys_and_hands_over_who_waits),
         PLAY(ending_answers_who_waits_for_a_key),
     };

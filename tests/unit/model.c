@@ -6,8 +6,8 @@
  * must hold in every history:
  *
  *   - no key that a server's journal needs is destroyed, nor one of another server;
- *   - one key at most is served per key id, and after a start it is the newest generation
- *     that was seen and proven;
+ *   - a start serves every key that SPIRE's journal needs and the token has; without a record,
+ *     the newest generation that was seen and proven;
  *   - a history that ends well leaves nothing but served keys, if the clock was not set back:
  *     it is what tells generations apart that a lagging token does not show.
  *
@@ -25,6 +25,8 @@
 #include "hsm/base/clock.h"
 #include "plugin/keys/identity.h"
 #include "tests/support/model_world.h"
+
+enum { STARTUP_WAIT_S = 60 };
 
 /* ---- SPIRE ---- */
 
@@ -78,8 +80,21 @@ static bool is_twin(const struct object *object)
     return false;
 }
 
-/* What a start may serve: proven, and nothing newer of its id both seen and whole. */
-static void check_served(const struct server *server, unsigned id)
+/* With a record: what SPIRE has in its journal, and the token has whole, is served, unless the disk
+ * lost what was to be written down, or the other server took all of this start's time. */
+static void check_remembered(const struct server *server, unsigned id)
+{
+    unsigned needed = server->journal->needed[id];
+    const struct object *object = needed > 0 ? &world.objects[needed - 1] : NULL;
+
+    if (!server->hurried && !server->copied && object && object->there &&
+        object->state == HSM_COMPLETE && world.lost == 0 &&
+        label_same_scope(&object->label.scope, &server->scope) && !serves(server, object))
+        violated(server, "forgets a key", object);
+}
+
+/* Without one: proven, and nothing newer of its id both seen and whole. */
+static void check_newest(const struct server *server, unsigned id)
 {
     const struct object *served = NULL;
 
@@ -106,10 +121,14 @@ static void read_journal(struct server *server)
     for (unsigned id = 0; id < IDS; id++) {
         unsigned needed = server->journal->needed[id];
 
-        check_served(server, id);
+        if (has_values())
+            check_newest(server, id);
+        else
+            check_remembered(server, id);
         if (needed != 0 && !serves(server, &world.objects[needed - 1]))
             server->journal->needed[id] = 0;
     }
+    server->copied = false;
 }
 
 static void end(struct server *server)
@@ -147,23 +166,29 @@ static void begin(struct server *server)
     const atomic_bool cancel = false;
     struct keymanager *keymanager = NULL;
     struct fault fault;
+    int64_t began;
 
     tell(server, "starts", NULL);
     world.opening = take_turns() ? 0 : index_of(server);
     world.seconds += 20; /* generations run ahead of the clock where they are made in a rush */
     server->loading = true;
     server->dead = server->retired = false;
+    began = world.seconds;
     server->life++;
     server->dies_in = one_in(4) ? 1 + (unsigned)chance() % 6 : 0;
     memset(server->seen, 0, sizeof server->seen);
     memset(server->proven, 0, sizeof server->proven);
     if (keymanager_open(&server->config, NULL, &cancel, &keymanager, &fault) != 0) {
+        tell(server, fault.message, NULL);
+        if (world.calm)
+            violated(server, "does not start though all is well", NULL);
         end(server);
         server->loading = false;
         return;
     }
     server->keymanager = keymanager;
     server->loading = false;
+    server->hurried = world.seconds - began >= STARTUP_WAIT_S;
     if (server->dead) {
         end(server);
         return;
@@ -194,6 +219,8 @@ static void execute_one(struct server *server)
 static void tick(struct server *server)
 {
     world.seconds += (int64_t)(chance() % 3);
+    if (world.patient && one_in(10))
+        world.seconds += (int64_t)(chance() % (8 * 3600));
     if (world.moody && one_in(30)) {
         world.skew -= (int64_t)(chance() % 100);
         world.set_back++;
@@ -232,6 +259,21 @@ static void identify(struct server *server)
     label_scope(server->config.trust_domain, bytes, strlen(bytes), &server->scope);
 }
 
+/* Not by a link: a copy is another file. */
+static void copy_identity(void)
+{
+    char bytes[64] = "";
+    FILE *from = fopen(world.servers[0].config.keymanager.key_identifier_file, "r");
+    FILE *to = fopen(world.servers[1].config.keymanager.key_identifier_file, "w");
+
+    assert_non_null(from);
+    assert_non_null(to);
+    assert_true(fread(bytes, 1, sizeof bytes, from) > 0);
+    assert_true(fputs(bytes, to) >= 0);
+    assert_int_equal(fclose(from), 0);
+    assert_int_equal(fclose(to), 0);
+}
+
 static void forget_place(unsigned index)
 {
     char path[IDENTITY_PLACE_MAX];
@@ -251,6 +293,12 @@ static void idle(struct server *server)
     if (world.sharing == OWN_FILES && one_in(60)) {
         tell(server, "has lost its identity", NULL);
         identify(server);
+    }
+    if (world.sharing == COPIES && server == &world.servers[1] && one_in(20)) {
+        tell(server, "is a copy", NULL);
+        copy_disk();
+        server->copied = true;
+        *server->journal = world.journals[0];
     }
     if (has_values() && may_start(server) && one_in(60)) {
         tell(server, "has moved to another host", NULL);
@@ -291,16 +339,20 @@ static void keep_or_restore(void)
     if (one_in(120)) {
         if (telling)
             print_message("  the token is restored\n");
-        for (unsigned i = 0; i < world.made; i++)
+        for (unsigned i = 0; i < world.made; i++) {
+            world.objects[i].restored |= world.backup[i].there && !world.objects[i].there;
             world.objects[i].there = world.backup[i].there;
+        }
     }
 }
 
 static void settle(struct server *server)
 {
-    for (unsigned i = 0; i < 40; i++) {
+    for (unsigned i = 0; i < 40 && server->keymanager; i++) {
         drain(server);
-        world.seconds += 700;
+        world.seconds += world.patient ? 3700 : 700;
+        server->options.tick(server->options.context);
+        drain(server); /* a census, after which what is condemned may go */
         server->options.tick(server->options.context);
     }
     drain(server);
@@ -319,7 +371,7 @@ static void restart(struct server *server)
 static void check_tidy(struct server *server)
 {
     restart(server);
-    for (unsigned id = 0; id < IDS; id++) {
+    for (unsigned id = 0; id < IDS && server->keymanager; id++) {
         rotate(server, id);
         settle(server);
     }
@@ -328,7 +380,7 @@ static void check_tidy(struct server *server)
         const struct object *object = &world.objects[i];
 
         if (object->there && label_same_scope(&object->label.scope, &server->scope) &&
-            !server->moved && !serves(server, object))
+            !server->moved && world.lost == 0 && !object->restored && !serves(server, object))
             violated(server, "leaves a key behind", object);
     }
     for (unsigned id = 0; id < IDS; id++)
@@ -344,12 +396,17 @@ static void populate(void)
         unsigned identity = take_turns() || world.sharing == ONE_VALUE ? 0 : i;
 
         config->destroy_superseded = true;
+        config->keep_condemned = world.sharing == COPIES ? 64 : 4; /* more would go within a day */
+        config->destroy_superseded_after = world.patient ? DAY_S * CLOCK_SECOND : 0;
         config->cka_id_length = HSM_ID_MAX;
-        config->startup_wait = CLOCK_SECOND;
+        config->startup_wait = STARTUP_WAIT_S * CLOCK_SECOND;
         server->options.lock = -1;
         server->journal = &world.journals[take_turns() ? 0 : i];
         (void)snprintf(server->config.trust_domain, sizeof server->config.trust_domain,
                        "example.org");
+        if (!has_values())
+            (void)snprintf(config->record_file, sizeof config->record_file, "%s/%u.keys", folder,
+                           identity);
         if (!has_values())
             (void)snprintf(config->key_identifier_file, sizeof config->key_identifier_file, "%s/%u",
                            folder, identity);
@@ -359,31 +416,35 @@ static void populate(void)
     }
     for (unsigned i = SERVERS; i-- > 0;)
         identify(&world.servers[i]);
-    if (world.sharing == ONE_FILE)
+    if (world.sharing == COPIES)
+        copy_identity();
+    if (world.sharing == ONE_FILE || world.sharing == COPIES)
         world.servers[1].scope = world.servers[0].scope;
 }
 
 static void run(enum sharing sharing, uint64_t seed)
 {
+    clear_disks();
     memset(&world, 0, sizeof world);
     world.random = seed;
     world.sharing = sharing;
     world.meanwhile = some_steps;
     world.seconds = 1000;
     world.moody = chance() % 2 == 0;
+    world.patient = sharing == COPIES || chance() % 2 == 0;
     populate();
     for (unsigned i = 0; i < STEPS && world.violation[0] == '\0'; i++) {
         keep_or_restore();
         some_steps(&world.servers[chance() % SERVERS], 8);
     }
-    if (sharing != ONE_VALUE && !world.servers[0].moved && !world.servers[1].moved &&
-        world.rivalries > 0 && world.set_back == 0)
+    if (!is_shared() && !world.servers[0].moved && !world.servers[1].moved && world.rivalries > 0 &&
+        world.set_back == 0)
         violated(world.servers, "takes its own key for a rival's", NULL);
     world.calm = true;
     for (unsigned i = 0; i < SERVERS; i++)
         if (world.servers[i].keymanager)
             end(&world.servers[i]);
-    for (unsigned i = 0; i < SERVERS && sharing != ONE_VALUE && world.set_back == 0; i++) {
+    for (unsigned i = 0; i < SERVERS && !is_shared() && world.set_back == 0; i++) {
         check_tidy(&world.servers[i]);
         if (take_turns())
             break;
@@ -414,7 +475,8 @@ static void hold(enum sharing sharing)
         if (world.violation[0] != '\0')
             fail_msg("%s (UNIT_MODEL_SEED=%llu)", world.violation, (unsigned long long)(first + i));
     }
-    assert_true(sharing != ONE_VALUE || rivalries > 0 || only);
+    assert_true(sharing < COPIES || sharing == OWN_VALUES || sharing == ONE_PLACE ||
+                rivalries > 0 || only);
     print_message("%lu histories from seed %llu, %lu keys made\n", only ? 1 : count,
                   (unsigned long long)first, made);
 }
@@ -429,6 +491,12 @@ static void one_server_started_again_and_again(void **state)
 {
     (void)state;
     hold(ONE_FILE);
+}
+
+static void servers_that_are_copies_of_each_other(void **state)
+{
+    (void)state;
+    hold(COPIES);
 }
 
 static void servers_with_identity_values_of_their_own(void **state)
@@ -477,6 +545,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(servers_with_identity_files_of_their_own),
         cmocka_unit_test(one_server_started_again_and_again),
+        cmocka_unit_test(servers_that_are_copies_of_each_other),
         cmocka_unit_test(servers_with_identity_values_of_their_own),
         cmocka_unit_test(one_server_with_an_identity_value_started_again_and_again),
         cmocka_unit_test(servers_that_share_an_identity_value_by_mistake),

@@ -1,0 +1,65 @@
+/* Keys that are to leave the token: quietly, off the request path, until seen gone. What is not
+ * done when the process ends is in the record, and the next start goes on with it. */
+#ifndef PLUGIN_KEYS_DISPOSAL_H
+#define PLUGIN_KEYS_DISPOSAL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <sys/queue.h>
+
+#include "plugin/config/config.h"
+#include "plugin/keys/rivals.h"
+#include "plugin/keys/scribe.h"
+#include "plugin/worker/supervisor.h"
+
+/* Why an object is to leave the token. */
+enum disposal_kind {
+    DISPOSE_SUPERSEDED, /* condemned in the record: goes when it has been so for long enough, and
+                           no rival may be using it */
+    DISPOSE_LEFTOVER,   /* found at a start without a record: an older generation of our mark */
+    DISPOSE_HALF,       /* likewise: a public half older than the key served */
+    DISPOSE_STRAY,      /* what a failed generation may have left, or may yet show (HSM
+                           clusters lag): looked for several times */
+};
+
+struct disposal;
+
+/* Its owner may read nothing of it; it fills in the first four before disposals_open. */
+struct disposals {
+    const struct config_keymanager *config;
+    struct supervisor *supervisor; /* may be given later, before `allowed` */
+    struct scribe *scribe;
+    struct rivals *rivals;
+    /* Are keys being made? SoftHSM shows half of what it has while objects come and go. */
+    bool (*is_busy)(void *context);
+    void *context;
+
+    pthread_mutex_t mutex;
+    LIST_HEAD(, disposal) list;
+    bool out;     /* a request is out */
+    bool allowed; /* they may begin */
+    bool silent;  /* at the end nothing is said any more */
+};
+
+void disposals_open(struct disposals *disposals);
+void disposals_close(struct disposals *disposals);
+
+/* Destroys only the key of that public key, or what is left of it; NULL where it is not known,
+ * which a STRAY's and a HALF's never is. `since`: the record's running time when it was condemned
+ * (0 for other kinds). */
+void disposals_add(struct disposals *disposals, enum disposal_kind kind, const struct label *label,
+                   const struct hsm_key_name *name, const struct hsm_public_key *public_key,
+                   int64_t since);
+
+/* They may begin, or may not any more. */
+void disposals_allow(struct disposals *disposals, bool allowed);
+
+/* At the end of the process: what still fails is no news. */
+void disposals_hush(struct disposals *disposals);
+
+/* The token is full: the key that was condemned first goes now. false: there is none that may. */
+bool disposals_make_room(struct disposals *disposals);
+
+void disposals_tick(struct disposals *disposals);
+
+#endif

@@ -1,0 +1,78 @@
+#include "plugin/keys/loss.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "hsm/base/file.h"
+#include "hsm/base/scope.h"
+#include "plugin/report/log.h"
+
+static bool path_of(const char *record_path, char path[HSM_PATH_MAX])
+{
+    int length = snprintf(path, HSM_PATH_MAX, "%s.accept", record_path);
+
+    return *record_path && length > 0 && length < HSM_PATH_MAX;
+}
+
+static bool holds(int fd, const char *path, const char *code)
+{
+    char bytes[RECORD_CODE + 1] = "";
+    struct fault fault;
+    struct stat st;
+
+    if (fstat(fd, &st) != 0)
+        return false;
+    if (file_check(FILE_IDENTITY, &st, &fault, "file \"%s\"", path) != 0) {
+        log_fault(LOG_WARN, &fault, "the acceptance of a loss does not count", NULL);
+        return false;
+    }
+    return read(fd, bytes, RECORD_CODE) == RECORD_CODE && memcmp(bytes, code, RECORD_CODE) == 0;
+}
+
+bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
+                      const char *code)
+{
+    OWNED(scope_close) int fd = -1;
+    char path[HSM_PATH_MAX];
+
+    if (config->replace_missing || strcmp(config->accept_loss, code) == 0)
+        return true;
+    if (path_of(record_path, path))
+        fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+    return fd >= 0 && holds(fd, path, code);
+}
+
+int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
+                struct fault *fault)
+{
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "%s: not on token \"%s\" (serial %s), but SPIRE needs it. With new keys in "
+                     "its place every agent of this trust domain ends, unless an UpstreamAuthority "
+                     "or a second server on this datastore is there. Bring back the token, or a "
+                     "backup of it; if the loss is final, accept it with accept_loss = \"%s\" in "
+                     "plugin_data or with: spire-hsm accept %s",
+                     names, token->label, token->serial, code, code);
+}
+
+int loss_accept(const char *record_path, const char *code, struct fault *fault)
+{
+    char path[HSM_PATH_MAX];
+    char text[RECORD_CODE + 2];
+
+    if (!path_of(record_path, path))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "there is no record_file: set accept_loss in plugin_data instead");
+    (void)snprintf(text, sizeof text, "%.*s\n", RECORD_CODE, code);
+    return file_replace(path, text, strlen(text), S_IRUSR | S_IWUSR, fault);
+}
+
+void loss_forget(const char *record_path)
+{
+    char path[HSM_PATH_MAX];
+
+    if (path_of(record_path, path))
+        (void)unlink(path);
+}

@@ -1,0 +1,27 @@
+/* Keys that a start needs and does not find, and the operator's word that they are lost.
+ *
+ * A loss has a code (record_loss_code), which stands for exactly these keys. It is accepted by
+ * `accept_loss` in plugin_data, by a file beside the record, `<record>.accept`, that holds the
+ * code (`spire-hsm accept` makes it, as a start that waits holds the identity's lock), or always,
+ * by missing_keys = "replace". The code means nothing later: another loss has another code. */
+#ifndef PLUGIN_KEYS_LOSS_H
+#define PLUGIN_KEYS_LOSS_H
+
+#include <stdbool.h>
+
+#include "plugin/config/config.h"
+#include "plugin/keys/record.h"
+
+/* Has the operator accepted this loss? `record_path` "" = there is no file. */
+bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
+                      const char *code);
+
+/* FAULT_FAILED_PRECONDITION: which keys (`names`, for a sentence), what it means, what to do. */
+int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
+                struct fault *fault);
+
+/* The operator's word, for the start that waits or the next one; and its end. */
+int loss_accept(const char *record_path, const char *code, struct fault *fault);
+void loss_forget(const char *record_path);
+
+#endif

@@ -1,0 +1,49 @@
+/* Another process that makes keys in our name, by a copy of the identity or a shared value: who
+ * has one may have keys of ours in use, so nothing that is older than its newest key is destroyed.
+ *
+ * Rivals are found by a census: a walk over the token beside the calls, after a start, once an
+ * hour, and before a destruction. A stranger is a key of our scope that the record does not know
+ * and that does not bear the mark of one of its makers. */
+#ifndef PLUGIN_KEYS_RIVALS_H
+#define PLUGIN_KEYS_RIVALS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "plugin/keys/inventory.h"
+#include "plugin/keys/scribe.h"
+#include "plugin/worker/supervisor.h"
+
+struct rivals {
+    pthread_mutex_t mutex;
+    struct scribe *scribe; /* this and the next two: the keymanager's */
+    struct supervisor *supervisor;
+    const struct label_scope *scope;
+    struct inventory found; /* by the census under way */
+    bool out;               /* it is under way */
+    bool wanted;            /* a destruction waits for one */
+    int64_t taken;          /* when the latest began that came to an end; 0 = none did */
+    int64_t next;           /* not before */
+    int64_t begun;
+    uint32_t newest; /* generation of the newest stranger; 0 = there is none */
+    uint32_t told;   /* likewise, of those that the log has told of */
+};
+
+void rivals_open(struct rivals *rivals, const struct label_scope *scope);
+void rivals_close(struct rivals *rivals);
+
+/* Censuses may be taken from now on. */
+void rivals_begin(struct rivals *rivals, struct supervisor *supervisor);
+
+/* What a walk found by other means, such as a start's. `begun`: when it began. */
+void rivals_saw(struct rivals *rivals, const struct inventory *inventory, int64_t begun);
+
+/* May a key of that generation go, as far as rivals matter? Only if a census of the last hour saw
+ * no stranger that is newer. false asks for a census. */
+bool rivals_allow(struct rivals *rivals, uint32_t generation);
+
+/* Takes a census when it is time. */
+void rivals_tick(struct rivals *rivals);
+
+#endif

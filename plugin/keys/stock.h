@@ -1,0 +1,54 @@
+/* A look at the token: which keys of ours are on it, each proven. One look is only what the token
+ * showed at that moment; what is to be believed is for the caller to say (loading.c).
+ *
+ * With a record the keys it names are looked for by their exact names, and proven first; a walk
+ * over the token then finds what it does not name. A proof that fails leaves its item unproven,
+ * with the reason in `why`. Without a record there is the walk alone, and a proof that fails is a
+ * look that fails. Blocks: for the slow lane. */
+#ifndef PLUGIN_KEYS_STOCK_H
+#define PLUGIN_KEYS_STOCK_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "plugin/keys/inventory.h"
+#include "plugin/keys/record.h"
+#include "plugin/worker/supervisor.h"
+
+struct stock {
+    /* the caller's, before stock_open */
+    struct supervisor *supervisor;
+    const struct label_scope *scope;
+    struct record *record; /* NULL: none */
+    const atomic_bool *cancel;
+    int64_t step_limit; /* ns that one proof may take, with a record */
+
+    /* what the latest look has found */
+    struct inventory inventory; /* sorted */
+    struct hsm_reply scan;      /* its counts, if walked */
+    bool walked;
+    unsigned told; /* proofs with an answer */
+    int64_t walk;  /* ns that the walk took */
+
+    /* stock.c's */
+    bool cancelled;
+    pthread_mutex_t mutex;
+    pthread_cond_t changed;
+    unsigned out;
+    struct fault fault; /* the first that was not FAULT_NONE */
+};
+
+void stock_open(struct stock *stock);
+void stock_close(struct stock *stock);
+
+/* One look, which ends by `deadline`. With a record the walk has `walk_limit` ns, and one that
+ * does not end in them is no failure: `walked` is false then. */
+int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct fault *fault);
+
+/* Proves the newest of every id as long as that one is not fit, as without a record. */
+int stock_prove_candidates(struct stock *stock, int64_t deadline, struct fault *fault);
+
+/* Waits; shorter if *cancel is set. */
+void stock_pause(struct stock *stock, int64_t pause);
+
+#endif
