@@ -15,7 +15,7 @@ $(BUILD)/tests/support.a: $(SUPPORT)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.a $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -lcmocka -ldl
 $(addprefix $(BUILD)/tests/unit/,identity identity_lock): $(BUILD)/tests/support/identity_scene.o
-$(addprefix $(BUILD)/tests/unit/,lane publisher svc_bundle): $(BUILD)/tests/support/clock_ahead.o
+$(addprefix $(BUILD)/tests/unit/,lane publisher scribe svc_bundle): $(BUILD)/tests/support/clock_ahead.o
 $(BUILD)/tests/unit/keymanager: $(BUILD)/tests/support/keymanager_token.o
 $(BUILD)/tests/unit/model: $(BUILD)/tests/support/model_world.o
 $(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life): \

@@ -89,7 +89,7 @@ void record_close(struct record *record);
  * is empty, but keeps the document. -1, and the record is empty: FAULT_FAILED_PRECONDITION with
  * a clause such as "is damaged: its end is missing"; it must not be taken for no record.
  * FAULT_UNIMPLEMENTED: it is undamaged and asks for a newer reader. FAULT_UNAVAILABLE: out of
- * memory. */
+ * memory, where jansson tells that from damage. */
 int record_parse(const char *bytes, size_t length, const struct label_scope *scope,
                  struct record *record, bool *known, struct fault *fault);
 

@@ -295,16 +295,17 @@ static int read_section(const json_t *section, struct record *record, struct fau
 
 /* ---- reading: the document ---- */
 
-static int refuse_json(const json_error_t *error, struct fault *fault)
+static int refuse_json(const json_error_t *error, size_t length, struct fault *fault)
 {
     switch (json_error_code(error)) {
     case json_error_out_of_memory:
+    case json_error_unknown: /* jansson says no more where memory ran out, or less than that */
         return no_memory(fault);
-    case json_error_premature_end_of_input:
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: its end is missing");
     case json_error_end_of_input_expected:
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: something follows its end");
     default:
+        if (error->position >= 0 && (size_t)error->position >= length)
+            return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: its end is missing");
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: line %d is not JSON",
                          error->line);
     }
@@ -326,7 +327,7 @@ static json_t *load(const char *bytes, size_t length, struct fault *fault)
     }
     document = json_loadb(bytes, length, JSON_REJECT_DUPLICATES, &error);
     if (!document)
-        (void)refuse_json(&error, fault);
+        (void)refuse_json(&error, length, fault);
     return document;
 }
 

@@ -145,13 +145,14 @@ static void conclude(struct scribe *scribe, uint64_t commit)
     answer(&taken, true);
 }
 
-/* Likewise. With nobody left to tick, those who wait are answered here. */
-static void put_off(struct scribe *scribe, bool last, const struct fault *fault)
+/* Likewise. With nobody left to tick, those who wait are answered here. Who has come to wait in the
+ * meantime is owed an attempt. */
+static void put_off(struct scribe *scribe, uint64_t commit, bool last, const struct fault *fault)
 {
     const bool worse = worsen(scribe, TROUBLE_FAILED);
     struct waiters taken;
 
-    scribe->retry_at = clock_now() + retry_pause;
+    scribe->retry_at = scribe->asked > commit ? 0 : clock_now() + retry_pause;
     scribe->given_up = last;
     take_waiters(scribe, last ? UINT64_MAX : 0, INT64_MIN, &taken);
     unlock(scribe);
@@ -181,7 +182,7 @@ static void write_record(struct scribe *scribe)
     if (written)
         conclude(scribe, commit);
     else
-        put_off(scribe, last, &fault);
+        put_off(scribe, commit, last, &fault);
     lock(scribe);
 }
 
