@@ -11,23 +11,25 @@
  * effect) is settled by looking for the label. A generation outlives the caller who
  * asked for it; the next one to ask takes its result.
  *
+ * What is served, what was superseded and what was attempted is written down (record.h), before
+ * it is acted on. A start serves what was written down, and waits for it; nothing is destroyed
+ * that was not superseded, or attempted and never served, by the record.
+ *
  * Where it may break off, what is then on the token, what comes of it, and the test that
- * breaks it there (tests/unit/crash_points.c sees to it that there is one). "Goes" is: at once
- * where this process superseded it; what a start finds, once its successor is a day old
- * (destroy_superseded_after):
+ * breaks it there (tests/unit/crash_points.c sees to it that there is one). "Goes" is: when it
+ * has been superseded for a day of running time (destroy_superseded_after):
  *
  *   the process ends before the token generates: the old key, which is served
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
  *   while it generates: a half may be there, which goes once there is a newer key
- *     -> a_restart_serves_the_newest_key_and_clears_what_is_left_over
- *     -> a_half_newer_than_the_key_served_stays_until_there_is_a_newer_key
- *     -> TestHalvesOfOurKeysAreClearedAwayAndOthersServed
+ *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
+ *     -> one_server_started_again_and_again
  *   when the pair is whole, but not served yet: the new key is served, the old one goes
  *     -> TestAPluginKilledAtEveryCallOfGenerateKeyLeavesOneKeyThatSigns
  *   when it is served, and SPIRE has not written it down: so is this, and SPIRE makes another
  *     -> TestASpireServerKilledWhileItMakesAuthoritiesLeavesNoKeyBehind
  *   while the old key is destroyed: a half, or all of it, goes
- *     -> a_key_that_was_superseded_within_the_day_stays_at_a_start
+ *     -> a_restart_goes_on_with_what_was_condemned
  *     -> TestAPluginKilledUnderLoadFindsEveryKeyAndLeavesNothing
  *   the worker ends while it generates: the label is looked for, then another generation made
  *     -> a_worker_that_dies_while_generating_costs_nothing
@@ -53,20 +55,37 @@
  *   the token is full: the error says so, what was there is served
  *     -> TestAFullTokenSaysSoAndGoesOnServingWhatItHas
  *     -> full_token_keeps_no_half
- *   a destroyed key is back (a backup, a token that lags): an older generation, which goes
- *     -> one_server_started_again_and_again
- *   the newest key is missing (a backup, a power cut): the newest there is, SPIRE compares
- *     -> one_server_started_again_and_again
+ *   a destroyed key is back (a backup, a token that lags): an older generation, which stays
+ *     -> what_the_record_does_not_know_stays_at_a_start
  *   the clock goes back: generations never do
  *     -> one_server_started_again_and_again
- *   one label twice on the token: not served, not destroyed
- *     -> TestADuplicatedKeyIsNotServedAndNotDestroyedAndOthersAre
+ *   one label twice on the token: listed, as SPIRE needs it, and not destroyed
+ *     -> TestADuplicatedKeyIsListedAndNotDestroyedAndOthersAreServed
+ *   half of a key shows, or none of it for a while: waited for, listed, not destroyed
+ *     -> TestHalvesOfOurKeysStayAndOthersAreServed
+ *     -> a_key_of_which_half_shows_is_served_from_the_record
+ *     -> TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone
+ *   a key is gone that SPIRE needs: no start, until the loss is accepted
+ *     -> a_start_without_a_key_that_is_needed_is_refused
+ *     -> a_loss_is_accepted_once_by_its_code
+ *     -> a_loss_is_accepted_by_a_file_beside_the_record
+ *     -> missing_keys_are_replaced_where_that_is_said
+ *   another key is gone: the start goes on without, and serves it when it is back
+ *     -> a_start_without_another_key_goes_on
+ *   the record is damaged: its copy is used, or the start refused
+ *     -> a_damaged_record_is_no_reason_to_begin_anew
+ *   the record cannot be written: keys are made all the same, and nothing more is destroyed
+ *     -> one_server_started_again_and_again
+ *   there is no record: the newest key is served, and nothing of before is destroyed
+ *     -> without_a_record_the_newest_key_is_served_and_nothing_goes
  *   the role may not destroy: the old key stays, and the log says so
  *     -> a_key_that_may_not_be_destroyed_is_left_alone
  *     -> superseded_keys_stay_where_the_role_may_not_destroy
  *   the identity is lost: the keys are another server's, and not touched
  *     -> servers_with_identity_files_of_their_own
- *   a second process has the identity: refused on one host, elsewhere seen and left alone
+ *   a second process has the identity: refused on one host, elsewhere seen, and nothing old goes
+ *     -> while_a_second_server_has_our_identity_nothing_old_goes
+ *     -> servers_that_are_copies_of_each_other
  *     -> TestASecondProcessWithTheSameIdentityFileIsRefused
  *     -> TestASecondServerWithTheSameValueIsRefusedOnTheSameHost
  *     -> TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers
@@ -85,10 +104,11 @@
 
 struct keymanager;
 
-/* Opens the token, scans it, proves the newest generation of each of our keys and is
- * then ready. Waits for an absent token as long as config.startup_wait, less when
- * *cancel is set. `before` is the keymanager in force, or NULL: it stops generating
- * until keymanager_succeed or until this fails. Blocks: for the slow lane. */
+/* Opens the token, looks for the keys that were served, proves them and is then ready. Waits
+ * for an absent token, or key, as long as config.startup_wait, less when *cancel is set.
+ * FAULT_FAILED_PRECONDITION: a key is gone that SPIRE needs (loss.h). `before` is the keymanager in
+ * force, or NULL: it stops generating until keymanager_succeed or until this fails. Blocks: for the
+ * slow lane. */
 int keymanager_open(const struct config *config, struct keymanager *before,
                     const atomic_bool *cancel, struct keymanager **keymanager, struct fault *fault);
 

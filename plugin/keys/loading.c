@@ -21,6 +21,7 @@ enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 static const int64_t quick_walk = 2 * CLOCK_SECOND;
 static const int64_t unproven_patience = 10 * CLOCK_SECOND;
 static const int64_t lag_patience = 15 * CLOCK_SECOND; /* of a reconfiguration */
+static const int64_t look_limit = 15 * CLOCK_SECOND; /* the last one has that long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t log_interval = 10 * CLOCK_SECOND;
@@ -87,7 +88,12 @@ static void doubt_key(const struct start *start, const struct record_key *key,
     doubt->patience = unproven && start->stock.told > 0 ? unproven_patience
                                                         : start->keymanager->config.startup_wait;
     doubt->gone = item && verdict_is_gone(key, item);
-    if (doubt->gone)
+    if (start->before)
+        (void)fault_set(&doubt->fault, FAULT_UNAVAILABLE,
+                        "key \"%s\" (label %s) is served, but token \"%s\" does not show it whole "
+                        "(any more, or yet)",
+                        key->label.key_id, key->name.label, token);
+    else if (doubt->gone)
         (void)fault_set(&doubt->fault, FAULT_UNAVAILABLE,
                         "key \"%s\" (label %s) is not on token \"%s\"", key->label.key_id,
                         key->name.label, token);
@@ -209,6 +215,11 @@ static bool accepts_loss(struct start *start)
 
 /* ---- looking until there is no doubt, or time is up ---- */
 
+static int64_t later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static struct doubt look(struct start *start)
 {
     struct stock *stock = &start->stock;
@@ -218,16 +229,12 @@ static struct doubt look(struct start *start)
 
     stock->record = start->keymanager->recorded ? &start->record : NULL;
     stock->step_limit = start->keymanager->patience;
-    if (stock_look(stock, start->deadline, walk_limit, &failed.fault) != 0)
+    if (stock_look(stock, later(start->deadline, clock_now() + look_limit), walk_limit,
+                   &failed.fault) != 0)
         return failed;
     if (stock->walked)
         stock->step_limit = 2 * stock->walk;
     return stock->record ? doubt_record(start) : doubt_token(start);
-}
-
-static int64_t later(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
 }
 
 static int64_t pause_after(unsigned looks)
@@ -317,8 +324,9 @@ static void go_without(struct start *start)
 static int refuse_change(const struct doubt *doubt, struct fault *fault)
 {
     *fault = doubt->fault;
-    return fault_prefix(fault, "the old configuration goes on, as this one lacks a key that is "
-                               "served (if it is gone for good, restart the server)");
+    return fault_prefix(fault,
+                        "the old configuration goes on (if the key is gone for good, restart "
+                        "the server)");
 }
 
 static int judge(struct start *start, const struct doubt *doubt, struct fault *fault)
@@ -430,14 +438,14 @@ static bool is_leftover(struct start *start, const struct inventory_item *item,
 }
 
 /* Whoever is asked for by this start, and stays. */
-static void leave(struct start *start, const struct inventory_item *item)
+static void leave(struct start *start, const struct inventory_item *item, enum verdict verdict)
 {
     const struct record_key *key = record_find(&start->record, &item->name);
     bool whole = item->state == HSM_COMPLETE;
 
     start->older += whole;
     if (item->state != HSM_ABSENT && !(key && key->state == RECORD_CONDEMNED) &&
-        (item->proven || !whole))
+        (item->proven || !whole || verdict == VERDICT_STRANGER))
         warn_unfit(item);
 }
 
@@ -472,7 +480,7 @@ static int settle_item(struct start *start, const struct inventory_item *item, e
         disposals_add(disposals, verdict == VERDICT_HALF ? DISPOSE_HALF : DISPOSE_LEFTOVER,
                       &item->label, &item->name, &item->public_key, 0);
     else
-        leave(start, item);
+        leave(start, item, verdict);
     return 0;
 }
 

@@ -346,8 +346,9 @@ static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
 {
     struct waiter *waiter = malloc(sizeof *waiter);
 
-    scribe->asked = scribe->committed;
+    scribe->asked = scribe->due = scribe->committed;
     scribe->retry_at = 0;
+    (void)pthread_cond_signal(&scribe->changed);
     if (!waiter)
         return false;
     waiter->commit = scribe->committed;
@@ -366,8 +367,6 @@ void scribe_commit(struct scribe *scribe, scribe_done *done, void *context)
     if (filed) {
         scribe->committed++;
         waits = done && wait_for(scribe, done, context);
-        scribe->due = scribe->committed;
-        (void)pthread_cond_signal(&scribe->changed);
     }
     unlock(scribe);
     if (done && !waits)

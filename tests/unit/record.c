@@ -93,8 +93,10 @@ static struct record full(void)
     memcpy(record.identity, "server-7", 8);
     (void)strcpy(record.token_label, "the token \"5\"");
     (void)strcpy(record.token_serial, "0123456789abcdef");
-    (void)record_take_place(&record, "host 1", (const uint8_t *)"0123456789abcdef0123456789abcdef");
-    (void)record_take_place(&record, "host 2", (const uint8_t *)"fedcba9876543210fedcba9876543210");
+    (void)record_take_place(&record, "host 1", (const uint8_t *)"0123456789abcdef0123456789abcdef",
+                            0);
+    (void)record_take_place(&record, "host 2", (const uint8_t *)"fedcba9876543210fedcba9876543210",
+                            0);
     put(&record, in_use(key_of(RECORD_SERVED, "x509-CA-A", 7)));
     put(&record, key_of(RECORD_MISSING, "x509-CA-B", 5));
     put(&record, condemned("x509-CA-A", 6, 400));
@@ -978,9 +980,9 @@ static void a_new_place_has_a_new_maker(void **state)
     for (uint8_t i = 0; i < 12; i++) {
         random[0] = i;
         (void)snprintf(place, sizeof place, "place %d", i);
-        assert_true(record_take_place(&record, place, random));
+        assert_true(record_take_place(&record, place, random, 0));
         random[0] = 99;
-        assert_false(record_take_place(&record, place, random));
+        assert_false(record_take_place(&record, place, random, 0));
         assert_int_equal(record.makers[0].maker.key[0], i);
     }
     assert_int_equal(record.maker_count, RECORD_MAKERS);
@@ -988,7 +990,7 @@ static void a_new_place_has_a_new_maker(void **state)
         assert_int_equal(record.makers[i].maker.key[0], 11 - i);
         assert_true(record.makers[i].maker.known);
     }
-    assert_true(record_take_place(&record, "place 10", random)); /* it went and came back */
+    assert_true(record_take_place(&record, "place 10", random, 0)); /* it went and came back */
 }
 
 static void a_place_of_any_bytes_is_known_again(void **state)
@@ -1003,10 +1005,10 @@ static void a_place_of_any_bytes_is_known_again(void **state)
     memset(place, 'x', sizeof place);
     memcpy(place, "\xff\n\"", 3);
     place[sizeof place - 1] = '\0';
-    assert_true(record_take_place(&record, place, random));
+    assert_true(record_take_place(&record, place, random, 0));
     text = format(&record);
     again = parsed(text);
-    assert_false(record_take_place(&again, place, random));
+    assert_false(record_take_place(&again, place, random, 0));
 }
 
 static void a_copy_stands_alone(void **state)

