@@ -46,15 +46,15 @@ static const struct config_option keymanager_options[] = {
              "host only"},
     {"record_file", OPTION_STRING, FIELD(keymanager.record_file), .type = "absolute path",
      .check = value_check_path,
-     .help = "where the keys served are written down; key_identifier_file with .keys behind it, if "
-             "there is one and nothing else is said"},
+     .help = "where it is written down which keys are served; if it is not set: the path of "
+             "key_identifier_file with .keys behind it"},
     {"missing_keys", OPTION_CHOICE, FIELD(keymanager.replace_missing), .initial = "refuse",
      .choices = missing_keys,
-     .help = "a start without a key that SPIRE needs is refused; replace goes on, which ends the "
-             "agents of a server without upstream authority"},
+     .help = "what a start does without a key that SPIRE needs; replace makes new ones, and ends "
+             "every agent of a server without UpstreamAuthority"},
     {"accept_loss", OPTION_STRING, FIELD(keymanager.accept_loss), .type = "code of 8 characters",
      .check = value_check_code,
-     .help = "the code from such a refusal: start once without exactly those keys"},
+     .help = "the code from the refusal of such a start: go on once, without exactly those keys"},
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
      .help = "sessions with the token, which is how many signatures it makes at a time"},

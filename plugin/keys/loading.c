@@ -21,7 +21,7 @@ enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 static const int64_t quick_walk = 2 * CLOCK_SECOND;
 static const int64_t unproven_patience = 10 * CLOCK_SECOND;
 static const int64_t lag_patience = 15 * CLOCK_SECOND; /* of a reconfiguration */
-static const int64_t look_limit = 15 * CLOCK_SECOND; /* the last one has that long, too */
+static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t log_interval = 10 * CLOCK_SECOND;
@@ -492,9 +492,14 @@ static int settle_id(struct start *start, struct inventory_item *first, struct f
 
     if (start->by_token && !verdict_served(record, inventory, first))
         record = NULL;
-    for (item = first; item; item = inventory_next_generation(inventory, item))
-        if (settle_item(start, item, verdict_of(record, inventory, first, item), fault) != 0)
+    for (item = first; item; item = inventory_next_generation(inventory, item)) {
+        enum verdict verdict = verdict_of(record, inventory, first, item);
+
+        if (verdict != VERDICT_STRANGER) /* one from the future would keep us from making keys */
+            generations_saw(&start->keymanager->generations, item->label.generation);
+        if (settle_item(start, item, verdict, fault) != 0)
             return -1;
+    }
     return 0;
 }
 
@@ -503,7 +508,6 @@ static int serve_all(struct start *start, struct fault *fault)
     struct inventory *inventory = &start->stock.inventory;
     struct inventory_item *item;
 
-    generations_saw(&start->keymanager->generations, inventory_highest(inventory));
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
         if (settle_id(start, item, fault) != 0)
             return -1;

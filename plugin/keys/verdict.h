@@ -14,9 +14,8 @@
  *     CONDEMNED in the record, or SERVED till now       VERDICT_CONDEMNED: superseded
  *       and made by us
  *     ATTEMPTED, and older than the proven served one   VERDICT_STRAY: nobody was ever served it
- *     not of the record, but with our mark, and older   an attempt that it forgot, or a restored one
- *       than the proven served one                      never knew: CONDEMNED if it is whole, and
- *                                                       STRAY if it is not and was made here
+ *     not of the record, our mark, and older than       CONDEMNED if it is whole, STRAY if it is
+ *       the proven served one                           not and was made here: a lost attempt
  *     not of the record, whole, no mark of ours, and    VERDICT_STRANGER: another process has our
  *       newer than the served one                       identity
  *     anything else                                     VERDICT_WAITS

@@ -28,6 +28,7 @@ conf_of_two() {
     sed -e 's|ca_ttl = .*|ca_ttl = "6m"|; s|svid_ttl = .*|svid_ttl = "1m"|' \
         -e 's|database_type = .*|database_type = "postgres"|' \
         -e "s|connection_string = .*|connection_string = \"dbname=spire host=$postgres_home user=postgres sslmode=disable\"|" \
+        -e 's|# destroy_superseded_after = .*|destroy_superseded_after = 0|' \
         "$here/../examples/server.conf" >"$server_conf"
     grep -c 'postgres\|"6m"' "$server_conf" | grep -x 3
 }

@@ -441,7 +441,7 @@ static void help_and_markdown_have_every_option(void **state)
             assert_non_null(strstr(table, row));
             assert_non_null(strstr(help, name));
         }
-        assert_in_range(count, 4, 20);
+        assert_in_range(count, 4, 32);
         free(help);
     }
 }
