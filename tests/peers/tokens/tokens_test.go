@@ -4,14 +4,15 @@
 package tokens
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
@@ -48,14 +49,22 @@ func installed(t testing.TB, names ...string) {
 	}
 }
 
-func run(t testing.TB, env []string, name string, args ...string) []byte {
-	t.Helper()
+func try(env []string, name string, args ...string) ([]byte, error) {
 	command := exec.Command(name, args...)
 	command.Env = append(os.Environ(), env...)
-	output, err := command.CombinedOutput()
+	var complaints bytes.Buffer
+	command.Stderr = &complaints
+	output, err := command.Output()
 	if err != nil {
-		t.Fatalf("%s %v: %v\n%s", name, args, err, output)
+		err = fmt.Errorf("%s %v: %w\n%s%s", name, args, err, output, &complaints)
 	}
+	return output, err
+}
+
+func run(t testing.TB, env []string, name string, args ...string) []byte {
+	t.Helper()
+	output, err := try(env, name, args...)
+	scene.Must(t, err)
 	return output
 }
 
@@ -77,22 +86,30 @@ func (k *token) ready(t *testing.T) *host.Plugin {
 }
 
 // command of the operator's.
-func (k *token) command(t *testing.T, name string, args ...string) []byte {
+func (k *token) command(t *testing.T, name string, args ...string) ([]byte, error) {
 	t.Helper()
 	config := filepath.Join(t.TempDir(), "plugin_data")
 	scene.Write(t, config, k.Data)
-	return run(t, k.Environ, host.Binary(t), append([]string{name, "--config", config, "--trust-domain", domain}, args...)...)
+	return try(k.Environ, host.Binary(t), append([]string{name, "--config", config, "--trust-domain", domain}, args...)...)
 }
 
-// onToken are the states of the keys there.
-func (k *token) onToken(t *testing.T) (states []string) {
+// holds exactly so many keys, all of them served. While another process writes, tpm2-pkcs11 cannot be
+// loaded (its database is locked): then nobody knows.
+func (k *token) holds(t *testing.T, keys int) bool {
 	t.Helper()
 	var found struct{ Keys []struct{ State string } }
-	scene.Must(t, json.Unmarshal(k.command(t, "keys", "--json"), &found))
-	for _, key := range found.Keys {
-		states = append(states, key.State)
+	output, err := k.command(t, "keys", "--json")
+	if err != nil {
+		t.Log(err)
+		return false
 	}
-	return states
+	scene.Must(t, json.Unmarshal(output, &found))
+	for _, key := range found.Keys {
+		if key.State != "current" {
+			return false
+		}
+	}
+	return len(found.Keys) == keys
 }
 
 func sign(t *testing.T, p *host.Plugin, key *keymanagerv1.PublicKey, request *keymanagerv1.SignDataRequest) {
@@ -129,7 +146,9 @@ func signs(t *testing.T, p *host.Plugin, key *keymanagerv1.PublicKey) {
 func (k *token) lives(t *testing.T, kills int) {
 	t.Helper()
 	p := k.start(t)
-	t.Logf("%s", k.command(t, "check"))
+	checked, err := k.command(t, "check")
+	scene.Must(t, err)
+	t.Logf("%s", checked)
 	scene.Must(t, p.Configure(domain, k.Data))
 	keys := map[string]*keymanagerv1.PublicKey{}
 	for id, keyType := range k.keys {
@@ -161,8 +180,5 @@ func (k *token) lives(t *testing.T, kills int) {
 	for _, key := range keys {
 		signs(t, p, key)
 	}
-	scene.Eventually(t, "the token holds the keys that are served, and no other", func() bool {
-		states := k.onToken(t)
-		return len(states) == len(keys) && !slices.ContainsFunc(states, func(state string) bool { return state != "current" })
-	})
+	scene.Eventually(t, "the token holds the keys that are served, and no other", func() bool { return k.holds(t, len(keys)) })
 }
