@@ -23,7 +23,7 @@ enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 11 };
 static int find_pair(const struct call *call, const struct session *session,
                      struct object_halves *found, struct object_pair *pair, struct fault *fault)
 {
-    const struct session_pool *pool = &call->token->pool;
+    struct session_pool *pool = &call->token->pool;
     uint32_t logins = pool->logins;
 
     if (object_find(session, &call->request->key, found, fault) != 0)
@@ -304,9 +304,10 @@ static int outcome_unknown(struct fault *fault)
     return -1;
 }
 
-/* A token that is full may have had room for one half. Only when that is seen gone is
- * "full" all there is to say. */
-static int after_full(const struct call *call, const struct session *session, struct fault *fault)
+/* A token that is full, or cannot do it, may have made one half. Only when that is seen gone is
+ * its answer all there is to say. */
+static int when_nothing_is_left(const struct call *call, const struct session *session,
+                                struct fault *fault)
 {
     struct object_halves left;
     struct object_pair pair;
@@ -317,6 +318,25 @@ static int after_full(const struct call *call, const struct session *session, st
         left.private_keys.count + left.public_keys.count > 0)
         return outcome_unknown(fault);
     return -1;
+}
+
+/* It said so, and it is so; unless what is left of the try cannot be seen. */
+static int when_it_cannot(const struct call *call, const struct session *session,
+                          struct fault *fault)
+{
+    if (may_have_made_key(fault->ckr))
+        (void)when_nothing_is_left(call, session, fault);
+    if (fault->code == FAULT_ABORTED)
+        return -1;
+    fault->code = FAULT_INVALID_ARGUMENT;
+    return fault_prefix(fault, "the token says that it cannot make %s keys",
+                        hsm_key_type_name(call->request->type));
+}
+
+static bool is_about_ability(uint64_t ckr)
+{
+    return rv_class(ckr) == RV_TEMPLATE || rv_class(ckr) == RV_PERMANENT ||
+           rv_class(ckr) == RV_DEVICE;
 }
 
 static int read_names(const struct session *session, const CK_OBJECT_HANDLE halves[2],
@@ -376,11 +396,12 @@ static int generate_step(const struct call *call, const struct session *session,
         return -1;
     while (object_generate(session, request->type, &request->key, tier, &pair, fault) != 0) {
         if (rv_class(fault->ckr) == RV_FULL)
-            return after_full(call, session, fault);
-        if (may_have_made_key(fault->ckr))
-            return outcome_unknown(fault);
-        if (rv_class(fault->ckr) != RV_TEMPLATE || ++tier == OBJECT_TEMPLATE_TIERS)
-            return -1;
+            return when_nothing_is_left(call, session, fault);
+        if (rv_class(fault->ckr) == RV_TEMPLATE && ++tier < OBJECT_TEMPLATE_TIERS)
+            continue;
+        if (token->doubtful[request->type] && is_about_ability(fault->ckr))
+            return when_it_cannot(call, session, fault);
+        return may_have_made_key(fault->ckr) ? outcome_unknown(fault) : -1;
     }
     token->tier = tier;
     return check_names(call, session, &pair, fault);

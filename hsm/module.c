@@ -80,6 +80,22 @@ static int resolve(char path[HSM_PATH_MAX], struct fault *fault)
     return 0;
 }
 
+/* It is all modules of the host at once, which is what this process is there to avoid; and tokens
+ * get other slots in it whenever one comes or goes. */
+static int check_proxy(const char *path, struct fault *fault)
+{
+    static const char *const names[] = {"p11-kit-proxy.so", "libp11-kit.so"};
+    const char *name = strrchr(path, '/') + 1;
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        if (strncmp(name, names[i], strlen(names[i])) == 0)
+            return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                             "module: %s is p11-kit's proxy for all modules of this host: name the "
+                             "token's own library, which `p11-kit list-modules` shows",
+                             path);
+    return 0;
+}
+
 static int full_path(const char *setting, char path[HSM_PATH_MAX], struct fault *fault)
 {
     int length;
@@ -96,16 +112,15 @@ static int full_path(const char *setting, char path[HSM_PATH_MAX], struct fault 
     return 0;
 }
 
+/* The others that we call tell of something, or tidy up: there is a way without them. */
 static bool is_whole(const CK_FUNCTION_LIST *calls)
 {
     return (calls->version.major == 2 || calls->version.major == 3) && calls->C_Initialize &&
-           calls->C_Finalize && calls->C_GetInfo && calls->C_GetSlotList && calls->C_GetSlotInfo &&
-           calls->C_GetTokenInfo && calls->C_GetMechanismList && calls->C_GetMechanismInfo &&
-           calls->C_OpenSession && calls->C_CloseSession && calls->C_GetSessionInfo &&
-           calls->C_Login && calls->C_Logout && calls->C_FindObjectsInit && calls->C_FindObjects &&
-           calls->C_FindObjectsFinal && calls->C_GetAttributeValue && calls->C_DestroyObject &&
-           calls->C_GenerateKeyPair && calls->C_SignInit && calls->C_Sign &&
-           calls->C_GenerateRandom;
+           calls->C_Finalize && calls->C_GetSlotList && calls->C_GetTokenInfo &&
+           calls->C_OpenSession && calls->C_CloseSession && calls->C_Login &&
+           calls->C_FindObjectsInit && calls->C_FindObjects && calls->C_FindObjectsFinal &&
+           calls->C_GetAttributeValue && calls->C_DestroyObject && calls->C_GenerateKeyPair &&
+           calls->C_SignInit && calls->C_Sign;
 }
 
 static int load(const char *path, struct module *module, struct fault *fault)
@@ -138,7 +153,8 @@ static int initialize(const struct hsm_settings *settings, const char *path, str
     if (reserved[0] != '\0')
         args.pReserved = reserved;
     rv = module->calls->C_Initialize(&args);
-    if (rv == CKR_CANT_LOCK) {
+    if (rv == CKR_CANT_LOCK || rv == CKR_ARGUMENTS_BAD) {
+        module->plain_start = !args.pReserved;
         args.flags = 0;
         rv = module->calls->C_Initialize(args.pReserved ? &args : NULL);
         module->one_at_a_time = rv == CKR_OK;
@@ -158,8 +174,9 @@ int module_open(const struct hsm_settings *settings, struct module *module, stru
     memset(module, 0, sizeof *module);
     (void)pthread_mutex_init(&module->entered, NULL);
     if (full_path(settings->module, path, fault) == 0 && resolve(path, fault) == 0 &&
-        check_file(path, fault) == 0 && check_folders(path, fault) == 0 &&
-        load(path, module, fault) == 0 && initialize(settings, path, module, fault) == 0)
+        check_proxy(path, fault) == 0 && check_file(path, fault) == 0 &&
+        check_folders(path, fault) == 0 && load(path, module, fault) == 0 &&
+        initialize(settings, path, module, fault) == 0)
         return 0;
     module_close(module);
     return -1;
@@ -198,14 +215,51 @@ void module_text(const uint8_t *padded, size_t length, char *text)
     text[used] = '\0';
 }
 
+/* Some modules end a text as C does, with whatever was there before behind it. */
+static void pad(struct module *module, uint8_t *text, size_t size)
+{
+    uint8_t *end = memchr(text, '\0', size);
+
+    if (!end)
+        return;
+    memset(end, ' ', size - (size_t)(end - text));
+    module->unpadded = true;
+}
+
+CK_RV module_token_info(struct module *module, CK_SLOT_ID slot, CK_TOKEN_INFO *info)
+{
+    CK_RV rv;
+
+    memset(info, 0, sizeof *info);
+    rv = MODULE_CALL(module, C_GetTokenInfo, slot, info);
+    if (rv != CKR_OK)
+        return rv;
+    pad(module, info->label, sizeof info->label);
+    pad(module, info->manufacturerID, sizeof info->manufacturerID);
+    pad(module, info->model, sizeof info->model);
+    pad(module, info->serialNumber, sizeof info->serialNumber);
+    return rv;
+}
+
+static void slot_info(struct module *module, CK_SLOT_ID slot, CK_SLOT_INFO *info)
+{
+    memset(info, 0, sizeof *info); /* which no slot attribute of a URI matches */
+    if (MODULE_CALL(module, C_GetSlotInfo, slot, info) != CKR_OK)
+        return;
+    pad(module, info->slotDescription, sizeof info->slotDescription);
+    pad(module, info->manufacturerID, sizeof info->manufacturerID);
+}
+
 void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1])
 {
     CK_INFO info;
 
     text[0] = '\0';
     memset(&info, 0, sizeof info);
-    if (MODULE_CALL(module, C_GetInfo, &info) == CKR_OK)
-        module_text(info.libraryDescription, sizeof info.libraryDescription, text);
+    if (MODULE_CALL(module, C_GetInfo, &info) != CKR_OK)
+        return;
+    pad(module, info.libraryDescription, sizeof info.libraryDescription);
+    module_text(info.libraryDescription, sizeof info.libraryDescription, text);
 }
 
 /* ---- the token ---- */
@@ -213,10 +267,13 @@ void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1])
 struct search {
     struct module *module;
     P11KitUri *uri;
+    bool empty_slots; /* those are looked into that are said to be empty */
     uint32_t found;
     uint32_t uninitialized;
     struct module_token *token; /* the first one found */
+    struct module_token *raw;   /* the first one that says it is not initialized */
     char matching[SEEN_MAX];
+    char uninitialized_ones[SEEN_MAX];
     char others[SEEN_MAX];
 };
 
@@ -240,11 +297,18 @@ static bool matches(const struct search *search, CK_SLOT_ID slot, const CK_TOKEN
     CK_SLOT_ID wanted = p11_kit_uri_get_slot_id(search->uri);
     CK_SLOT_INFO about;
 
-    memset(&about, 0, sizeof about); /* which no slot attribute of a URI matches */
-    (void)MODULE_CALL(search->module, C_GetSlotInfo, slot, &about);
+    slot_info(search->module, slot, &about);
     return (wanted == (CK_SLOT_ID)-1 || wanted == slot) &&
            p11_kit_uri_match_token_info(search->uri, info) == 1 &&
            p11_kit_uri_match_slot_info(search->uri, &about) == 1;
+}
+
+static void take(const struct search *search, CK_SLOT_ID slot, const CK_TOKEN_INFO *info,
+                 struct module_token *token)
+{
+    token->slot = slot;
+    token->info = *info;
+    token->empty_slot = search->empty_slots;
 }
 
 /* A dead slot says nothing about the others. */
@@ -253,28 +317,25 @@ static void probe_slot(struct search *search, CK_SLOT_ID slot)
     CK_TOKEN_INFO info;
     bool ready;
 
-    memset(&info, 0, sizeof info);
-    if (MODULE_CALL(search->module, C_GetTokenInfo, slot, &info) != CKR_OK)
+    if (module_token_info(search->module, slot, &info) != CKR_OK)
         return;
     ready = (info.flags & CKF_TOKEN_INITIALIZED) != 0;
     if (!matches(search, slot, &info)) {
         if (ready)
             note_token(search->others, &info, slot);
-        return;
-    }
-    if (!ready) {
-        search->uninitialized++;
-        return;
-    }
-    note_token(search->matching, &info, slot);
-    if (search->found++ == 0) {
-        search->token->slot = slot;
-        search->token->info = info;
+    } else if (ready) {
+        note_token(search->matching, &info, slot);
+        if (search->found++ == 0)
+            take(search, slot, &info, search->token);
+    } else {
+        note_token(search->uninitialized_ones, &info, slot);
+        if (search->uninitialized++ == 0)
+            take(search, slot, &info, search->raw);
     }
 }
 
 /* Asking for the number first is what makes a module look at its readers again. */
-static int probe_slots(struct search *search, struct fault *fault)
+static int probe_slots(struct search *search, CK_BBOOL present, struct fault *fault)
 {
     OWNED(scope_free) CK_SLOT_ID *slots = calloc(SLOTS_MAX, sizeof *slots);
     CK_ULONG count = 0;
@@ -282,11 +343,9 @@ static int probe_slots(struct search *search, struct fault *fault)
 
     if (!slots)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    rv = MODULE_CALL(search->module, C_GetSlotList, CK_TRUE, NULL, &count);
-    if (rv == CKR_OK) {
-        count = SLOTS_MAX;
-        rv = MODULE_CALL(search->module, C_GetSlotList, CK_TRUE, slots, &count);
-    }
+    (void)MODULE_CALL(search->module, C_GetSlotList, present, NULL, &count);
+    count = SLOTS_MAX;
+    rv = MODULE_CALL(search->module, C_GetSlotList, present, slots, &count);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_GetSlotList", fault);
     for (CK_ULONG i = 0; i < count && i < SLOTS_MAX; i++)
@@ -294,12 +353,24 @@ static int probe_slots(struct search *search, struct fault *fault)
     return 0;
 }
 
+/* A slot may be said to be empty, and is not. */
+static int probe_all(struct search *search, struct fault *fault)
+{
+    if (probe_slots(search, CK_TRUE, fault) != 0)
+        return -1;
+    if (search->found + search->uninitialized > 0)
+        return 0;
+    search->empty_slots = true;
+    search->others[0] = '\0';
+    return probe_slots(search, CK_FALSE, fault);
+}
+
 static int judge_found(const struct search *search, struct fault *fault)
 {
     OWNED(scope_free) char *text = uri_printable(search->uri);
     const char *uri = text ? text : "the URI";
 
-    if (search->found == 1)
+    if (search->found == 1 || (search->found == 0 && search->uninitialized == 1))
         return 0;
     if (search->found > 1)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
@@ -307,9 +378,9 @@ static int judge_found(const struct search *search, struct fault *fault)
                          search->matching);
     if (search->uninitialized > 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "token: %s names a token that has not "
-                         "been initialized; tokens seen: %s",
-                         uri, search->others[0] != '\0' ? search->others : "no others");
+                         "token: %s is ambiguous, it names %u tokens, which say that they have not "
+                         "been initialized: %s",
+                         uri, search->uninitialized, search->uninitialized_ones);
     return fault_set(fault, FAULT_UNAVAILABLE, "token: %s is not there; tokens seen: %s", uri,
                      search->others[0] != '\0' ? search->others : "none");
 }
@@ -319,13 +390,15 @@ int module_find_token(struct module *module, const char *uri, struct module_toke
 {
     OWNED(uri_free) P11KitUri *parsed = NULL;
     struct module_token found = {.slot = 0};
-    struct search search = {.module = module, .token = &found};
+    struct module_token raw = {.slot = 0};
+    struct search search = {.module = module, .token = &found, .raw = &raw};
 
     if (uri_parse(uri, &parsed, found.pin_source, fault) != 0)
         return -1;
     search.uri = parsed;
-    if (probe_slots(&search, fault) != 0 || judge_found(&search, fault) != 0)
+    if (probe_all(&search, fault) != 0 || judge_found(&search, fault) != 0)
         return -1;
-    *token = found;
+    memcpy(raw.pin_source, found.pin_source, sizeof raw.pin_source);
+    *token = search.found > 0 ? found : raw;
     return 0;
 }

@@ -14,7 +14,9 @@
 struct module {
     CK_FUNCTION_LIST *calls; /* NULL: not loaded */
     bool initialized;
-    bool one_at_a_time; /* does not change once module_open is done */
+    bool one_at_a_time;    /* does not change once module_open is done */
+    bool plain_start;      /* it takes no arguments at C_Initialize */
+    _Atomic bool unpadded; /* its texts end with a NUL */
     pthread_mutex_t entered;
 };
 
@@ -22,6 +24,7 @@ struct module {
 struct module_token {
     CK_SLOT_ID slot;
     CK_TOKEN_INFO info;
+    bool empty_slot;               /* so the module says */
     char pin_source[HSM_PATH_MAX]; /* the URI's, "" = none */
 };
 
@@ -37,11 +40,14 @@ void module_close(struct module *module);
 /* CK_INFO's libraryDescription, "" if the module does not say. */
 void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1]);
 
-/* The one initialized token that `uri` (RFC 7512) names. FAULT_UNAVAILABLE: none is there;
- * FAULT_FAILED_PRECONDITION: several are, or it is not initialized, or the URI is none, or
- * holds the PIN itself. */
+/* The one token that `uri` (RFC 7512) names. One that says it is not initialized counts where no
+ * other fits: opening it will tell. FAULT_UNAVAILABLE: none is there; FAULT_FAILED_PRECONDITION:
+ * several are, or the URI is none, or holds the PIN itself. */
 int module_find_token(struct module *module, const char *uri, struct module_token *token,
                       struct fault *fault);
+
+/* C_GetTokenInfo, with texts as PKCS#11 wants them. */
+CK_RV module_token_info(struct module *module, CK_SLOT_ID slot, CK_TOKEN_INFO *info);
 
 /* Text of PKCS#11 structures, which is padded with blanks and comes from the token: what is
  * not printable or not UTF-8 becomes '?'. `text` has room for `length` + 1 bytes. */
@@ -60,8 +66,11 @@ static inline CK_RV module_leave(struct module *module, CK_RV rv)
     return rv;
 }
 
-/* MODULE_CALL(module, C_Sign, session, ...) is the CK_RV of that call. */
-#define MODULE_CALL(module, name, ...) \
-    module_leave((module), (module_enter(module), (module)->calls->name(__VA_ARGS__)))
+/* MODULE_CALL(module, C_Sign, session, ...) is the CK_RV of that call. What a module lacks is of no
+ * consequence, or module_open has refused it. */
+#define MODULE_CALL(module, name, ...)                                                             \
+    module_leave((module),                                                                         \
+                 (module_enter(module), (module)->calls->name ? (module)->calls->name(__VA_ARGS__) \
+                                                              : CKR_FUNCTION_NOT_SUPPORTED))
 
 #endif

@@ -11,25 +11,88 @@ enum { BATCH = 16 };
 
 /* ---- reading ---- */
 
-/* NSS gives a number to a buffer of its size alone. */
+/* A number to a buffer of its size alone, as NSS wants it. */
 static CK_ULONG room_for(CK_ATTRIBUTE_TYPE type)
 {
     return type == CKA_CLASS || type == CKA_KEY_TYPE ? sizeof(CK_ULONG)
                                                      : sizeof(((struct object_value *)NULL)->bytes);
 }
 
+static CK_RV call_read(const struct session *session, CK_OBJECT_HANDLE handle,
+                       CK_ATTRIBUTE *attribute)
+{
+    return MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, attribute, 1);
+}
+
+/* With a buffer of exactly the size that the token names. */
+static CK_RV read_exactly(const struct session *session, CK_OBJECT_HANDLE handle,
+                          CK_ATTRIBUTE *attribute, void *bytes)
+{
+    CK_RV rv;
+    CK_ULONG length;
+
+    attribute->pValue = NULL;
+    attribute->ulValueLen = 0;
+    rv = call_read(session, handle, attribute);
+    length = attribute->ulValueLen;
+    if (rv != CKR_OK || length == 0)
+        return rv;
+    if (length > sizeof((struct object_value *)NULL)->bytes)
+        return CKR_BUFFER_TOO_SMALL;
+    attribute->pValue = bytes;
+    rv = call_read(session, handle, attribute);
+    if (rv == CKR_OK)
+        attribute->ulValueLen = length;
+    return rv;
+}
+
+/* Many tokens give a value to a buffer of its size alone. Others leave the length as it was,
+ * unless they are asked for it. */
+static bool wants_exact_room(CK_RV rv, const CK_ATTRIBUTE *attribute)
+{
+    if (rv == CKR_OK)
+        return attribute->ulValueLen == sizeof((struct object_value *)NULL)->bytes;
+    return rv == CKR_BUFFER_TOO_SMALL || rv == CKR_ARGUMENTS_BAD;
+}
+
 int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
                 struct object_value *value, struct fault *fault)
 {
     CK_ATTRIBUTE attribute = {type, value->bytes, room_for(type)};
-    CK_RV rv =
-        MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, &attribute, 1);
+    CK_RV rv;
 
+    memset(value, 0, sizeof *value); /* there are tokens that fill nothing in, and say CKR_OK */
+    rv = call_read(session, handle, &attribute);
+    if (wants_exact_room(rv, &attribute))
+        rv = read_exactly(session, handle, &attribute, value->bytes);
     if (rv != CKR_OK && !rv_is_about_attribute(rv))
         return rv_fault(rv, "C_GetAttributeValue", fault);
     value->readable = rv == CKR_OK && attribute.ulValueLen <= sizeof value->bytes;
     value->length = value->readable ? attribute.ulValueLen : 0;
     return 0;
+}
+
+/* Some have numbers of 32 bits on a machine of 64. */
+bool object_number(const struct object_value *value, CK_ULONG *number)
+{
+    uint32_t narrow;
+
+    if (!value->readable || (value->length != sizeof *number && value->length != sizeof narrow))
+        return false;
+    memcpy(&narrow, value->bytes, sizeof narrow);
+    *number = narrow;
+    if (value->length == sizeof *number)
+        memcpy(number, value->bytes, sizeof *number);
+    return true;
+}
+
+/* Some have a truth as wide as a number. */
+static bool holds_truth(const struct object_value *value, CK_BBOOL truth)
+{
+    static const uint8_t nothing[sizeof(CK_ULONG)];
+
+    return value->readable && value->length > 0 && value->length <= sizeof nothing &&
+           (memcmp(value->bytes, nothing, value->length) != 0) == (truth != CK_FALSE);
 }
 
 static bool holds(const struct object_value *value, const void *bytes, size_t length)
@@ -71,6 +134,8 @@ int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG
 
     *count = 0;
     rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, room, count);
+    if (rv == CKR_ARGUMENTS_BAD && room > 1) /* those that find one at a time */
+        rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, 1, count);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_FindObjects", fault);
     if (*count > room)
@@ -122,8 +187,7 @@ static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
     if (object_naming(session, handle, name, &naming, fault) != 0 ||
         object_read(session, handle, CKA_CLASS, &value, fault) != 0)
         return -1;
-    if (value.readable && value.length == sizeof class)
-        memcpy(&class, value.bytes, sizeof class);
+    (void)object_number(&value, &class);
     if (naming != OBJECT_NAMED || (class != CKO_PRIVATE_KEY && class != CKO_PUBLIC_KEY))
         return 0;
     list = class == CKO_PRIVATE_KEY ? &found->private_keys : &found->public_keys;
@@ -355,9 +419,8 @@ static int read_key_type(const struct session *session, CK_OBJECT_HANDLE handle,
 
     if (object_read(session, handle, CKA_KEY_TYPE, &value, fault) != 0)
         return -1;
-    if (!value.readable || value.length != sizeof *type)
+    if (!object_number(&value, type))
         return fault_set(fault, FAULT_INTERNAL, "the type of the key cannot be read");
-    memcpy(type, value.bytes, sizeof *type);
     return 0;
 }
 
@@ -435,7 +498,7 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
 
         if (object_read(session, private_key, demand->type, &value, fault) != 0)
             return -1;
-        if (holds(&value, &demand->value, sizeof demand->value))
+        if (holds_truth(&value, demand->value))
             told += demand->history ? 1 : 0;
         else if (!lenient || !is_tolerated(demand, &value, told))
             describe_unmet(demand, &value, why);
@@ -448,7 +511,6 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
                  char why[HSM_WHY_MAX], struct fault *fault)
 {
-    static const CK_BBOOL yes = CK_TRUE;
     struct object_value value;
 
     why[0] = '\0';
@@ -458,7 +520,7 @@ int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bo
         return 0;
     if (object_read(session, private_key, CKA_ALWAYS_AUTHENTICATE, &value, fault) != 0)
         return -1;
-    if (holds(&value, &yes, sizeof yes))
+    if (holds_truth(&value, CK_TRUE))
         (void)snprintf(why, HSM_WHY_MAX,
                        "CKA_ALWAYS_AUTHENTICATE is true: the token wants the PIN for "
                        "every single signature");

@@ -39,6 +39,9 @@ struct object_pair {
 int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRIBUTE_TYPE type,
                 struct object_value *value, struct fault *fault);
 
+/* CKA_CLASS and its like. false: not readable, or no number. */
+bool object_number(const struct object_value *value, CK_ULONG *number);
+
 /* All keys with exactly this label, and this id unless id_length is 0, from one search: a
  * search can be a walk over the whole token. Each object is read back, for there are tokens
  * that shorten labels or look at half a template. */

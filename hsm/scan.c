@@ -135,8 +135,49 @@ static CK_ULONG usable(const CK_ATTRIBUTE *attribute, CK_ULONG room)
     return attribute->ulValueLen < room ? attribute->ulValueLen : 0;
 }
 
-/* PKCS#11 2.40 5.7.5: attributes that an object lacks do not keep the others from being
- * filled in. */
+static bool is_told(const CK_ATTRIBUTE *attribute, CK_ULONG room)
+{
+    return attribute->ulValueLen < room;
+}
+
+/* Was what is needed of this object filled in? */
+static bool is_clear(const struct glimpse *glimpse, const CK_ATTRIBUTE attributes[3])
+{
+    if (glimpse->class == CK_UNAVAILABLE_INFORMATION)
+        return false;
+    return (glimpse->class != CKO_PRIVATE_KEY && glimpse->class != CKO_PUBLIC_KEY) ||
+           (is_told(&attributes[1], sizeof glimpse->label) &&
+            is_told(&attributes[2], sizeof glimpse->id));
+}
+
+static CK_ULONG take(const struct object_value *value, uint8_t *bytes, CK_ULONG room)
+{
+    CK_ULONG length = value->readable && value->length < room ? value->length : 0;
+
+    memcpy(bytes, value->bytes, length);
+    return length;
+}
+
+static int read_one_by_one(const struct session *session, CK_OBJECT_HANDLE handle,
+                           struct glimpse *glimpse, struct fault *fault)
+{
+    struct object_value value;
+
+    if (object_read(session, handle, CKA_CLASS, &value, fault) != 0)
+        return -1;
+    glimpse->class = CK_UNAVAILABLE_INFORMATION;
+    (void)object_number(&value, &glimpse->class);
+    if (object_read(session, handle, CKA_LABEL, &value, fault) != 0)
+        return -1;
+    glimpse->label_length = take(&value, glimpse->label, sizeof glimpse->label);
+    if (object_read(session, handle, CKA_ID, &value, fault) != 0)
+        return -1;
+    glimpse->id_length = take(&value, glimpse->id, sizeof glimpse->id);
+    return 0;
+}
+
+/* PKCS#11 2.40 5.7.5: attributes that an object lacks do not keep the others from being filled in.
+ * Many a token does not keep to it, or takes one attribute at a time. */
 static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handle,
                            struct glimpse *glimpse, struct fault *fault)
 {
@@ -147,10 +188,12 @@ static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handl
 
     glimpse->class = CK_UNAVAILABLE_INFORMATION;
     rv = MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, attributes, 3);
-    if (rv != CKR_OK && !rv_is_about_attribute(rv))
+    if (rv != CKR_OK && !rv_is_about_attribute(rv) && rv_class(rv) != RV_PERMANENT)
         return rv_fault(rv, "C_GetAttributeValue", fault);
     if (attributes[0].ulValueLen != sizeof glimpse->class)
         glimpse->class = CK_UNAVAILABLE_INFORMATION;
+    if (!is_clear(glimpse, attributes))
+        return read_one_by_one(session, handle, glimpse, fault);
     glimpse->label_length = usable(&attributes[1], sizeof glimpse->label);
     glimpse->id_length = usable(&attributes[2], sizeof glimpse->id);
     return 0;

@@ -37,17 +37,26 @@ static void close_session(const struct session_pool *pool, CK_SESSION_HANDLE han
     (void)MODULE_CALL(pool->module, C_CloseSession, handle);
 }
 
-static int get_state(const struct session_pool *pool, CK_SESSION_HANDLE handle, bool *user,
+/* What C_GetSessionInfo says of the login. */
+enum told { TOLD_NOTHING, TOLD_NOBODY, TOLD_USER };
+
+static int ask_state(const struct session_pool *pool, CK_SESSION_HANDLE handle, enum told *told,
                      struct fault *fault)
 {
     CK_SESSION_INFO info;
     CK_RV rv;
 
+    *told = TOLD_NOTHING;
     memset(&info, 0, sizeof info);
     rv = MODULE_CALL(pool->module, C_GetSessionInfo, handle, &info);
+    if (rv == CKR_FUNCTION_NOT_SUPPORTED ||
+        (pool->mute && rv_class(rv) != RV_SESSION && rv_class(rv) != RV_ABSENT))
+        return 0;
     if (rv != CKR_OK)
         return rv_fault(rv, "C_GetSessionInfo", fault);
-    *user = info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS;
+    *told = info.state == CKS_RO_USER_FUNCTIONS || info.state == CKS_RW_USER_FUNCTIONS
+                ? TOLD_USER
+                : TOLD_NOBODY;
     return 0;
 }
 
@@ -58,8 +67,7 @@ static int check_token(const struct session_pool *pool, CK_TOKEN_INFO *info, str
     char serial[sizeof info->serialNumber + 1];
     CK_RV rv;
 
-    memset(info, 0, sizeof *info);
-    rv = MODULE_CALL(pool->module, C_GetTokenInfo, pool->slot, info);
+    rv = module_token_info(pool->module, pool->slot, info);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_GetTokenInfo", fault);
     module_text(info->serialNumber, sizeof info->serialNumber, serial);
@@ -72,21 +80,38 @@ static int check_token(const struct session_pool *pool, CK_TOKEN_INFO *info, str
     return -1;
 }
 
-int session_check(const struct session_pool *pool, const struct session *session,
-                  struct fault *fault)
+int session_look(const struct session_pool *pool, const struct session *session,
+                 struct fault *fault)
 {
     CK_TOKEN_INFO info;
-    bool user = false;
+    enum told told;
 
-    if (get_state(pool, session->handle, &user, fault) != 0)
+    if (ask_state(pool, session->handle, &told, fault) != 0)
         return -1;
-    if (pool->needs_login && !user)
+    if (pool->needs_login && told == TOLD_NOBODY)
         return rv_fault(CKR_USER_NOT_LOGGED_IN, "C_GetSessionInfo", fault);
     return check_token(pool, &info, fault);
 }
 
-int session_check_since(const struct session_pool *pool, const struct session *session,
-                        uint32_t logins, struct fault *fault)
+/* Who is logged in cannot log in; who can was not. */
+static int ask_login(struct session_pool *pool, struct fault *fault)
+{
+    uint32_t logins = pool->logins;
+
+    if (session_login(pool, fault) != 0)
+        return -1;
+    return pool->logins == logins ? 0 : rv_fault(CKR_USER_NOT_LOGGED_IN, "C_Login", fault);
+}
+
+int session_check(struct session_pool *pool, const struct session *session, struct fault *fault)
+{
+    if (session_look(pool, session, fault) != 0)
+        return -1;
+    return pool->needs_login && pool->mute ? ask_login(pool, fault) : 0;
+}
+
+int session_check_since(struct session_pool *pool, const struct session *session, uint32_t logins,
+                        struct fault *fault)
 {
     if (session_check(pool, session, fault) != 0)
         return -1;
@@ -110,33 +135,51 @@ static int check_patience(const struct session_pool *pool, struct fault *fault)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "the token has one PIN try left, which is not ours to take: log in "
                          "once by other means");
-    if ((info.flags & CKF_PROTECTED_AUTHENTICATION_PATH) != 0)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the token wants its PIN on a keypad of its own, where nobody stands");
     return 0;
 }
 
 /* "Already logged in" is as good, if it is true: some libraries believe it when the token
  * no longer does. */
-static int login_with(const struct session_pool *pool, struct pin *pin, struct fault *fault)
+static CK_RV call_login(const struct session_pool *pool, CK_SESSION_HANDLE handle, struct pin *pin)
 {
-    bool user = false;
-    CK_RV rv = MODULE_CALL(pool->module, C_Login, pool->anchor, CKU_USER, pin->bytes, pin->length);
+    uint8_t *bytes = pool->keypad ? NULL : pin->bytes;
+    enum told told;
+    CK_RV rv = MODULE_CALL(pool->module, C_Login, handle, CKU_USER, bytes, pin->length);
 
-    if (rv == CKR_USER_ALREADY_LOGGED_IN) {
-        if (get_state(pool, pool->anchor, &user, fault) == 0 && user)
-            return 0;
-        (void)MODULE_CALL(pool->module, C_Logout, pool->anchor);
-        rv = MODULE_CALL(pool->module, C_Login, pool->anchor, CKU_USER, pin->bytes, pin->length);
+    if (rv != CKR_USER_ALREADY_LOGGED_IN || pool->mute)
+        return rv;
+    if (ask_state(pool, handle, &told, NULL) == 0 && told != TOLD_NOBODY)
+        return rv;
+    (void)MODULE_CALL(pool->module, C_Logout, handle);
+    return MODULE_CALL(pool->module, C_Login, handle, CKU_USER, bytes, pin->length);
+}
+
+/* A login that the token granted and its session does not show: from now on C_Login is asked. A
+ * token that says it wants no login and has none is taken at its word. */
+static int login_with(struct session_pool *pool, CK_SESSION_HANDLE handle, struct pin *pin,
+                      struct fault *fault)
+{
+    enum told told;
+    CK_RV rv = call_login(pool, handle, pin);
+
+    if (rv == CKR_FUNCTION_NOT_SUPPORTED && (pool->said & CKF_LOGIN_REQUIRED) == 0) {
+        pool->needs_login = false;
+        return 0;
     }
-    return rv == CKR_OK ? 0 : rv_fault(rv, "C_Login", fault);
+    if (rv != CKR_OK && rv != CKR_USER_ALREADY_LOGGED_IN)
+        return rv_fault(rv, "C_Login", fault);
+    if (rv == CKR_OK)
+        pool->logins++;
+    if (ask_state(pool, handle, &told, NULL) != 0 || told != TOLD_USER)
+        pool->mute = true;
+    return 0;
 }
 
 /* fault->ckr stays: it decides how we recover. */
 static void explain_refusal(const struct session_pool *pool, struct fault *fault)
 {
     static const char *const sources[] = {
-        [HSM_PIN_NONE] = "no PIN, which",
+        [HSM_PIN_NONE] = "the PIN at the token's own keypad",
         [HSM_PIN_FILE] = "the PIN in file ",
         [HSM_PIN_ENV] = "the PIN in environment variable ",
         [HSM_PIN_INLINE] = "the PIN in option pin",
@@ -147,33 +190,69 @@ static void explain_refusal(const struct session_pool *pool, struct fault *fault
                        sources[pool->pin_kind], named ? pool->pin_text : "");
 }
 
-static int log_in(struct session_pool *pool, struct fault *fault)
+/* What the token says of itself may be the reason, and may be untrue. */
+static void add_what_was_said(const struct session_pool *pool, struct fault *fault)
+{
+    if (fault->code == FAULT_UNAVAILABLE)
+        return;
+    if ((pool->said & CKF_PROTECTED_AUTHENTICATION_PATH) != 0 && !pool->keypad)
+        (void)fault_prefix(fault, "the token says it has a keypad for its PIN, and then wants none "
+                                  "configured");
+    if ((pool->said & CKF_USER_PIN_INITIALIZED) == 0)
+        (void)fault_prefix(fault, "the token says it has no user PIN yet");
+}
+
+static int read_pin(const struct session_pool *pool, struct pin *pin, struct fault *fault)
+{
+    if (pool->keypad)
+        return 0;
+    if (pin_read(pool->pin_kind, pool->pin_text, pin, fault) != 0)
+        return -1;
+    if (pin_latch_check(&pool->latch, pool->serial, pin, fault) == 0)
+        return 0;
+    explain_refusal(pool, fault);
+    return -1;
+}
+
+static int log_in(struct session_pool *pool, CK_SESSION_HANDLE handle, struct fault *fault)
 {
     OWNED(pin_wipe) struct pin pin = {.length = 0};
 
-    if (check_patience(pool, fault) != 0)
+    if (check_patience(pool, fault) != 0 || read_pin(pool, &pin, fault) != 0)
         return -1;
-    if (pin_read(pool->pin_kind, pool->pin_text, &pin, fault) != 0)
-        return -1;
-    if (pin_latch_check(&pool->latch, pool->serial, &pin, fault) != 0) {
-        explain_refusal(pool, fault);
-        return -1;
-    }
-    if (login_with(pool, &pin, fault) == 0) {
+    if (login_with(pool, handle, &pin, fault) == 0) {
         pin_latch_clear(&pool->latch, pool->serial);
-        pool->logins++;
         return 0;
     }
     if (hsm_refused_pin(fault->ckr)) {
         explain_refusal(pool, fault);
-        pin_latch_set(&pool->latch, pool->serial, &pin, fault);
+        if (!pool->keypad)
+            pin_latch_set(&pool->latch, pool->serial, &pin, fault);
     }
+    add_what_was_said(pool, fault);
+    return -1;
+}
+
+/* Some say that they are write-protected and are not; so it is the session that tells. */
+static int open_any_session(struct session_pool *pool, struct fault *fault)
+{
+    struct fault why = {.code = FAULT_NONE};
+
+    if (open_session(pool, &pool->anchor, &why) == 0)
+        return 0;
+    if (why.ckr == CKR_TOKEN_WRITE_PROTECTED ||
+        ((pool->said & CKF_WRITE_PROTECTED) != 0 && rv_class(why.ckr) == RV_PERMANENT)) {
+        pool->flags &= ~(CK_FLAGS)CKF_RW_SESSION;
+        return open_session(pool, &pool->anchor, fault);
+    }
+    if (fault)
+        *fault = why;
     return -1;
 }
 
 static int open_anchor(struct session_pool *pool, struct fault *fault)
 {
-    if (open_session(pool, &pool->anchor, fault) == 0) {
+    if (open_any_session(pool, fault) == 0) {
         pool->logins++;
         return 0;
     }
@@ -181,18 +260,23 @@ static int open_anchor(struct session_pool *pool, struct fault *fault)
     return -1;
 }
 
+/* A new session that fails to tell of itself is for C_Login to judge. */
 static int login_locked(struct session_pool *pool, struct fault *fault)
 {
-    bool user = false;
+    enum told told = TOLD_NOTHING;
 
-    if (pool->anchor != CK_INVALID_HANDLE && get_state(pool, pool->anchor, &user, fault) != 0) {
+    if (pool->anchor != CK_INVALID_HANDLE && ask_state(pool, pool->anchor, &told, fault) != 0) {
         close_session(pool, pool->anchor);
         pool->anchor = CK_INVALID_HANDLE;
     }
-    if (pool->anchor == CK_INVALID_HANDLE &&
-        (open_anchor(pool, fault) != 0 || get_state(pool, pool->anchor, &user, fault) != 0))
-        return -1;
-    return user || !pool->needs_login ? 0 : log_in(pool, fault);
+    if (pool->anchor == CK_INVALID_HANDLE) {
+        if (open_anchor(pool, fault) != 0)
+            return -1;
+        (void)ask_state(pool, pool->anchor, &told, NULL);
+    }
+    if (!pool->needs_login || (told == TOLD_USER && !pool->mute))
+        return 0;
+    return log_in(pool, pool->anchor, fault);
 }
 
 int session_login(struct session_pool *pool, struct fault *fault)
@@ -223,8 +307,10 @@ static int take_pin_source(struct session_pool *pool, const struct module_token 
         pool->pin_kind = HSM_PIN_FILE;
         (void)snprintf(pool->pin_text, sizeof pool->pin_text, "%s", path);
     }
-    pool->needs_login =
-        (token->info.flags & CKF_LOGIN_REQUIRED) != 0 || pool->pin_kind != HSM_PIN_NONE;
+    pool->keypad = pool->pin_kind == HSM_PIN_NONE &&
+                   (token->info.flags & CKF_PROTECTED_AUTHENTICATION_PATH) != 0;
+    pool->needs_login = (token->info.flags & CKF_LOGIN_REQUIRED) != 0 ||
+                        pool->pin_kind != HSM_PIN_NONE || pool->keypad;
     return 0;
 }
 
@@ -254,23 +340,23 @@ int session_pool_open(struct session_pool *pool, struct module *module,
     pool->module = module;
     pool->slot = token->slot;
     pool->anchor = CK_INVALID_HANDLE;
-    pool->flags = CKF_SERIAL_SESSION;
-    if ((token->info.flags & CKF_WRITE_PROTECTED) == 0)
-        pool->flags |= CKF_RW_SESSION;
-    /* A module that only one thread may enter gets one session. A second thread would queue for
-     * the module, and the front would take it for hung. */
-    pool->limit =
-        limit_of(&token->info, pool->flags, module->one_at_a_time ? 1 : settings->sessions);
+    pool->flags = CKF_SERIAL_SESSION | CKF_RW_SESSION;
+    pool->said = token->info.flags;
     module_text(token->info.serialNumber, sizeof token->info.serialNumber, pool->serial);
     memcpy(pool->latch.file, settings->latch, sizeof pool->latch.file);
     pin_latch_load(&pool->latch);
     (void)pthread_mutex_init(&pool->login, NULL);
     (void)pthread_mutex_init(&pool->lock, NULL);
     condition_open(&pool->returned);
-    if (take_pin_source(pool, token, settings, fault) == 0 && session_login(pool, fault) == 0)
-        return 0;
-    session_pool_close(pool);
-    return -1;
+    if (take_pin_source(pool, token, settings, fault) != 0 || session_login(pool, fault) != 0) {
+        session_pool_close(pool);
+        return -1;
+    }
+    /* A module that only one thread may enter gets one session. A second thread would queue for
+     * the module, and the front would take it for hung. */
+    pool->limit =
+        limit_of(&token->info, pool->flags, module->one_at_a_time ? 1 : settings->sessions);
+    return 0;
 }
 
 void session_pool_close(struct session_pool *pool)
@@ -322,6 +408,22 @@ static void forget_one(struct session_pool *pool, bool full)
     (void)pthread_mutex_unlock(&pool->lock);
 }
 
+/* There are tokens for which a login counts in its session alone. A new session of those shows
+ * nobody logged in where the anchor shows us. */
+static void log_in_here(struct session_pool *pool, CK_SESSION_HANDLE handle)
+{
+    enum told told[2];
+    struct fault unused;
+
+    if (!pool->needs_login || pool->mute || ask_state(pool, handle, &told[0], NULL) != 0 ||
+        told[0] != TOLD_NOBODY)
+        return;
+    (void)pthread_mutex_lock(&pool->login);
+    if (ask_state(pool, pool->anchor, &told[1], NULL) == 0 && told[1] == TOLD_USER)
+        (void)log_in(pool, handle, &unused);
+    (void)pthread_mutex_unlock(&pool->login);
+}
+
 /* -1: the fault is final. 0: *opened says whether the session is there; if not, the token
  * has no more of them, but we have some, and one will come back. */
 static int open_one(struct session_pool *pool, struct session *session, bool *opened,
@@ -331,8 +433,10 @@ static int open_one(struct session_pool *pool, struct session *session, bool *op
     bool others;
 
     *opened = open_session(pool, &session->handle, fault) == 0;
-    if (*opened)
+    if (*opened) {
+        log_in_here(pool, session->handle);
         return 0;
+    }
     full = rv_class(fault->ckr) == RV_FULL;
     (void)pthread_mutex_lock(&pool->lock);
     others = pool->open > 1;

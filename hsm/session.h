@@ -20,9 +20,13 @@ struct session {
 struct session_pool {
     struct module *module;
     CK_SLOT_ID slot;
-    CK_FLAGS flags; /* for C_OpenSession */
+    CK_FLAGS flags; /* for C_OpenSession; without CKF_RW_SESSION where the token refuses that */
+    CK_FLAGS said;  /* CKF_ of the token */
     uint32_t limit;
     bool needs_login;
+    bool keypad; /* no PIN is configured, and the token says it is given one by hand */
+    /* C_GetSessionInfo does not tell whether we are logged in: C_Login is asked. */
+    _Atomic bool mute;
     char serial[HSM_TOKEN_SERIAL_MAX + 1];
     enum hsm_pin_kind pin_kind;
     char pin_text[HSM_PATH_MAX];
@@ -72,13 +76,17 @@ void session_lost(struct session_pool *pool, const struct session *session);
  * CK_RV that asks for the right remedy. A token that has gone, or has silently logged us
  * out, may answer searches with nothing and CKR_OK: "not found" is only true between two
  * of these. */
-int session_check(const struct session_pool *pool, const struct session *session,
-                  struct fault *fault);
+int session_check(struct session_pool *pool, const struct session *session, struct fault *fault);
+
+/* The same as far as it can be seen without another C_Login, which session_check needs where
+ * C_GetSessionInfo is of no use. */
+int session_look(const struct session_pool *pool, const struct session *session,
+                 struct fault *fault);
 
 /* The same, and nobody has logged in since pool->logins was `logins`: in between, private
  * objects were not to be seen, and handles are others now. */
-int session_check_since(const struct session_pool *pool, const struct session *session,
-                        uint32_t logins, struct fault *fault);
+int session_check_since(struct session_pool *pool, const struct session *session, uint32_t logins,
+                        struct fault *fault);
 
 /* Opens the anchor again if it is lost, and logs in if we are not. */
 int session_login(struct session_pool *pool, struct fault *fault);

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "hsm/base/scope.h"
+#include "hsm/quirks.h"
 #include "hsm/wire/keytype.h"
 #include "hsm/wire/rv.h"
 
@@ -32,8 +33,15 @@ static bool recover(const struct call *call, bool tried[RV_PERMANENT + 1], struc
         return false;
     tried[class] = true;
     switch (class) {
-    case RV_SESSION:
     case RV_LOGIN:
+        if (!token->pool.needs_login) {
+            fault->code = FAULT_FAILED_PRECONDITION;
+            (void)fault_prefix(fault, "no PIN is configured, as the token says that it needs no "
+                                      "login");
+            return false;
+        }
+        return session_login(&token->pool, fault) == 0;
+    case RV_SESSION:
         return session_login(&token->pool, fault) == 0;
     case RV_HANDLE:
         return true;
@@ -69,16 +77,20 @@ static void not_full(struct fault *fault)
 
 /* ---- operations ---- */
 
-/* C_GenerateRandom is what reaches a device that would otherwise time us out. A token
- * without random numbers is asked about itself instead. */
+/* C_GenerateRandom is what reaches a device that would otherwise time us out. A token that has
+ * never made random numbers is asked about itself instead: some cannot, and say so or fail. */
 static int ping_step(const struct call *call, const struct session *session, struct fault *fault)
 {
     uint8_t byte;
     CK_RV rv = MODULE_CALL(session->module, C_GenerateRandom, session->handle, &byte, sizeof byte);
+    bool is_about_random =
+        rv == CKR_RANDOM_NO_RNG || rv_class(rv) == RV_DEVICE || rv_class(rv) == RV_PERMANENT;
 
-    if (rv != CKR_OK && rv != CKR_RANDOM_NO_RNG && rv != CKR_FUNCTION_NOT_SUPPORTED)
+    if (rv == CKR_OK)
+        call->token->random = true;
+    else if (call->token->random || !is_about_random)
         return rv_fault(rv, "C_GenerateRandom", fault);
-    return session_check(&call->token->pool, session, fault);
+    return session_look(&call->token->pool, session, fault);
 }
 
 static int ping(const struct call *call, struct fault *fault)
@@ -129,6 +141,7 @@ void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
 struct mechanisms {
     CK_MECHANISM_TYPE list[MECHANISMS_MAX];
     CK_ULONG count;
+    bool unknown; /* there is no list */
 };
 
 static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE type)
@@ -136,51 +149,72 @@ static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE typ
     for (CK_ULONG i = 0; i < mechanisms->count; i++)
         if (mechanisms->list[i] == type)
             return true;
-    return false;
+    return mechanisms->unknown;
 }
 
-/* Only "yes, so" and "there is no such mechanism" are answers. Where a token fails to say, for a
- * moment or always, what it lists is all that is known, and the making of a key will tell: nor
- * does one mechanism's trouble keep keys of other types from signing. A token that has no idea
- * of a greatest size says 0. */
-static bool can(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag, CK_ULONG bits)
+enum word { SAYS_YES, SAYS_NO, SAYS_NOTHING };
+
+/* A token that fails to say, for a moment or always, says nothing; nor does one that has filled
+ * nothing in. One that has no idea of a greatest size says 0. */
+static enum word ask_about(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag,
+                           CK_ULONG bits)
 {
     CK_MECHANISM_INFO info;
     CK_RV rv;
 
     memset(&info, 0, sizeof info);
     rv = MODULE_CALL(&token->module, C_GetMechanismInfo, token->pool.slot, type, &info);
-    if (rv != CKR_OK)
-        return rv != CKR_MECHANISM_INVALID;
+    if (rv == CKR_MECHANISM_INVALID)
+        return SAYS_NO;
+    if (rv != CKR_OK || (info.flags == 0 && info.ulMaxKeySize == 0))
+        return SAYS_NOTHING;
     return (info.flags & flag) != 0 && info.ulMinKeySize <= bits &&
-           (info.ulMaxKeySize == 0 || info.ulMaxKeySize >= bits);
+                   (info.ulMaxKeySize == 0 || info.ulMaxKeySize >= bits)
+               ? SAYS_YES
+               : SAYS_NO;
 }
 
-static bool can_make(struct hsm_token *token, const struct mechanisms *mechanisms,
-                     const struct keytype *type)
+/* Without a mechanism that is neither listed nor described nothing can be made. What is said of
+ * one that is there is a hint: sizes are told in bytes, flags are left out. */
+static void ask_about_type(struct hsm_token *token, const struct mechanisms *mechanisms,
+                           const struct keytype *type, struct hsm_token_info *info)
 {
-    return is_listed(mechanisms, type->generate) && is_listed(mechanisms, type->sign) &&
-           can(token, type->generate, CKF_GENERATE_KEY_PAIR, type->bits) &&
-           can(token, type->sign, CKF_SIGN, type->bits);
+    enum word makes = ask_about(token, type->generate, CKF_GENERATE_KEY_PAIR, type->bits);
+    enum word signs = ask_about(token, type->sign, CKF_SIGN, type->bits);
+
+    info->can_generate[type->type] = (makes == SAYS_YES || is_listed(mechanisms, type->generate)) &&
+                                     (signs == SAYS_YES || is_listed(mechanisms, type->sign));
+    info->doubtful[type->type] = makes == SAYS_NO || signs == SAYS_NO;
+}
+
+static int list_mechanisms(struct hsm_token *token, struct mechanisms *mechanisms,
+                           struct fault *fault)
+{
+    CK_RV rv;
+
+    mechanisms->count = MECHANISMS_MAX;
+    rv = MODULE_CALL(&token->module, C_GetMechanismList, token->pool.slot, mechanisms->list,
+                     &mechanisms->count);
+    mechanisms->unknown = rv != CKR_OK;
+    if (mechanisms->unknown)
+        mechanisms->count = 0;
+    if (mechanisms->count > MECHANISMS_MAX)
+        return fault_set(fault, FAULT_INTERNAL, "token named %lu mechanisms where %d were asked",
+                         mechanisms->count, MECHANISMS_MAX);
+    return 0;
 }
 
 static int ask_abilities(struct hsm_token *token, struct hsm_token_info *info, struct fault *fault)
 {
     OWNED(scope_free) struct mechanisms *mechanisms = calloc(1, sizeof *mechanisms);
-    CK_RV rv;
 
     if (!mechanisms)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    mechanisms->count = MECHANISMS_MAX;
-    rv = MODULE_CALL(&token->module, C_GetMechanismList, token->pool.slot, mechanisms->list,
-                     &mechanisms->count);
-    if (rv != CKR_OK)
-        return rv_fault(rv, "C_GetMechanismList", fault);
-    if (mechanisms->count > MECHANISMS_MAX)
-        return fault_set(fault, FAULT_INTERNAL, "token named %lu mechanisms where %d were asked",
-                         mechanisms->count, MECHANISMS_MAX);
+    if (list_mechanisms(token, mechanisms, fault) != 0)
+        return -1;
     for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++)
-        info->can_generate[type] = can_make(token, mechanisms, keytype_find(type));
+        ask_about_type(token, mechanisms, keytype_find(type), info);
+    memcpy(token->doubtful, info->doubtful, sizeof token->doubtful);
     return 0;
 }
 
@@ -203,47 +237,47 @@ static void describe(struct hsm_token *token, const CK_TOKEN_INFO *about,
     info->sessions = token->pool.limit;
 }
 
-/* Libraries that answer a template they cannot do with CKR_GENERAL_ERROR, which from others
- * is a token that is away: so they are known by name. */
-static const struct quirk {
-    const char *library;
-    unsigned tier;
-} quirks[] = {
-    /* A TPM has one bit for VERIFY and DECRYPT, one for SIGN and ENCRYPT; and tpm2-pkcs11 makes
-     * RSA signatures by decrypting. */
-    {"TPM2.0 Cryptoki", 2},
-    {"NSS Internal Crypto Services", 1}, /* has no place for COPYABLE */
-};
-
-static unsigned first_tier(const struct hsm_settings *settings, const struct hsm_token_info *info)
+static unsigned first_tier(const struct hsm_settings *settings, const struct quirk *quirk)
 {
     if (settings->least)
         return OBJECT_TEMPLATE_TIERS - 1;
-    for (size_t i = 0; i < sizeof quirks / sizeof quirks[0]; i++)
-        if (strcmp(info->library, quirks[i].library) == 0)
-            return quirks[i].tier;
-    return 0;
+    return quirk ? quirk->tier : 0;
+}
+
+/* A token that says it has not been initialized was tried all the same. */
+static int explain_opening(const struct module_token *found, struct fault *fault)
+{
+    char label[sizeof found->info.label + 1];
+
+    module_text(found->info.label, sizeof found->info.label, label);
+    if ((found->info.flags & CKF_TOKEN_INITIALIZED) == 0) {
+        if (rv_class(fault->ckr) == RV_ABSENT)
+            fault->code = FAULT_FAILED_PRECONDITION;
+        (void)fault_prefix(fault, "it says that it has not been initialized");
+    }
+    return fault_prefix(fault, "token '%s'", label);
 }
 
 static int open_pool(struct hsm_token *token, const struct hsm_settings *settings,
                      struct hsm_token_info *info, struct fault *fault)
 {
+    const struct quirk *quirk;
     struct module_token found;
 
     if (module_find_token(&token->module, settings->token, &found, fault) != 0)
         return -1;
-    if (session_pool_open(&token->pool, &token->module, &found, settings, fault) != 0) {
-        char label[sizeof found.info.label + 1];
-
-        module_text(found.info.label, sizeof found.info.label, label);
-        return fault_prefix(fault, "token '%s'", label);
-    }
-    token->write_protected = (found.info.flags & CKF_WRITE_PROTECTED) != 0;
+    if (session_pool_open(&token->pool, &token->module, &found, settings, fault) != 0)
+        return explain_opening(&found, fault);
+    token->write_protected = (token->pool.flags & CKF_RW_SESSION) == 0;
     describe(token, &found.info, info);
-    if (ask_abilities(token, info, fault) == 0)
-        return 0;
-    session_pool_close(&token->pool);
-    return -1;
+    if (ask_abilities(token, info, fault) != 0) {
+        session_pool_close(&token->pool);
+        return -1;
+    }
+    quirk = settings->least ? NULL : quirks_find(info->library);
+    token->tier = first_tier(settings, quirk);
+    quirks_remark(token, &found, quirk, info->remarks);
+    return 0;
 }
 
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
@@ -264,7 +298,6 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
         return -1;
     }
     made->lenient = settings->lenient;
-    made->tier = first_tier(settings, &about);
     cache_open(&made->cache);
     hints_open(&made->hints);
     *info = about;

@@ -4,6 +4,8 @@
 #ifndef HSM_TOKEN_H
 #define HSM_TOKEN_H
 
+#include <stdatomic.h>
+
 #include "hsm/cache.h"
 #include "hsm/hints.h"
 #include "hsm/hsm.h"
@@ -17,6 +19,8 @@ struct hsm_token {
     struct hints hints;
     bool lenient;
     bool write_protected;
+    bool doubtful[HSM_RSA_4096 + 1]; /* see hsm_token_info */
+    atomic_bool random;              /* it has made random numbers */
     /* The first template this token took: those before it need not be tried again. */
     _Atomic unsigned tier;
 };

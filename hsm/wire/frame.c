@@ -277,7 +277,10 @@ static void put_ready(struct writer *w, const struct frame *frame)
     put_number(w, 8, info->slot);
     for (size_t i = 0; i < sizeof info->can_generate / sizeof info->can_generate[0]; i++)
         put_number(w, 1, info->can_generate[i]);
+    for (size_t i = 0; i < sizeof info->doubtful / sizeof info->doubtful[0]; i++)
+        put_number(w, 1, info->doubtful[i]);
     put_number(w, 1, info->write_protected);
+    put_text(w, info->remarks, sizeof info->remarks);
     put_number(w, 4, info->sessions);
 }
 
@@ -294,7 +297,10 @@ static void get_ready(struct reader *r, struct frame *frame)
     info->slot = get_wide(r, 8, "slot");
     for (size_t i = 0; i < sizeof info->can_generate / sizeof info->can_generate[0]; i++)
         info->can_generate[i] = get_flag(r, "key types");
+    for (size_t i = 0; i < sizeof info->doubtful / sizeof info->doubtful[0]; i++)
+        info->doubtful[i] = get_flag(r, "doubtful key types");
     info->write_protected = get_flag(r, "write protection");
+    get_text(r, info->remarks, sizeof info->remarks, "remarks");
     info->sessions = get_sessions(r);
 }
 

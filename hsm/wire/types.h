@@ -24,6 +24,7 @@ enum {
     HSM_ARGS_MAX = 1024,
     HSM_PIN_MAX = 256,
     HSM_SESSIONS_MAX = 64,
+    HSM_REMARKS_MAX = 1024,   /* lines about a token */
     HSM_WHY_MAX = 160,        /* a clause that says why a key is not fit, and its NUL */
     HSM_TOKEN_TEXT_MAX = 32,  /* PKCS#11's label, manufacturerID and libraryDescription */
     HSM_TOKEN_SERIAL_MAX = 16 /* PKCS#11's serialNumber and model */
@@ -93,8 +94,14 @@ struct hsm_token_info {
     char serial[HSM_TOKEN_SERIAL_MAX + 1];
     char library[HSM_TOKEN_TEXT_MAX + 1]; /* CK_INFO libraryDescription */
     uint64_t slot;
-    bool can_generate[HSM_RSA_4096 + 1]; /* by enum hsm_key_type: generate and sign */
-    bool write_protected;
+    /* By enum hsm_key_type. `can_generate`: it has what it takes to generate and sign.
+     * `doubtful`: it says that it cannot, but tokens err in this: trying will tell. */
+    bool can_generate[HSM_RSA_4096 + 1];
+    bool doubtful[HSM_RSA_4096 + 1];
+    bool write_protected; /* it opens no session for writing */
+    /* A line each: what is done for this library, and what the token says of itself that is not
+     * so. "" = nothing. */
+    char remarks[HSM_REMARKS_MAX];
     uint32_t sessions; /* as many as the token allowed, <= settings.sessions */
 };
 

@@ -117,7 +117,7 @@ static void check_writing(struct check *check)
         row_missing(check, "write", "the token is write-protected",
                     "have its administrator make it writable: rotation makes and destroys keys");
     else
-        row(check, FINE, "write", "the token is not write-protected");
+        row(check, FINE, "write", "the token opens sessions for writing");
 }
 
 /* The first start makes the file: can it? */
@@ -195,9 +195,24 @@ static void check_record(struct check *check)
         tell_start(check, &start);
 }
 
-static bool is_wanted(const struct check *check, enum hsm_key_type type)
+/* What is done for this library, and what of the token's own word did not count. */
+static void check_remarks(struct check *check)
 {
-    return check->options->all || check->config->needed[type];
+    char *rest = check->token.info.remarks;
+    const char *remark;
+
+    while ((remark = strsep(&rest, "\n")) != NULL)
+        if (*remark != '\0')
+            row(check, NOTE, "token", remark);
+}
+
+/* What a token says that it cannot is tried only where it is needed. */
+static bool is_to_be_tried(const struct check *check, enum hsm_key_type type)
+{
+    const struct hsm_token_info *info = &check->token.info;
+
+    return info->can_generate[type] &&
+           (check->config->needed[type] || (check->options->all && !info->doubtful[type]));
 }
 
 static void check_types(struct check *check)
@@ -205,8 +220,10 @@ static void check_types(struct check *check)
     for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++) {
         const char *name = hsm_key_type_name(type);
 
-        if (check->token.info.can_generate[type])
+        if (check->token.info.can_generate[type] && !check->token.info.doubtful[type])
             row(check, FINE, name, "the token says it can generate and sign");
+        else if (is_to_be_tried(check, type))
+            row(check, NOTE, name, "the token says that it cannot: a trial key tells");
         else if (check->config->needed[type])
             row_missing(check, name, "the token cannot generate and sign",
                         "set ca_key_type and jwt_key_type of the server to a type it can");
@@ -422,7 +439,7 @@ static void try_all(struct check *check)
     }
     clear_away(check);
     for (enum hsm_key_type type = HSM_EC_P256; type <= HSM_RSA_4096; type++)
-        if (is_wanted(check, type) && check->token.info.can_generate[type])
+        if (is_to_be_tried(check, type))
             try_type(check, type);
 }
 
@@ -434,6 +451,7 @@ static void run(struct check *check)
     check_identity(check);
     if (open_token(check) != 0)
         return;
+    check_remarks(check);
     check_sessions(check);
     check_writing(check);
     check_types(check);

@@ -123,6 +123,22 @@ static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
     (void)room_refused(&settings, FAULT_UNAVAILABLE, "tokens seen: none");
 }
 
+/* It would load every module of the host into the process that has the PIN. */
+static void all_modules_at_once_are_no_module(void **state)
+{
+    struct hsm_settings settings = room_good();
+    char link[96];
+
+    (void)state;
+    (void)snprintf(settings.module, sizeof settings.module,
+                   "/usr/lib/x86_64-linux-gnu/libp11-kit.so.0");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "name the token's own library");
+    (void)snprintf(link, sizeof link, "%s/proxy.so", softhsm.folder);
+    assert_int_equal(symlink(settings.module, link), 0);
+    (void)snprintf(settings.module, sizeof settings.module, "%s", link);
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "p11-kit list-modules");
+}
+
 /* A daemon or a directory that is not there yet is waited for: this must say so. */
 static void module_that_cannot_start_may_do_so_later(void **state)
 {
@@ -180,6 +196,7 @@ int main(void)
         TEST(module_in_a_folder_that_others_may_write_is_not_loaded),
         TEST(module_is_checked_where_its_link_leads),
         TEST(bare_file_name_is_looked_for_in_p11_kits_folder),
+        TEST(all_modules_at_once_are_no_module),
         TEST(module_that_cannot_start_may_do_so_later),
         cmocka_unit_test(texts_of_a_token_are_made_fit_to_be_shown),
     };

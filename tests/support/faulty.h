@@ -1,7 +1,7 @@
 /* The parts of faulty.so. What it is for and how it is told stands in faulty_module.c.
  *
  * faulty_script.c reads scripts, faulty_state.c decides which of a script's faults is due,
- * faulty_habits.c is the profiles, faulty_module.c the PKCS#11 functions. */
+ * faulty_habits.c and faulty_hints.c are the profiles, faulty_module.c the PKCS#11 functions. */
 #ifndef TESTS_FAULTY_H
 #define TESTS_FAULTY_H
 
@@ -59,6 +59,18 @@ struct faulty_habits {
     uint64_t latency;
     uint64_t slow_generation;
     uint64_t token_flags; /* CKF_.., beside the token's own */
+    uint64_t token_flags_off;
+    bool unpadded; /* texts end with a NUL, and something is behind it */
+    bool plain_start;
+    bool blank_mechanisms;
+    bool stateless;
+    bool own_login;
+    bool exact;
+    bool one_attribute;
+    bool no_lengths;
+    bool narrow;
+    bool one_object;
+    bool not_present;
     struct faulty_trouble {
         uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
         bool private_keys; /* whom it hits */
@@ -124,7 +136,11 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
                          CK_SESSION_HANDLE *session);
 CK_RV habit_close_session(CK_SESSION_HANDLE session);
 CK_RV habit_close_all_sessions(CK_SLOT_ID slot);
+CK_RV habit_slots(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count);
+CK_RV habit_slot_info(CK_SLOT_ID slot, CK_SLOT_INFO *info);
 CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info);
+CK_RV habit_mechanism_info(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO *info);
+CK_RV habit_session_info(CK_SESSION_HANDLE session, CK_SESSION_INFO *info);
 CK_RV habit_login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length);
 CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count,
                    CK_OBJECT_HANDLE *object);
@@ -143,6 +159,14 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
 CK_RV habit_sign_init(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key);
 CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature,
                  CK_ULONG *signature_length);
+
+/* faulty_hints.c: C_GetAttributeValue as it is told to answer by the habits that are about answers
+ * alone, and the module's own behind it. */
+CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
+                      CK_ULONG count);
+
+/* Has this session logged in by itself, or is that the token's matter? */
+bool habit_knows(CK_SESSION_HANDLE session);
 
 /* In front of a call with a session: idle ones die, and a silent logout is done. */
 void habit_session(CK_SESSION_HANDLE session);

@@ -17,6 +17,7 @@ static struct open_session {
     CK_SESSION_HANDLE handle;
     CK_SLOT_ID slot;
     int64_t used;
+    bool knows; /* it was the one to log in */
 } sessions[FAULTY_SESSIONS];
 static size_t session_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards sessions */
@@ -60,8 +61,11 @@ void habit_begin(const struct faulty_habits *begun)
 
 CK_RV habit_initialize(void *arguments)
 {
-    CK_RV rv = faulty_real->C_Initialize(arguments);
+    CK_RV rv;
 
+    if (habits()->plain_start && arguments)
+        return CKR_ARGUMENTS_BAD;
+    rv = faulty_real->C_Initialize(arguments);
     if (rv == CKR_OK)
         initialized = true;
     return rv;
@@ -120,7 +124,7 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
     if (session_count < FAULTY_SESSIONS && (now->sessions == 0 || held < now->sessions))
         rv = faulty_real->C_OpenSession(slot, flags, application, notify, session);
     if (rv == CKR_OK) {
-        sessions[session_count++] = (struct open_session){*session, slot, faulty_now()};
+        sessions[session_count++] = (struct open_session){*session, slot, faulty_now(), false};
         faulty_sessions_hold(session_count);
     }
     (void)pthread_mutex_unlock(&lock);
@@ -178,21 +182,36 @@ void habit_session(CK_SESSION_HANDLE session)
     }
 }
 
-CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
+bool habit_knows(CK_SESSION_HANDLE session)
 {
-    CK_RV rv = faulty_real->C_GetTokenInfo(slot, info);
+    bool knows = !habits()->own_login;
 
-    if (rv == CKR_OK)
-        info->flags |= (CK_FLAGS)habits()->token_flags;
-    return rv;
+    (void)pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < session_count; i++)
+        knows = knows || (sessions[i].handle == session && sessions[i].knows);
+    (void)pthread_mutex_unlock(&lock);
+    return knows;
+}
+
+static void note_login(CK_SESSION_HANDLE session)
+{
+    logged_out = false;
+    (void)pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < session_count; i++)
+        if (sessions[i].handle == session)
+            sessions[i].knows = true;
+    (void)pthread_mutex_unlock(&lock);
 }
 
 CK_RV habit_login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length)
 {
+    bool known = habit_knows(session);
     CK_RV rv = faulty_real->C_Login(session, user, pin, length);
 
+    if (rv == CKR_USER_ALREADY_LOGGED_IN && !known)
+        rv = CKR_OK;
     if (rv == CKR_OK)
-        logged_out = false;
+        note_login(session);
     return rv;
 }
 
@@ -340,6 +359,8 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
 
     if (habits()->full)
         return CKR_DEVICE_MEMORY;
+    if (!habit_knows(session))
+        return CKR_USER_NOT_LOGGED_IN;
     faulty_sleep(habits()->slow_generation);
     rv = check_template(public, public_count, true);
     if (rv == CKR_OK)
@@ -386,6 +407,17 @@ static bool is_hidden(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
     return habits()->trouble.rv == CKR_OK && is_in_trouble(session, object);
 }
 
+static bool is_private_to_others(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    CK_OBJECT_CLASS class = CKO_DATA;
+    CK_ATTRIBUTE wanted = {CKA_CLASS, &class, sizeof class};
+
+    if (habit_knows(session))
+        return false;
+    (void)faulty_real->C_GetAttributeValue(session, object, &wanted, 1);
+    return class == CKO_PRIVATE_KEY;
+}
+
 static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG count)
 {
     CK_ULONG kept = 0;
@@ -393,8 +425,8 @@ static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object
     for (CK_ULONG i = 0; i < count; i++) {
         uint64_t name = name_of_object(session, objects[i]);
 
-        if (!is_hidden(session, objects[i]) && !faulty_newborn_hidden(name) &&
-            !faulty_newborn_apart(name, habits()->apart))
+        if (!is_hidden(session, objects[i]) && !is_private_to_others(session, objects[i]) &&
+            !faulty_newborn_hidden(name) && !faulty_newborn_apart(name, habits()->apart))
             objects[kept++] = objects[i];
     }
     return kept;
@@ -405,13 +437,16 @@ CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG 
 {
     CK_RV rv;
 
+    if (habits()->one_object && most > 1)
+        return CKR_ARGUMENTS_BAD;
     do {
         rv = faulty_real->C_FindObjects(session, objects, most, count);
         if (rv != CKR_OK || *count == 0)
             return rv;
         if (logged_out)
             *count = 0;
-        else if (habits()->lag > 0 || habits()->apart > 0 || habits()->trouble.lasts > 0)
+        else if (habits()->lag > 0 || habits()->apart > 0 || habits()->trouble.lasts > 0 ||
+                 habits()->own_login)
             *count = keep_visible(session, objects, *count);
     } while (*count == 0);
     return rv;
@@ -422,6 +457,8 @@ CK_RV habit_sign_init(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJ
     const struct faulty_habits *now = habits();
     int64_t age = now->newborn > 0 ? faulty_newborn_age(name_of_object(session, key)) : -1;
 
+    if (!habit_knows(session))
+        return CKR_USER_NOT_LOGGED_IN;
     if (age >= 0 && age < (int64_t)now->newborn * 1000000)
         return (CK_RV)now->newborn_rv;
     return faulty_real->C_SignInit(session, mechanism, key);
@@ -514,7 +551,7 @@ CK_RV habit_get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
     if (habits()->trouble.rv != CKR_OK && is_in_trouble(session, object))
         return (CK_RV)habits()->trouble.rv;
     if (!habits()->raw_point && !habits()->no_public)
-        return faulty_real->C_GetAttributeValue(session, object, attributes, count);
+        return hint_attributes(session, object, attributes, count);
     for (CK_ULONG i = 0; i < count; i++) {
         CK_RV rv;
 

@@ -57,6 +57,18 @@
  *                     loaded the script, so that it lasts over processes
  *   unreadable CKR HALF MS [PART]  for so long C_GetAttributeValue answers CKR for them
  *   token-flags FLAGS the token's own and these, 0x20000 (CKF_USER_PIN_FINAL_TRY) and the like
+ *   token-flags-off FLAGS  the token's own without these
+ *   unpadded          texts of slot and token end with a NUL, and old bytes are behind it
+ *   plain-start       C_Initialize takes NULL alone
+ *   not-present       C_GetSlotList knows of no slot with a token in it, unless asked for all
+ *   blank-mechanisms  C_GetMechanismInfo answers CKR_OK, and zeros
+ *   stateless         C_GetSessionInfo says of every session that nobody is logged in
+ *   own-login         a login counts for its session alone
+ *   exact             attributes go to a buffer of exactly their size alone
+ *   one-attribute     C_GetAttributeValue fills in nothing when asked for more than one
+ *   no-lengths        .. and says how long a value is only when there is no buffer for it
+ *   narrow            CKA_CLASS and CKA_KEY_TYPE have 4 bytes, and so has what is true or false
+ *   one-object        C_FindObjects hands out one at a time, and refuses to be asked for more
  *   id-length N, label-length N   longer ones are cut, silently
  *
  * Beside the script: SCRIPT.page, what processes share; SCRIPT.fired, a line "PID line N
@@ -80,14 +92,14 @@ static void *library;
     X(C_Initialize, habit_initialize, 0, (void *arguments), (arguments))                           \
     X(C_Finalize, habit_finalize, 0, (void *reserved), (reserved))                                 \
     X(C_GetInfo, REAL(C_GetInfo), 0, (CK_INFO * info), (info))                                     \
-    X(C_GetSlotList, REAL(C_GetSlotList), 0,                                                       \
-      (CK_BBOOL present, CK_SLOT_ID * slots, CK_ULONG * count), (present, slots, count))           \
-    X(C_GetSlotInfo, REAL(C_GetSlotInfo), 0, (CK_SLOT_ID slot, CK_SLOT_INFO * info), (slot, info)) \
+    X(C_GetSlotList, habit_slots, 0, (CK_BBOOL present, CK_SLOT_ID * slots, CK_ULONG * count),     \
+      (present, slots, count))                                                                     \
+    X(C_GetSlotInfo, habit_slot_info, 0, (CK_SLOT_ID slot, CK_SLOT_INFO * info), (slot, info))     \
     X(C_GetTokenInfo, habit_token_info, 0, (CK_SLOT_ID slot, CK_TOKEN_INFO * info), (slot, info))  \
     X(C_GetMechanismList, REAL(C_GetMechanismList), 0,                                             \
       (CK_SLOT_ID slot, CK_MECHANISM_TYPE * mechanisms, CK_ULONG * count),                         \
       (slot, mechanisms, count))                                                                   \
-    X(C_GetMechanismInfo, REAL(C_GetMechanismInfo), 0,                                             \
+    X(C_GetMechanismInfo, habit_mechanism_info, 0,                                                 \
       (CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO * info),                    \
       (slot, mechanism, info))                                                                     \
     X(C_OpenSession, habit_open_session, 0,                                                        \
@@ -96,7 +108,7 @@ static void *library;
       (slot, flags, application, notify, session))                                                 \
     X(C_CloseSession, habit_close_session, 0, (CK_SESSION_HANDLE session), (session))              \
     X(C_CloseAllSessions, habit_close_all_sessions, 0, (CK_SLOT_ID slot), (slot))                  \
-    X(C_GetSessionInfo, REAL(C_GetSessionInfo), session,                                           \
+    X(C_GetSessionInfo, habit_session_info, session,                                               \
       (CK_SESSION_HANDLE session, CK_SESSION_INFO * info), (session, info))                        \
     X(C_Login, habit_login, session,                                                               \
       (CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR * pin, CK_ULONG length),          \

@@ -82,7 +82,9 @@ static const struct frame *ready(void)
     info->slot = 0x123456789abcdef0U;
     info->can_generate[HSM_EC_P256] = true;
     info->can_generate[HSM_RSA_4096] = true;
+    info->doubtful[HSM_RSA_2048] = true;
     info->write_protected = true;
+    (void)strcpy(info->remarks, "its texts end with a NUL\nand more");
     info->sessions = 3;
     return frame;
 }

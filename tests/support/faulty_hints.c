@@ -1,0 +1,147 @@
+/* Profiles of faulty.so in which a token says something untrue of itself, or answers in a form of
+ * its own. What it does is right all the same. */
+#include "tests/support/faulty.h"
+
+#include <string.h>
+
+enum { VALUE_MAX = 4096 };
+
+static const struct faulty_habits *habits(void)
+{
+    static const struct faulty_habits none;
+    const struct faulty_habits *now = faulty_habits();
+
+    return now ? now : &none;
+}
+
+/* ---- slot and token ---- */
+
+CK_RV habit_slots(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
+{
+    if (habits()->not_present && present) {
+        *count = 0;
+        return CKR_OK;
+    }
+    return faulty_real->C_GetSlotList(present, slots, count);
+}
+
+/* The first of the blanks at the end becomes a NUL, the others what was there before. */
+static void end_with_nul(CK_UTF8CHAR *text, size_t size)
+{
+    size_t length = size;
+
+    while (length > 0 && text[length - 1] == ' ')
+        length--;
+    for (size_t i = length; habits()->unpadded && i < size; i++)
+        text[i] = i == length ? '\0' : 'x';
+}
+
+CK_RV habit_slot_info(CK_SLOT_ID slot, CK_SLOT_INFO *info)
+{
+    CK_RV rv = faulty_real->C_GetSlotInfo(slot, info);
+
+    if (rv != CKR_OK)
+        return rv;
+    end_with_nul(info->slotDescription, sizeof info->slotDescription);
+    end_with_nul(info->manufacturerID, sizeof info->manufacturerID);
+    return rv;
+}
+
+CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
+{
+    CK_RV rv = faulty_real->C_GetTokenInfo(slot, info);
+
+    if (rv != CKR_OK)
+        return rv;
+    info->flags |= (CK_FLAGS)habits()->token_flags;
+    info->flags &= ~(CK_FLAGS)habits()->token_flags_off;
+    end_with_nul(info->label, sizeof info->label);
+    end_with_nul(info->manufacturerID, sizeof info->manufacturerID);
+    end_with_nul(info->model, sizeof info->model);
+    end_with_nul(info->serialNumber, sizeof info->serialNumber);
+    return rv;
+}
+
+CK_RV habit_mechanism_info(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO *info)
+{
+    CK_RV rv = faulty_real->C_GetMechanismInfo(slot, mechanism, info);
+
+    if (rv == CKR_OK && habits()->blank_mechanisms)
+        memset(info, 0, sizeof *info);
+    return rv;
+}
+
+CK_RV habit_session_info(CK_SESSION_HANDLE session, CK_SESSION_INFO *info)
+{
+    CK_RV rv = faulty_real->C_GetSessionInfo(session, info);
+
+    if (rv == CKR_OK && (habits()->stateless || !habit_knows(session)))
+        info->state =
+            (info->flags & CKF_RW_SESSION) != 0 ? CKS_RW_PUBLIC_SESSION : CKS_RO_PUBLIC_SESSION;
+    return rv;
+}
+
+/* ---- attributes ---- */
+
+static bool is_number(CK_ATTRIBUTE_TYPE type)
+{
+    return type == CKA_CLASS || type == CKA_KEY_TYPE;
+}
+
+/* The value in the token's form; CK_UNAVAILABLE_INFORMATION: there is none, *rv says why. */
+static CK_ULONG form_value(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                           CK_ATTRIBUTE_TYPE type, CK_BYTE value[VALUE_MAX], CK_RV *rv)
+{
+    CK_ATTRIBUTE wanted = {type, value, VALUE_MAX};
+
+    *rv = faulty_real->C_GetAttributeValue(session, object, &wanted, 1);
+    if (*rv != CKR_OK)
+        return CK_UNAVAILABLE_INFORMATION;
+    if (habits()->narrow && is_number(type))
+        return 4;
+    if (habits()->narrow && wanted.ulValueLen == sizeof(CK_BBOOL) && type != CKA_ID &&
+        type != CKA_LABEL) {
+        memset(value + 1, 0, 3);
+        return 4;
+    }
+    return wanted.ulValueLen;
+}
+
+static CK_RV answer(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attribute)
+{
+    CK_BYTE value[VALUE_MAX];
+    CK_ULONG room = attribute->ulValueLen;
+    CK_RV rv;
+    CK_ULONG length = form_value(session, object, attribute->type, value, &rv);
+
+    if (!attribute->pValue || length == CK_UNAVAILABLE_INFORMATION) {
+        attribute->ulValueLen = length;
+        return rv;
+    }
+    if (room < length || (habits()->exact && room != length)) {
+        attribute->ulValueLen = CK_UNAVAILABLE_INFORMATION;
+        return CKR_BUFFER_TOO_SMALL;
+    }
+    memcpy(attribute->pValue, value, length);
+    if (!habits()->no_lengths)
+        attribute->ulValueLen = length;
+    return rv;
+}
+
+CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
+                      CK_ULONG count)
+{
+    const struct faulty_habits *now = habits();
+    CK_RV result = CKR_OK;
+
+    if (now->one_attribute && count > 1)
+        return CKR_ATTRIBUTE_TYPE_INVALID;
+    if (!now->exact && !now->no_lengths && !now->narrow)
+        return faulty_real->C_GetAttributeValue(session, object, attributes, count);
+    for (CK_ULONG i = 0; i < count; i++) {
+        CK_RV rv = answer(session, object, &attributes[i]);
+
+        result = rv != CKR_OK ? rv : result;
+    }
+    return result;
+}
