@@ -81,6 +81,8 @@ static void live(const struct hsm_settings *settings)
     assert_scanned(1);
     assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
     assert_signs(&key);
+    destroy.expect = HSM_EXPECT_KEY;
+    memcpy(destroy.fingerprint, key.fingerprint, sizeof destroy.fingerprint);
     assert_int_equal(room_must(token, &destroy).state, HSM_ABSENT);
     assert_scanned(0);
 }
@@ -111,6 +113,7 @@ static const struct habit {
     {"profile exact\nprofile one-attribute", "gives attributes one at a time and size"},
     {"profile no-lengths", "tells an attribute's length without a buffer alone"},
     {"profile narrow", "has numbers and truth in four bytes"},
+    {"profile no-lengths\nprofile narrow", "has numbers in four bytes and does not say so"},
     {"profile one-object", "finds one object at a time"},
     {"profile rawpoint\nprofile one-object", "has points without DER, one at a time"},
     {"C_GetMechanismInfo before CKR_FUNCTION_NOT_SUPPORTED", "does not tell of mechanisms"},

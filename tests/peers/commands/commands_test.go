@@ -251,6 +251,16 @@ func TestCheckSaysThatTheTokenIsReadOnly(t *testing.T) {
 	s.contains(s.command(fine, "check", "--no-trial"), "not made")
 }
 
+func TestCheckSaysWhatOfTheTokensWordIsNotSo(t *testing.T) {
+	s := faulty(t, "", "profile token-flags 0x2\nprofile unpadded\nC_GetMechanismInfo before CKR_MECHANISM_INVALID")
+	s.contains(s.command(fine, "check"),
+		"it says that it is write-protected; a session for writing was opened",
+		"its texts end with a NUL, not with blanks",
+		"the token says that it cannot: a trial key tells",
+		"ECDSA with SHA-256 signed and verified",
+		"all that SPIRE needs is there")
+}
+
 func TestCheckSaysThatTheRoleMayNotDestroy(t *testing.T) {
 	s := faulty(t, "", "C_DestroyObject before CKR_ACTION_PROHIBITED")
 	s.contains(s.command(wrong, "check"), "MISSING", "cannot be destroyed", "destroy_superseded = false")

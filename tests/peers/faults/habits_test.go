@@ -21,6 +21,18 @@ var habits = []struct{ profile, options string }{
 	{"full", ""},
 	{"dangling 16 3", ""},
 	{"idle 1000", "keep_alive = \"0\"\n"},
+	// What they say of themselves, and the form they say it in (tests/hsm/habits.c has all).
+	{"token-flags-off 0xffffffff", ""},
+	{"token-flags 0x102", ""},
+	{"unpadded", ""},
+	{"not-present", ""},
+	{"plain-start", ""},
+	{"blank-mechanisms", ""},
+	{"stateless", ""},
+	{"own-login", ""},
+	{"one-attribute\nprofile exact", ""},
+	{"no-lengths\nprofile narrow", ""},
+	{"one-object", ""},
 }
 
 // A full token makes no keys, and says so.
