@@ -7,6 +7,11 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
+
+#include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/rand.h>
 
 #include "hsm/base/file.h"
 #include "hsm/base/hex.h"
@@ -40,8 +45,6 @@ static int read_all(int fd, const char *path, struct pin *pin, struct fault *fau
             break;
         pin->length += (size_t)got;
     }
-    if (drop_last(pin, '\n'))
-        (void)drop_last(pin, '\r'); /* from an editor on Windows: would cost a try */
     return 0;
 }
 
@@ -102,28 +105,54 @@ static int read_source(enum hsm_pin_kind kind, const char *text, struct pin *pin
                      "pin-source in the URI says where it is");
 }
 
-static int check_length(enum hsm_pin_kind kind, const char *text, const struct pin *pin,
-                        struct fault *fault)
+static const char *not_a_pin(const struct pin *pin)
+{
+    static const char blanks[] = " \t";
+    static const char *const marks[] = {"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"};
+
+    for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++)
+        if (pin->length >= strlen(marks[i]) && memcmp(pin->bytes, marks[i], strlen(marks[i])) == 0)
+            return "begins with a byte order mark";
+    if (memchr(pin->bytes, '\0', pin->length))
+        return "has a NUL in it";
+    if (memchr(pin->bytes, '\n', pin->length) || memchr(pin->bytes, '\r', pin->length))
+        return "has more than one line";
+    if (strchr(blanks, pin->bytes[0]) || strchr(blanks, pin->bytes[pin->length - 1]))
+        return "begins or ends with a blank";
+    return NULL;
+}
+
+/* An editor's or a shell's newline, a blank that came along when it was pasted: each would cost a
+ * try. One end of line is dropped wherever a PIN comes from, and Windows has its own. */
+static int check_content(enum hsm_pin_kind kind, const char *text, struct pin *pin,
+                         struct fault *fault)
 {
     static const char *const where[] = {[HSM_PIN_FILE] = "PIN file ",
                                         [HSM_PIN_ENV] =
                                             "pin_env: the environment variable that it names",
                                         [HSM_PIN_INLINE] = "pin"};
     const char *name = kind == HSM_PIN_FILE ? text : "";
+    const char *wrong;
 
+    if (drop_last(pin, '\n'))
+        (void)drop_last(pin, '\r');
     if (pin->length == 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s%s is empty", where[kind], name);
     if (pin->length > HSM_PIN_MAX)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "%s%s holds more than the %d bytes a PIN may have", where[kind], name,
                          HSM_PIN_MAX);
-    return 0;
+    wrong = not_a_pin(pin);
+    if (!wrong)
+        return 0;
+    return fault_set(fault, FAULT_FAILED_PRECONDITION, "%s%s %s, so the PIN was not tried",
+                     where[kind], name, wrong);
 }
 
 int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct fault *fault)
 {
     memset(pin, 0, sizeof *pin);
-    if (read_source(kind, text, pin, fault) == 0 && check_length(kind, text, pin, fault) == 0)
+    if (read_source(kind, text, pin, fault) == 0 && check_content(kind, text, pin, fault) == 0)
         return 0;
     pin_wipe(pin);
     return -1;
@@ -131,12 +160,42 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
 
 /* ---- the memory of a refusal ---- */
 
-/* One line: version, serial number in hexadecimal (it is the token's text), the look. */
-static const char record_out[] =
+/* 32 MiB and some 0.1 s for a guess. */
+static const uint64_t scrypt_n = 1 << 15;
+static const uint64_t scrypt_r = 8;
+static const uint64_t scrypt_p = 1;
+static const uint64_t scrypt_memory = 64 * 1024 * 1024;
+
+static int digest_pin(const struct pin *pin, const uint8_t salt[PIN_SALT],
+                      uint8_t digest[PIN_DIGEST], struct fault *fault)
+{
+    if (EVP_PBE_scrypt((const char *)pin->bytes, pin->length, salt, PIN_SALT, scrypt_n, scrypt_r,
+                       scrypt_p, scrypt_memory, digest, PIN_DIGEST) == 1)
+        return 0;
+    ERR_clear_error();
+    return fault_set(fault, FAULT_UNAVAILABLE,
+                     "no memory to tell the PIN from the one that was refused");
+}
+
+static bool has_look(const struct file_stamp *stamp)
+{
+    return stamp->inode != 0;
+}
+
+/* One line: version, serial number in hexadecimal (it is the token's text), then in version 1 the
+ * look of the file, in version 2 salt and digest. */
+static const char look_out[] =
     "1 %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n";
-static const char record_in[] =
+static const char look_in[] =
     "1 %33s %" SCNu64 " %" SCNu64 " %" SCNu64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64;
-enum { RECORD_FIELDS = 8, RECORD_MAX = 256, SERIAL_MAX = 16, SERIAL_HEX = 2 * SERIAL_MAX + 2 };
+static const char digest_in[] = "2 %33s %32[0-9a-f] %64[0-9a-f]";
+enum {
+    LOOK_FIELDS = 8,
+    DIGEST_FIELDS = 3,
+    RECORD_MAX = 256,
+    SERIAL_MAX = 16,
+    SERIAL_HEX = 2 * SERIAL_MAX + 2
+};
 
 /* With a mark in front, so that an empty serial number is a field too. */
 static void serial_hex(const char *serial, char hex[SERIAL_HEX])
@@ -155,17 +214,39 @@ static bool serial_of_hex(const char *hex, char serial[SERIAL_MAX + 1])
     return hex_decode(hex + 1, digits / 2, serial);
 }
 
-static bool parse(const char *line, struct pin_latch *latch)
+static bool parse_look(const char *line, struct pin_latch *latch)
 {
-    struct file_stamp stamp = {0};
+    struct file_stamp *stamp = &latch->stamp;
     char hex[SERIAL_HEX] = "";
 
-    if (sscanf(line, record_in, hex, &stamp.device, &stamp.inode, &stamp.size, &stamp.modified[0],
-               &stamp.modified[1], &stamp.changed[0], &stamp.changed[1]) != RECORD_FIELDS)
-        return false;
-    if (!serial_of_hex(hex, latch->serial))
-        return false;
-    latch->stamp = stamp;
+    return sscanf(line, look_in, hex, &stamp->device, &stamp->inode, &stamp->size,
+                  &stamp->modified[0], &stamp->modified[1], &stamp->changed[0],
+                  &stamp->changed[1]) == LOOK_FIELDS &&
+           serial_of_hex(hex, latch->serial);
+}
+
+static bool parse_digest(const char *line, struct pin_latch *latch)
+{
+    char hex[SERIAL_HEX] = "";
+    char salt[2 * PIN_SALT + 1] = "";
+    char digest[2 * PIN_DIGEST + 1] = "";
+
+    return sscanf(line, digest_in, hex, salt, digest) == DIGEST_FIELDS &&
+           serial_of_hex(hex, latch->serial) && hex_decode(salt, PIN_SALT, latch->salt) &&
+           hex_decode(digest, PIN_DIGEST, latch->digest);
+}
+
+static bool parse(const char *line, struct pin_latch *latch)
+{
+    struct pin_latch read = {.set = true};
+
+    memcpy(read.file, latch->file, sizeof read.file);
+    if (!parse_look(line, &read)) {
+        memset(&read.stamp, 0, sizeof read.stamp);
+        if (!parse_digest(line, &read))
+            return false;
+    }
+    *latch = read;
     return true;
 }
 
@@ -173,16 +254,15 @@ void pin_latch_load(struct pin_latch *latch)
 {
     char line[RECORD_MAX] = "";
     OWNED(scope_close) int fd = -1;
-    ssize_t got;
+    struct stat about;
 
     if (latch->file[0] == '\0')
         return;
     fd = open(latch->file, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0)
+    if (fd < 0 || fstat(fd, &about) != 0 || (about.st_uid != 0 && about.st_uid != geteuid()))
         return;
-    got = read(fd, line, sizeof line - 1);
-    if (got > 0)
-        latch->set = parse(line, latch);
+    if (read(fd, line, sizeof line - 1) > 0)
+        (void)parse(line, latch);
 }
 
 /* COUNT_LOW needs no rule of its own here: it says that somebody mistyped, and whether it
@@ -190,11 +270,24 @@ void pin_latch_load(struct pin_latch *latch)
 int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
                     struct fault *fault)
 {
+    uint8_t digest[PIN_DIGEST];
+
     if (!latch->set || strcmp(latch->serial, serial) != 0 ||
         !file_stamp_untouched(&latch->stamp, &pin->stamp))
         return 0;
-    return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token said so before (remembered %s%s)",
-                     latch->file[0] != '\0' ? "in " : "until this process ends", latch->file);
+    if (!has_look(&pin->stamp)) {
+        if (digest_pin(pin, latch->salt, digest, fault) != 0)
+            return -1;
+        if (memcmp(digest, latch->digest, sizeof digest) != 0)
+            return 0;
+    }
+    if (latch->file[0] == '\0')
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "the token said so before (remembered until this process ends)");
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "the token said so before (remembered in %s; remove it if this PIN is right "
+                     "by now)",
+                     latch->file);
 }
 
 static int write_record(const struct pin_latch *latch, struct fault *fault)
@@ -202,12 +295,31 @@ static int write_record(const struct pin_latch *latch, struct fault *fault)
     const struct file_stamp *stamp = &latch->stamp;
     char line[RECORD_MAX];
     char hex[SERIAL_HEX];
+    char salt[2 * PIN_SALT + 1];
+    char digest[2 * PIN_DIGEST + 1];
     int length;
 
     serial_hex(latch->serial, hex);
-    length = snprintf(line, sizeof line, record_out, hex, stamp->device, stamp->inode, stamp->size,
-                      stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
+    hex_encode(latch->salt, PIN_SALT, salt);
+    hex_encode(latch->digest, PIN_DIGEST, digest);
+    if (has_look(stamp))
+        length =
+            snprintf(line, sizeof line, look_out, hex, stamp->device, stamp->inode, stamp->size,
+                     stamp->modified[0], stamp->modified[1], stamp->changed[0], stamp->changed[1]);
+    else
+        length = snprintf(line, sizeof line, "2 %s %s %s\n", hex, salt, digest);
     return file_replace(latch->file, line, (size_t)length, S_IRUSR | S_IWUSR, fault);
+}
+
+static int remember(struct pin_latch *latch, const struct pin *pin, struct fault *fault)
+{
+    if (!has_look(&pin->stamp)) {
+        if (RAND_bytes(latch->salt, PIN_SALT) != 1)
+            return fault_set(fault, FAULT_INTERNAL, "no random numbers");
+        if (digest_pin(pin, latch->salt, latch->digest, fault) != 0)
+            return -1;
+    }
+    return latch->file[0] != '\0' ? write_record(latch, fault) : 0;
 }
 
 void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin *pin,
@@ -219,9 +331,7 @@ void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin
     latch->stamp = pin->stamp;
     memset(latch->serial, 0, sizeof latch->serial);
     memcpy(latch->serial, serial, strnlen(serial, sizeof latch->serial - 1));
-    if (latch->file[0] == '\0' || pin->stamp.inode == 0)
-        return;
-    if (write_record(latch, &why) != 0)
+    if (remember(latch, pin, &why) != 0)
         (void)fault_prefix(fault, "cannot remember this (%s)", why.message);
 }
 

@@ -2,8 +2,10 @@
  *
  * A PIN is read when a login needs it and wiped when the login is done. A refused PIN is
  * never tried again from an unchanged source, or a restart loop would lock the token for
- * everybody. What is remembered is which token refused and what the source looked like
- * (device, inode, size, times), never anything computed from the PIN. */
+ * everybody. What is remembered is which token refused, and of a file what it looked like
+ * (device, inode, size, times). The environment and an inline PIN have no such look: of those it
+ * is scrypt of the refused PIN (32 MiB, a salt of its own; RFC 7914). A disk may be stolen, and a
+ * wrong PIN is often nearly right: so no fast hash. Of an accepted PIN nothing is kept. */
 #ifndef HSM_PIN_H
 #define HSM_PIN_H
 
@@ -17,10 +19,13 @@ struct pin {
     struct file_stamp stamp; /* of its source; all zero for the environment and an inline PIN */
 };
 
-/* Reads the PIN. FAULT_UNAVAILABLE: the file is not there (yet).
- * FAULT_FAILED_PRECONDITION: it is, but others can read or change it, it is no regular
- * file, empty, or too long. Messages name the source, never its content. On failure *pin
- * is wiped; on success it is the caller's to wipe. */
+enum { PIN_SALT = 16, PIN_DIGEST = 32 };
+
+/* Reads the PIN, without the end of its line. FAULT_UNAVAILABLE: the file is not there (yet).
+ * FAULT_FAILED_PRECONDITION: it is, but others can read or change it, or it is no regular file;
+ * or what it holds is plainly no PIN: empty, too long, of two lines, with a byte order mark, a
+ * NUL, or a blank at either end. Messages name the source, never its content. On failure *pin is
+ * wiped; on success it is the caller's to wipe. */
 int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct fault *fault);
 
 void pin_wipe(struct pin *pin);
@@ -31,13 +36,16 @@ struct pin_latch {
     char file[HSM_PATH_MAX];
     bool set;
     char serial[HSM_TOKEN_SERIAL_MAX + 1];
-    struct file_stamp stamp;
+    struct file_stamp stamp; /* all zero: go by these two */
+    uint8_t salt[PIN_SALT];
+    uint8_t digest[PIN_DIGEST];
 };
 
-/* Is there a refusal on record? An unreadable record is none. */
+/* Is there a refusal on record? An unreadable record is none, nor is somebody else's. */
 void pin_latch_load(struct pin_latch *latch);
 
-/* FAULT_FAILED_PRECONDITION if this token refused the PIN from this very source. */
+/* FAULT_FAILED_PRECONDITION if this token refused the PIN from this very source; takes some 0.1 s
+ * where there is a digest to compare. FAULT_UNAVAILABLE: that could not be done. */
 int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
                     struct fault *fault);
 

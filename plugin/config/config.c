@@ -3,11 +3,16 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include <openssl/sha.h>
+
 #include "hsm/base/clock.h"
+#include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
 #include "hsm/wire/uri.h"
 #include "plugin/config/config_private.h"
+
+enum { LATCH_HASH = 10 }; /* bytes of it that name a file */
 
 /* One reading of one text. */
 struct reading {
@@ -273,6 +278,24 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
     return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", text);
 }
 
+/* A refused PIN is remembered beside the identity. Where that has no file the memory of the host
+ * must do, where the lock of the value is, too: it outlives our process, though not the host. */
+static void name_latch(const struct config_keymanager *config, char latch[HSM_PATH_MAX])
+{
+    uint8_t digest[SHA256_DIGEST_LENGTH];
+    char hex[2 * LATCH_HASH + 1];
+
+    if (config->key_identifier_file[0] != '\0') {
+        (void)snprintf(latch, HSM_PATH_MAX, "%.*s.pin-refused",
+                       (int)(HSM_PATH_MAX - sizeof ".pin-refused"), config->key_identifier_file);
+        return;
+    }
+    (void)SHA256((const uint8_t *)config->key_identifier_value,
+                 strlen(config->key_identifier_value), digest);
+    hex_encode(digest, LATCH_HASH, hex);
+    (void)snprintf(latch, HSM_PATH_MAX, "/dev/shm/spire-hsm-%s.pin-refused", hex);
+}
+
 void config_settings(const struct config_keymanager *config, struct hsm_settings *settings)
 {
     *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
@@ -281,10 +304,7 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
     memcpy(settings->module, config->module, sizeof settings->module);
     memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
     memcpy(settings->token, config->token, sizeof settings->token);
-    if (config->key_identifier_file[0] != '\0')
-        (void)snprintf(settings->latch, sizeof settings->latch, "%.*s.pin-refused",
-                       (int)(sizeof settings->latch - sizeof ".pin-refused"),
-                       config->key_identifier_file);
+    name_latch(config, settings->latch);
     if (config->pin_file[0] != '\0') {
         settings->pin_kind = HSM_PIN_FILE;
         memcpy(settings->pin_text, config->pin_file, sizeof config->pin_file);

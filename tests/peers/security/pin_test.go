@@ -2,6 +2,7 @@ package security
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"spire-hsm/peers/faulty"
 	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
 )
@@ -118,6 +120,41 @@ func TestThePINIsInNoLogLineAndNoError(t *testing.T) {
 		}
 		if line, found := p.Logs.Find(secret); found {
 			t.Errorf("%s: in the log: %v", pin, line)
+		}
+	}
+}
+
+// A supervisor may restart the server for as long as it likes, every 5 s: one try is spent.
+func TestARefusedPINIsTriedOnceOverRestarts(t *testing.T) {
+	for _, pin := range []string{`pin_env = "WRONG_PIN"`, fmt.Sprintf("pin = %q", "wrong-"+secret), "pin_file"} {
+		for _, identity := range []string{"file", "value"} {
+			t.Run(strings.Fields(pin)[0]+" and key_identifier_"+identity, func(t *testing.T) {
+				token := aToken(t)
+				module := faulty.Wrap(t, token)
+				data := module.In(withPIN(token, pin))
+				if pin == "pin_file" {
+					scene.Must(t, os.WriteFile(token.PINFile, []byte("wrong-"+secret+"\n"), 0o600))
+					data = module.In(token.PluginData(""))
+				}
+				if identity == "value" { // is remembered in memory, where no test cleans up
+					file := fmt.Sprintf("key_identifier_file = %q", filepath.Join(token.Dir, "hsm-id"))
+					data = strings.Replace(data, file, fmt.Sprintf("key_identifier_value = %q", token.Dir), 1)
+					digest := sha256.Sum256([]byte(token.Dir))
+					latch := fmt.Sprintf("/dev/shm/spire-hsm-%x.pin-refused", digest[:10])
+					t.Cleanup(func() { scene.Must(t, os.Remove(latch)) })
+				}
+				module.Play(t, "C_Login before sleep 0")
+				for range 3 {
+					p := start(t, token, append(module.Env(), "WRONG_PIN=wrong-"+secret)...)
+					if err := p.Configure(domain, data); err == nil || !strings.Contains(err.Error(), "was refused") {
+						t.Errorf("%v", err)
+					}
+					_ = p.Close()
+				}
+				if n := len(module.FiredIn(t, "C_Login")); n != 1 {
+					t.Errorf("tried %d times; want 1", n)
+				}
+			})
 		}
 	}
 }
