@@ -21,6 +21,16 @@ static const int64_t lock_wait = 5 * CLOCK_SECOND;
 
 /* ---- the place ---- */
 
+/* No rename gets to the place of a file that was mounted by itself. Kernels and sandboxes that do
+ * not tell leave it to the first publication. */
+static bool is_mount(const struct file_place *place)
+{
+    struct statx about;
+
+    return statx(place->folder, place->name, AT_SYMLINK_NOFOLLOW, 0, &about) == 0 &&
+           (about.stx_attributes_mask & about.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
+}
+
 /* Is there a file that may be replaced (or none: *missing)? */
 static int look_at_target(const struct file_place *place, bool *missing, struct fault *fault)
 {
@@ -32,8 +42,13 @@ static int look_at_target(const struct file_place *place, bool *missing, struct 
         *missing = errno == ENOENT;
         return *missing ? 0 : file_fault(fault, errno, "cannot look at", place->path);
     }
-    if (S_ISREG(status.st_mode))
+    if (S_ISREG(status.st_mode) && !is_mount(place))
         return 0;
+    if (S_ISREG(status.st_mode))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                         "path %s is mounted by itself and cannot be replaced: mount its folder "
+                         "(docker -v FOLDER:FOLDER, Kubernetes without subPath)",
+                         place->path);
     if (S_ISDIR(status.st_mode))
         kind = "a directory";
     if (S_ISLNK(status.st_mode))
@@ -49,7 +64,9 @@ int publish_check(const char *path, struct fault *fault)
 
     if (file_place_open(path, &place, fault) != 0 || look_at_target(&place, &missing, fault) != 0)
         return -1;
-    if (faccessat(place.folder, ".", W_OK | X_OK, AT_EACCESS) != 0)
+    /* Some container runtimes say EPERM to every system call that they have not heard of. */
+    if (faccessat(place.folder, ".", W_OK | X_OK, AT_EACCESS) != 0 && errno != EPERM &&
+        errno != ENOSYS)
         return file_fault(fault, errno, "cannot write in the directory of", path);
     return 0;
 }

@@ -6,14 +6,20 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 
 #include "hsm/base/clock.h"
 #include "tests/support/publish_scene.h"
@@ -212,6 +218,69 @@ static void a_missing_directory_is_named(void **state)
     assert_int_equal(mkdir(gone.directory, 0755), 0);
     assert_published(&gone, "one", PUBLISH_WRITTEN);
     empty(gone.directory);
+}
+
+/* As docker -v FILE:FILE and Kubernetes' subPath make it. No rename gets there. */
+static void a_file_that_is_a_mount_is_refused_at_once(void **state)
+{
+    const struct scene *scene = *state;
+    char source[96];
+    struct fault fault;
+    int checked;
+
+    (void)snprintf(source, sizeof source, "%s/source", scene->directory);
+    write_text(source, "old");
+    write_text(scene->path, "");
+    assert_int_equal(publish_check(scene->path, NULL), 0);
+    if (mount(source, scene->path, "", MS_BIND, "") != 0) {
+        print_message("skipped: nothing can be mounted here: %s\n", strerror(errno));
+        skip();
+    }
+    checked = publish_check(scene->path, &fault);
+    assert_failed(scene, FAULT_FAILED_PRECONDITION, "mount its folder");
+    assert_int_equal(umount(scene->path), 0);
+    assert_int_equal(checked, -1);
+    assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(fault.message, "mount its folder"));
+    assert_int_equal(publish_check(scene->path, NULL), 0);
+}
+
+/* Every system call in `numbers` fails with `error` from now on. */
+static void forbid(const unsigned numbers[2], unsigned error)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, numbers[0], 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, numbers[1], 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | error),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof code[0], code};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+        _exit(2);
+}
+
+/* Container runtimes answer so for system calls that are newer than they are. */
+static void a_look_ahead_that_is_forbidden_is_no_answer(void **state)
+{
+    static const unsigned looks[] = {SYS_faccessat2, SYS_statx};
+    static const unsigned errors[] = {EPERM, ENOSYS};
+    const struct scene *scene = *state;
+
+    write_text(scene->path, "old");
+    for (size_t i = 0; i < 2; i++) {
+        int status = 0;
+        pid_t pid = fork();
+
+        if (pid == 0) {
+            forbid(looks, errors[i]);
+            _exit(publish_check(scene->path, NULL) != 0);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        assert_int_equal(status, 0);
+    }
 }
 
 static void paths_that_name_no_file_are_refused(void **state)
@@ -463,6 +532,8 @@ int main(void)
         SCENE(bytes_that_read_back_badly_do_not_replace_the_file),
         SCENE(a_target_that_is_no_file_is_refused),
         SCENE(a_missing_directory_is_named),
+        SCENE(a_file_that_is_a_mount_is_refused_at_once),
+        SCENE(a_look_ahead_that_is_forbidden_is_no_answer),
         SCENE(paths_that_name_no_file_are_refused),
         SCENE(looking_leaves_nothing_behind),
         SCENE(a_lock_held_elsewhere_is_waited_for_but_not_for_ever),
