@@ -2,7 +2,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -136,6 +138,36 @@ static int take_lock(const struct file_place *place, int *fd, struct fault *faul
     }
 }
 
+/* ---- the number in it ---- */
+
+static const char number_out[] = "%" PRIu64 "\n";
+enum { NUMBER_MAX = 24 };
+
+/* Up to the first newline: behind a shorter number there may be the end of a longer one. */
+static uint64_t read_number(int lock)
+{
+    char text[NUMBER_MAX + 1] = "";
+    char *end;
+    uint64_t number;
+
+    if (pread(lock, text, NUMBER_MAX, 0) <= 0 || text[0] < '0' || text[0] > '9')
+        return 0;
+    errno = 0;
+    number = strtoull(text, &end, 10);
+    return errno == 0 && *end == '\n' ? number : 0;
+}
+
+/* A disk that does not take it has worse to tell in a moment; until a restart the process itself
+ * remembers. */
+static void write_number(int lock, uint64_t number)
+{
+    char text[NUMBER_MAX];
+    int length = snprintf(text, sizeof text, number_out, number);
+
+    if (number != 0 && number != read_number(lock))
+        (void)!pwrite(lock, text, (size_t)length, 0);
+}
+
 /* ---- what is there ---- */
 
 struct content {
@@ -189,7 +221,7 @@ static void read_target(const struct file_place *place, struct content *content)
 }
 
 /* May the file stay as it is? */
-static bool may_stay(const struct publish *publish, const struct file_place *place,
+static bool may_stay(const struct publish *publish, const struct file_place *place, int lock,
                      enum publish_outcome *outcome)
 {
     OWNED(free_content) struct content content = {0};
@@ -202,7 +234,8 @@ static bool may_stay(const struct publish *publish, const struct file_place *pla
         memcmp(content.bytes, publish->bytes, publish->length) == 0)
         return true;
     *outcome = PUBLISH_KEPT;
-    return publish->keep && publish->keep(publish->context, content.bytes, content.length);
+    return publish->keep &&
+           publish->keep(publish->context, content.bytes, content.length, read_number(lock));
 }
 
 /* ---- writing ---- */
@@ -249,10 +282,13 @@ int publish_file(const struct publish *publish, enum publish_outcome *outcome, s
     file_sweep(&place); /* under the lock: nobody is writing now */
     if (look_at_target(&place, &missing, fault) != 0)
         return -1;
-    if (!missing && may_stay(publish, &place, &found)) {
+    if (!missing && may_stay(publish, &place, lock, &found)) {
+        if (found == PUBLISH_UNCHANGED)
+            write_number(lock, publish->number);
         *outcome = found;
         return 0;
     }
+    write_number(lock, publish->number);
     if (replace(publish, &place, fault) != 0)
         return -1;
     *outcome = PUBLISH_WRITTEN;

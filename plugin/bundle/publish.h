@@ -2,7 +2,9 @@
  * or new. Written beside the target, fsynced, read back and handed to `check`,
  * renamed, directory fsynced. Nothing here waits without a limit.
  *
- * Beside a target NAME stand `.NAME.lock`, which stays, and while publishing
+ * Beside a target NAME stand `.NAME.lock`, which stays and holds the number of what was published
+ * last (written before the target is, so that a crash leaves one that is too high at most), and
+ * while publishing
  * `.NAME.tmp-<pid>-<16 hex digits>`. Temporary files are made under the lock alone, so
  * whoever holds it removes those that a crash has left. */
 #ifndef PLUGIN_BUNDLE_PUBLISH_H
@@ -25,10 +27,12 @@ struct publish {
     const char *bytes;
     size_t length;
     uint32_t mode;
+    uint64_t number; /* of the content; kept beside it, in the lock file. 0 = none is kept */
 
     /* Is what is on disk (read under the lock; never called for a missing file) to be
-     * kept? And are the bytes just written good? NULL = no, yes. */
-    bool (*keep)(void *context, const char *bytes, size_t length);
+     * kept? `number` is the one kept with it, 0 = none. And are the bytes just written good?
+     * NULL = no, yes. */
+    bool (*keep)(void *context, const char *bytes, size_t length, uint64_t number);
     int (*check)(void *context, const char *bytes, size_t length, struct fault *fault);
     void *context;
 };

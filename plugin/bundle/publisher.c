@@ -21,8 +21,17 @@ int publisher_accept(const struct publisher *publisher, const char *trust_domain
                      trust_domain, publisher->settings.trust_domain);
 }
 
-/* Files in formats without a sequence number are known by what this process put there. */
-static bool keep(void *context, const char *bytes, size_t length)
+/* The number of what is there: its own, or in formats that have none the one kept beside it, by
+ * whichever process; or else the one that this process remembers. */
+static uint64_t number_of_file(const struct publisher *publisher,
+                               const struct bundle_summary *there, uint64_t kept)
+{
+    if (publisher->settings.format == BUNDLE_SPIFFE)
+        return there->sequence;
+    return kept != 0 ? kept : publisher->last;
+}
+
+static bool keep(void *context, const char *bytes, size_t length, uint64_t number)
 {
     struct delivery *delivery = context;
     struct publisher *publisher = delivery->publisher;
@@ -33,7 +42,7 @@ static bool keep(void *context, const char *bytes, size_t length)
 
     if (bundle_read(bytes, length, format, &there, NULL) != 0)
         return false;
-    report->file = format == BUNDLE_SPIFFE ? there.sequence : publisher->last;
+    report->file = number_of_file(publisher, &there, number);
     verdict = sequence_judge(&publisher->sequence, report->file, report->sequence, clock_now());
     report->restored = verdict == SEQUENCE_RESTORED;
     return verdict == SEQUENCE_HELD;
@@ -73,6 +82,7 @@ int publisher_deliver(struct publisher *publisher, const struct bundle *bundle,
     OWNED(scope_free) char *bytes = NULL;
     struct publish job = {.path = publisher->settings.path,
                           .mode = publisher->settings.mode,
+                          .number = bundle->sequence,
                           .keep = keep,
                           .check = check,
                           .context = &delivery};

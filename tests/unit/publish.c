@@ -111,19 +111,26 @@ static void a_deleted_damaged_or_locked_away_file_is_repaired(void **state)
     assert_published(scene, "one", PUBLISH_UNCHANGED);
 }
 
+static void lock_path(const struct scene *scene, char *path, size_t size)
+{
+    (void)snprintf(path, size, "%s/.bundle.json.lock", scene->directory);
+}
+
 struct judge {
     int asked;
     bool keeps;
     char seen[64];
+    uint64_t number;
 };
 
-static bool keep(void *context, const char *bytes, size_t length)
+static bool keep(void *context, const char *bytes, size_t length, uint64_t number)
 {
     struct judge *judge = context;
 
     judge->asked++;
     assert_int_equal(strlen(bytes), length);
     (void)snprintf(judge->seen, sizeof judge->seen, "%s", bytes);
+    judge->number = number;
     return judge->keeps;
 }
 
@@ -158,6 +165,35 @@ static void a_newer_file_is_kept(void **state)
     judge.keeps = false;
     assert_int_equal(publish_file(&job, &outcome, NULL), 0);
     assert_int_equal(outcome, PUBLISH_WRITTEN);
+}
+
+/* Whoever publishes next is told, a shorter number after a longer one, too; and of nonsense in its
+ * place nothing. */
+static void the_number_is_kept_in_the_lock_file(void **state)
+{
+    static const uint64_t numbers[] = {1, UINT64_MAX, 12, 7};
+    static const char *const nonsense[] = {"", "x7\n", "7", "-7\n", "99999999999999999999\n"};
+    const struct scene *scene = *state;
+    struct judge judge = {.keeps = false};
+    struct publish job = {
+        .path = scene->path, .length = 1, .mode = 0644, .keep = keep, .context = &judge};
+    enum publish_outcome outcome;
+    char path[96];
+
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        job.number = numbers[i];
+        job.bytes = i % 2 == 0 ? "a" : "b";
+        assert_int_equal(publish_file(&job, &outcome, NULL), 0);
+        assert_int_equal(outcome, PUBLISH_WRITTEN);
+        assert_int_equal(judge.number, i > 0 ? numbers[i - 1] : 0);
+    }
+    lock_path(scene, path, sizeof path);
+    for (size_t i = 0; i < sizeof nonsense / sizeof nonsense[0]; i++) {
+        write_text(path, nonsense[i]);
+        job.bytes = i % 2 == 0 ? "a" : "b";
+        assert_int_equal(publish_file(&job, &outcome, NULL), 0);
+        assert_int_equal(judge.number, 0);
+    }
 }
 
 static void bytes_that_read_back_badly_do_not_replace_the_file(void **state)
@@ -305,11 +341,6 @@ static void looking_leaves_nothing_behind(void **state)
 }
 
 /* ---- the lock ---- */
-
-static void lock_path(const struct scene *scene, char *path, size_t size)
-{
-    (void)snprintf(path, size, "%s/.bundle.json.lock", scene->directory);
-}
 
 static void a_lock_held_elsewhere_is_waited_for_but_not_for_ever(void **state)
 {
@@ -529,6 +560,7 @@ int main(void)
         SCENE(unchanged_content_is_not_rewritten),
         SCENE(a_deleted_damaged_or_locked_away_file_is_repaired),
         SCENE(a_newer_file_is_kept),
+        SCENE(the_number_is_kept_in_the_lock_file),
         SCENE(bytes_that_read_back_badly_do_not_replace_the_file),
         SCENE(a_target_that_is_no_file_is_refused),
         SCENE(a_missing_directory_is_named),

@@ -273,6 +273,70 @@ static void formats_without_a_number_remember_the_last_one(void **state)
     assert_int_equal(deliver_without(9, WITHOUT_JWT).outcome, PUBLISH_WRITTEN);
 }
 
+static const enum bundle_format without_number[] = {BUNDLE_JWKS, BUNDLE_PEM};
+
+/* Another process's, or this one's before a restart: PEM knows no JWT keys, but certificates. */
+static struct publisher_report deliver_other(uint64_t sequence)
+{
+    const struct authority before = certificate;
+    struct publisher_report report;
+
+    certificate = authority_new_certificate("P-256", 2);
+    report = deliver(sequence);
+    certificate = before;
+    return report;
+}
+
+static void a_new_process_respects_a_newer_file_without_a_number(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct publisher_report late;
+
+        publisher = publisher_of(without_number[i]);
+        assert_int_equal(deliver(8).outcome, PUBLISH_WRITTEN);
+        publisher = publisher_of(without_number[i]);
+        late = deliver_other(7);
+        assert_int_equal(late.outcome, PUBLISH_KEPT);
+        assert_int_equal(late.file, 8);
+        assert_int_equal(deliver(8).outcome, PUBLISH_UNCHANGED);
+        assert_int_equal(deliver_other(9).outcome, PUBLISH_WRITTEN);
+        assert_int_equal(unlink(path), 0);
+    }
+}
+
+static void a_restored_datastore_gets_its_way_in_every_process(void **state)
+{
+    struct publisher other;
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        publisher = publisher_of(without_number[i]);
+        assert_int_equal(deliver(100).outcome, PUBLISH_WRITTEN);
+        other = publisher;
+        publisher = publisher_of(without_number[i]);
+        assert_int_equal(deliver_other(7).outcome, PUBLISH_KEPT);
+        pass(25);
+        assert_true(deliver_other(7).restored);
+        publisher = other; /* which has written 100 itself */
+        assert_int_equal(deliver(8).outcome, PUBLISH_WRITTEN);
+        assert_int_equal(unlink(path), 0);
+    }
+}
+
+/* Somebody tidy takes the memory away: then each process goes by its own. */
+static void without_the_lock_file_the_process_remembers(void **state)
+{
+    char lock[96];
+
+    (void)state;
+    publisher = publisher_of(BUNDLE_JWKS);
+    assert_written(8);
+    (void)snprintf(lock, sizeof lock, "%s/.bundle.json.lock", directory);
+    assert_int_equal(unlink(lock), 0);
+    assert_int_equal(deliver_other(7).outcome, PUBLISH_KEPT);
+}
+
 /* The number counts that was delivered last, even where nothing had to be written. */
 static void an_unchanged_file_counts_as_published(void **state)
 {
@@ -313,6 +377,9 @@ int main(void)
         SCENE(a_delivery_that_failed_is_made_again),
         SCENE(a_new_process_respects_the_newer_file),
         SCENE(formats_without_a_number_remember_the_last_one),
+        SCENE(a_new_process_respects_a_newer_file_without_a_number),
+        SCENE(a_restored_datastore_gets_its_way_in_every_process),
+        SCENE(without_the_lock_file_the_process_remembers),
         SCENE(an_unchanged_file_counts_as_published),
         SCENE(a_configured_refresh_hint_replaces_the_bundles),
     };
