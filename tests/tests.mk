@@ -6,7 +6,7 @@ DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump
 # Each stand-in defines functions of the product or of libc anew. In the archive it would come to
 # every program that calls one of them, so it is linked to those named below and to no other.
 STAND_INS := clock_ahead identity_scene keymanager_token model_world supervisor_stage supervisor_token
-SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/faulty_% %_dump.c %/raw_sign.c %/collide.c \
+SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/faulty_% %_dump.c %/raw_sign.c %/old_runtime.c %/collide.c \
                $(STAND_INS:%=tests/support/%.c),$(wildcard tests/support/*.c)))
 
 $(BUILD)/tests/support.a: $(SUPPORT)
@@ -27,7 +27,10 @@ $(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/fau
 $(BUILD)/tests/collide.so: tests/support/collide.c
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
-$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so
+$(BUILD)/tests/support/old_runtime: tests/support/old_runtime.c
+	@mkdir -p $(@D)
+	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -o $@ $<
+$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so $(BUILD)/tests/support/old_runtime
 
 .SECONDARY: $(SUPPORT) $(STAND_INS:%=$(BUILD)/tests/support/%.o) \
             $(addsuffix .o,$(TESTS) $(FUZZERS) $(DUMPS) $(BUILD)/tests/support/raw_sign $(BUILD)/tests/fuzz/driver)

@@ -71,6 +71,7 @@ struct faulty_habits {
     bool narrow;
     bool one_object;
     bool not_present;
+    bool rude;
     struct faulty_trouble {
         uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
         bool private_keys; /* whom it hits */
@@ -164,6 +165,9 @@ CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_B
  * alone, and the module's own behind it. */
 CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
                       CK_ULONG count);
+
+/* After C_Initialize: what a rude library does to its process. */
+void hint_start(void);
 
 /* Has this session logged in by itself, or is that the token's matter? */
 bool habit_knows(CK_SESSION_HANDLE session);

@@ -66,8 +66,10 @@ CK_RV habit_initialize(void *arguments)
     if (habits()->plain_start && arguments)
         return CKR_ARGUMENTS_BAD;
     rv = faulty_real->C_Initialize(arguments);
-    if (rv == CKR_OK)
+    if (rv == CKR_OK) {
         initialized = true;
+        hint_start();
+    }
     return rv;
 }
 

@@ -2,7 +2,14 @@
  * its own. What it does is right all the same. */
 #include "tests/support/faulty.h"
 
+#include <locale.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
 
 enum { VALUE_MAX = 4096 };
 
@@ -12,6 +19,40 @@ static const struct faulty_habits *habits(void)
     const struct faulty_habits *now = faulty_habits();
 
     return now ? now : &none;
+}
+
+/* ---- the process ---- */
+
+static void on_alarm(int number)
+{
+    (void)number;
+}
+
+static void *live_on(void *unused)
+{
+    for (;;)
+        (void)pause();
+    return unused;
+}
+
+void hint_start(void)
+{
+    static const struct itimerval often = {{0, 10000}, {0, 10000}};
+    struct sigaction alarm = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+    pthread_t thread;
+
+    if (!habits()->rude)
+        return;
+    (void)printf("a line from the library\n");
+    (void)fflush(stdout);
+    (void)!chdir("/");
+    (void)umask(0);
+    (void)setlocale(LC_ALL, "");
+    (void)signal(SIGCHLD, SIG_IGN);
+    (void)sigaction(SIGALRM, &alarm, NULL);
+    (void)setitimer(ITIMER_REAL, &often, NULL);
+    if (pthread_create(&thread, NULL, live_on, NULL) == 0)
+        (void)pthread_detach(thread);
 }
 
 /* ---- slot and token ---- */

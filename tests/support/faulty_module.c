@@ -68,6 +68,8 @@
  *   one-attribute     C_GetAttributeValue fills in nothing when asked for more than one
  *   no-lengths        .. and says how long a value is only when there is no buffer for it
  *   narrow            CKA_CLASS and CKA_KEY_TYPE have 4 bytes, and so has what is true or false
+ *   rude              the library writes to stdout, changes folder, umask and locale, uses SIGALRM
+ *                     and SIGCHLD for itself, and has a thread of its own
  *   one-object        C_FindObjects hands out one at a time, and refuses to be asked for more
  *   id-length N, label-length N   longer ones are cut, silently
  *

@@ -380,6 +380,7 @@ static const struct {
     FLAG("narrow", narrow),
     FLAG("one-object", one_object),
     FLAG("not-present", not_present),
+    FLAG("rude", rude),
     NUMBER("lag", lag),
     NUMBER("apart", apart),
     NUMBER("latency", latency),

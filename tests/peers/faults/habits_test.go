@@ -33,6 +33,8 @@ var habits = []struct{ profile, options string }{
 	{"one-attribute\nprofile exact", ""},
 	{"no-lengths\nprofile narrow", ""},
 	{"one-object", ""},
+	{"rude", ""},
+	{"slowgen 1\nC_Initialize before sleep 700\nC_Login before sleep 700", ""},
 }
 
 // A full token makes no keys, and says so.

@@ -1,0 +1,57 @@
+package programs
+
+import (
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
+
+	"spire-hsm/peers/host"
+	"spire-hsm/peers/scene"
+	"spire-hsm/peers/softhsm"
+)
+
+// inside runs a command by another one, which ends in exec.
+func inside(wrapper ...string) func(*exec.Cmd) {
+	return func(cmd *exec.Cmd) {
+		cmd.Args = append(append([]string{}, wrapper...), append([]string{cmd.Path}, cmd.Args[1:]...)...)
+		cmd.Path = wrapper[0]
+	}
+}
+
+// Where people run it: under a filter that knows no new system call, and as shells and units
+// leave a process. The worker is killed and the plugin restarted there, too.
+func TestOddPlacesCostNothing(t *testing.T) {
+	old := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "support", "old_runtime")
+	for name, place := range map[string]struct {
+		env    []string
+		change func(*exec.Cmd)
+	}{
+		"a container runtime that is older than we are": {nil, inside(old)},
+		"a umask that lets everybody in":                {nil, inside("/bin/sh", "-c", `umask 0 && exec "$0" "$@"`)},
+		"a umask that keeps us out, too":                {nil, inside("/bin/sh", "-c", `umask 0777 && exec "$0" "$@"`)},
+		"no standard input":                             {nil, inside("/bin/sh", "-c", `exec "$0" "$@" <&-`)},
+		"few open files":                                {nil, inside("/bin/sh", "-c", `ulimit -Sn 64 && exec "$0" "$@"`)},
+		"a locale with commas in its numbers":           {[]string{"LC_ALL=de_DE.UTF-8", "LANG=tr_TR.UTF-8"}, nil},
+		"a folder that is gone":                         {nil, inside("/bin/sh", "-c", `d=$(mktemp -d) && cd "$d" && rmdir "$d" && exec "$0" "$@"`)},
+		"no HOME, no PATH, no TMPDIR":                   {nil, inside("/usr/bin/env", "-u", "HOME", "-u", "PATH", "-u", "TMPDIR")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			token := softhsm.New(t)
+			var key *keymanagerv1.PublicKey
+			for range 2 {
+				p := host.Start(t, host.Options{Type: "KeyManager", Env: append(token.Env(), place.env...), Change: place.change})
+				scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
+				if key == nil {
+					key = scene.Generate(t, p, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
+				}
+				scene.Sign(t, p, key)
+				scene.Must(t, syscall.Kill(p.Workers()[0], syscall.SIGKILL))
+				scene.Sign(t, p, key)
+				scene.Must(t, p.Close())
+			}
+		})
+	}
+}
