@@ -72,6 +72,7 @@ struct faulty_habits {
     bool one_object;
     bool not_present;
     bool rude;
+    bool moving;
     struct faulty_trouble {
         uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
         bool private_keys; /* whom it hits */
@@ -140,6 +141,7 @@ CK_RV habit_close_all_sessions(CK_SLOT_ID slot);
 CK_RV habit_slots(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count);
 CK_RV habit_slot_info(CK_SLOT_ID slot, CK_SLOT_INFO *info);
 CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info);
+CK_RV habit_mechanisms(CK_SLOT_ID slot, CK_MECHANISM_TYPE *mechanisms, CK_ULONG *count);
 CK_RV habit_mechanism_info(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO *info);
 CK_RV habit_session_info(CK_SESSION_HANDLE session, CK_SESSION_INFO *info);
 CK_RV habit_login(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length);
@@ -165,6 +167,9 @@ CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_B
  * alone, and the module's own behind it. */
 CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
                       CK_ULONG count);
+
+/* The module's own number of a slot, and back. */
+CK_SLOT_ID hint_slot(CK_SLOT_ID slot);
 
 /* After C_Initialize: what a rude library does to its process. */
 void hint_start(void);

@@ -124,7 +124,7 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
     (void)pthread_mutex_lock(&lock);
     held = faulty_sessions_held(now->linger);
     if (session_count < FAULTY_SESSIONS && (now->sessions == 0 || held < now->sessions))
-        rv = faulty_real->C_OpenSession(slot, flags, application, notify, session);
+        rv = faulty_real->C_OpenSession(hint_slot(slot), flags, application, notify, session);
     if (rv == CKR_OK) {
         sessions[session_count++] = (struct open_session){*session, slot, faulty_now(), false};
         faulty_sessions_hold(session_count);
@@ -145,7 +145,7 @@ CK_RV habit_close_session(CK_SESSION_HANDLE session)
 
 CK_RV habit_close_all_sessions(CK_SLOT_ID slot)
 {
-    CK_RV rv = faulty_real->C_CloseAllSessions(slot);
+    CK_RV rv = faulty_real->C_CloseAllSessions(hint_slot(slot));
 
     if (rv == CKR_OK)
         forget_sessions();

@@ -57,13 +57,23 @@ void hint_start(void)
 
 /* ---- slot and token ---- */
 
+CK_SLOT_ID hint_slot(CK_SLOT_ID slot)
+{
+    return habits()->moving ? slot ^ (CK_SLOT_ID)getpid() : slot;
+}
+
 CK_RV habit_slots(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
 {
+    CK_RV rv;
+
     if (habits()->not_present && present) {
         *count = 0;
         return CKR_OK;
     }
-    return faulty_real->C_GetSlotList(present, slots, count);
+    rv = faulty_real->C_GetSlotList(present, slots, count);
+    for (CK_ULONG i = 0; rv == CKR_OK && slots && i < *count; i++)
+        slots[i] = hint_slot(slots[i]);
+    return rv;
 }
 
 /* The first of the blanks at the end becomes a NUL, the others what was there before. */
@@ -79,7 +89,7 @@ static void end_with_nul(CK_UTF8CHAR *text, size_t size)
 
 CK_RV habit_slot_info(CK_SLOT_ID slot, CK_SLOT_INFO *info)
 {
-    CK_RV rv = faulty_real->C_GetSlotInfo(slot, info);
+    CK_RV rv = faulty_real->C_GetSlotInfo(hint_slot(slot), info);
 
     if (rv != CKR_OK)
         return rv;
@@ -90,12 +100,14 @@ CK_RV habit_slot_info(CK_SLOT_ID slot, CK_SLOT_INFO *info)
 
 CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
 {
-    CK_RV rv = faulty_real->C_GetTokenInfo(slot, info);
+    CK_RV rv = faulty_real->C_GetTokenInfo(hint_slot(slot), info);
 
     if (rv != CKR_OK)
         return rv;
     info->flags |= (CK_FLAGS)habits()->token_flags;
     info->flags &= ~(CK_FLAGS)habits()->token_flags_off;
+    if (habits()->moving)
+        info->serialNumber[sizeof info->serialNumber - 1] = (CK_UTF8CHAR)('A' + getpid() % 26);
     end_with_nul(info->label, sizeof info->label);
     end_with_nul(info->manufacturerID, sizeof info->manufacturerID);
     end_with_nul(info->model, sizeof info->model);
@@ -103,9 +115,14 @@ CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
     return rv;
 }
 
+CK_RV habit_mechanisms(CK_SLOT_ID slot, CK_MECHANISM_TYPE *mechanisms, CK_ULONG *count)
+{
+    return faulty_real->C_GetMechanismList(hint_slot(slot), mechanisms, count);
+}
+
 CK_RV habit_mechanism_info(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO *info)
 {
-    CK_RV rv = faulty_real->C_GetMechanismInfo(slot, mechanism, info);
+    CK_RV rv = faulty_real->C_GetMechanismInfo(hint_slot(slot), mechanism, info);
 
     if (rv == CKR_OK && habits()->blank_mechanisms)
         memset(info, 0, sizeof *info);
@@ -116,6 +133,8 @@ CK_RV habit_session_info(CK_SESSION_HANDLE session, CK_SESSION_INFO *info)
 {
     CK_RV rv = faulty_real->C_GetSessionInfo(session, info);
 
+    if (rv == CKR_OK)
+        info->slotID = hint_slot(info->slotID);
     if (rv == CKR_OK && (habits()->stateless || !habit_knows(session)))
         info->state =
             (info->flags & CKF_RW_SESSION) != 0 ? CKS_RW_PUBLIC_SESSION : CKS_RO_PUBLIC_SESSION;

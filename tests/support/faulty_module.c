@@ -68,6 +68,7 @@
  *   one-attribute     C_GetAttributeValue fills in nothing when asked for more than one
  *   no-lengths        .. and says how long a value is only when there is no buffer for it
  *   narrow            CKA_CLASS and CKA_KEY_TYPE have 4 bytes, and so has what is true or false
+ *   moving            in each process the slots have other numbers and tokens other serial numbers
  *   rude              the library writes to stdout, changes folder, umask and locale, uses SIGALRM
  *                     and SIGCHLD for itself, and has a thread of its own
  *   one-object        C_FindObjects hands out one at a time, and refuses to be asked for more
@@ -98,7 +99,7 @@ static void *library;
       (present, slots, count))                                                                     \
     X(C_GetSlotInfo, habit_slot_info, 0, (CK_SLOT_ID slot, CK_SLOT_INFO * info), (slot, info))     \
     X(C_GetTokenInfo, habit_token_info, 0, (CK_SLOT_ID slot, CK_TOKEN_INFO * info), (slot, info))  \
-    X(C_GetMechanismList, REAL(C_GetMechanismList), 0,                                             \
+    X(C_GetMechanismList, habit_mechanisms, 0,                                                     \
       (CK_SLOT_ID slot, CK_MECHANISM_TYPE * mechanisms, CK_ULONG * count),                         \
       (slot, mechanisms, count))                                                                   \
     X(C_GetMechanismInfo, habit_mechanism_info, 0,                                                 \

@@ -381,6 +381,7 @@ static const struct {
     FLAG("one-object", one_object),
     FLAG("not-present", not_present),
     FLAG("rude", rude),
+    FLAG("moving", moving),
     NUMBER("lag", lag),
     NUMBER("apart", apart),
     NUMBER("latency", latency),

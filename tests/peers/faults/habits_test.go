@@ -34,6 +34,7 @@ var habits = []struct{ profile, options string }{
 	{"no-lengths\nprofile narrow", ""},
 	{"one-object", ""},
 	{"rude", ""},
+	{"moving", ""},
 	{"slowgen 1\nC_Initialize before sleep 700\nC_Login before sleep 700", ""},
 }
 
