@@ -12,16 +12,25 @@
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "plugin/bundle/base64.h"
+#include "plugin/bundle/document.h"
 #include "plugin/bundle/jwk.h"
 
 /* SPIFFE Trust Domain and Bundle, 4.2.2 */
 static const char use_x509[] = "x509-svid";
 static const char use_jwt[] = "jwt-svid";
 
-static void free_json(json_t **json)
-{
-    json_decref(*json);
-}
+/* In which way the JSON formats differ. */
+static const struct dialect {
+    const char *use_x509; /* NULL: keys have no `use` */
+    const char *use_jwt;
+    bool numbers;   /* has a sequence number and a refresh hint; keys of another use may be there */
+    bool jwt_alone; /* has no X.509 authorities */
+    bool algorithm; /* keys have an `alg` */
+} dialects[] = {
+    [BUNDLE_SPIFFE] = {.use_x509 = use_x509, .use_jwt = use_jwt, .numbers = true},
+    [BUNDLE_JWKS] = {0},
+    [BUNDLE_OIDC] = {.jwt_alone = true, .algorithm = true},
+};
 
 static void free_der(unsigned char **der)
 {
@@ -137,7 +146,7 @@ static int write_x509(const struct bundle_bytes *der, const char *use, json_t *j
 static int add_x509(const struct bundle *bundle, const char *use, json_t *keys, struct fault *fault)
 {
     for (size_t i = 0; i < bundle->x509_count; i++) {
-        OWNED(free_json) json_t *jwk = json_object();
+        OWNED(document_free) json_t *jwk = json_object();
 
         if (is_repeated(bundle, i))
             continue;
@@ -174,33 +183,55 @@ static const struct bundle_jwt_key **sort_jwt(const struct bundle *bundle)
     return sorted;
 }
 
-static int write_jwt(const struct bundle_jwt_key *key, const char *use, json_t *jwk,
+/* What `jwk` is to have as its `alg`; NULL: none. */
+static const char *algorithm_of(const json_t *jwk)
+{
+    OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, NULL);
+
+    return key ? jwk_algorithm(key) : NULL;
+}
+
+static int write_algorithm(json_t *jwk, struct fault *fault)
+{
+    const char *algorithm = algorithm_of(jwk);
+
+    if (algorithm && json_object_set_new(jwk, "alg", json_string(algorithm)) != 0)
+        return no_memory(fault);
+    return 0;
+}
+
+static int write_jwt(const struct bundle_jwt_key *key, const struct dialect *dialect, json_t *jwk,
                      struct fault *fault)
 {
+    const char *use = dialect->use_jwt;
+
     if (!*key->key_id)
         return invalid(fault, "no key id");
     if (use && json_object_set_new(jwk, "use", json_string(use)) != 0)
         return no_memory(fault);
     if (json_object_set_new(jwk, "kid", json_string(key->key_id)) != 0)
         return invalid(fault, "key id that is not UTF-8");
-    return write_key(key->pkix.bytes, key->pkix.length, jwk, fault);
+    if (write_key(key->pkix.bytes, key->pkix.length, jwk, fault) != 0)
+        return -1;
+    return dialect->algorithm ? write_algorithm(jwk, fault) : 0;
 }
 
-static int add_jwt(const struct bundle *bundle, const char *use, json_t *keys, struct fault *fault)
+static int add_jwt(const struct bundle *bundle, const struct dialect *dialect, json_t *keys,
+                   struct fault *fault)
 {
     OWNED(scope_free) const struct bundle_jwt_key **sorted = sort_jwt(bundle);
 
     if (!sorted)
         return no_memory(fault);
     for (size_t i = 0; i < bundle->jwt_count; i++) {
-        OWNED(free_json) json_t *jwk = json_object();
+        OWNED(document_free) json_t *jwk = json_object();
 
         if (i > 0 && compare_ids(&sorted[i - 1], &sorted[i]) == 0)
             return fault_set(fault, FAULT_INVALID_ARGUMENT,
                              "two JWT authorities have one key id, \"%s\"", sorted[i]->key_id);
         if (!jwk)
             return no_memory(fault);
-        if (write_jwt(sorted[i], use, jwk, fault) != 0)
+        if (write_jwt(sorted[i], dialect, jwk, fault) != 0)
             return fault_prefix(fault, "JWT authority \"%s\"", sorted[i]->key_id);
         if (json_array_append(keys, jwk) != 0)
             return no_memory(fault);
@@ -209,20 +240,6 @@ static int add_jwt(const struct bundle *bundle, const char *use, json_t *keys, s
 }
 
 /* ---- JSON formats ---- */
-
-static int dump(const json_t *document, char **bytes, size_t *length, struct fault *fault)
-{
-    size_t size = json_dumpb(document, NULL, 0, JSON_INDENT(4));
-    char *text = size > 0 ? malloc(size + 2) : NULL;
-
-    if (!text)
-        return no_memory(fault);
-    (void)json_dumpb(document, text, size, JSON_INDENT(4));
-    memcpy(text + size, "\n", 2);
-    *bytes = text;
-    *length = size + 1;
-    return 0;
-}
 
 /* Both left out when zero, as SPIRE does. */
 static int add_numbers(const struct bundle *bundle, json_t *document, struct fault *fault)
@@ -239,19 +256,22 @@ static int add_numbers(const struct bundle *bundle, json_t *document, struct fau
     return 0;
 }
 
-static int encode_json(const struct bundle *bundle, bool spiffe, char **bytes, size_t *length,
-                       struct fault *fault)
+static int encode_json(const struct bundle *bundle, const struct dialect *dialect, char **bytes,
+                       size_t *length, struct fault *fault)
 {
-    OWNED(free_json) json_t *document = json_object();
+    OWNED(document_free) json_t *document = json_object();
     json_t *keys = json_array();
 
     if (!document || json_object_set_new(document, "keys", keys) != 0)
         return no_memory(fault);
-    if (add_x509(bundle, spiffe ? use_x509 : NULL, keys, fault) != 0 ||
-        add_jwt(bundle, spiffe ? use_jwt : NULL, keys, fault) != 0 ||
-        (spiffe && add_numbers(bundle, document, fault) != 0))
+    if (dialect->jwt_alone && bundle->jwt_count == 0)
+        return invalid(fault, "the bundle has no JWT authorities, and OIDC knows no others");
+    if (!dialect->jwt_alone && add_x509(bundle, dialect->use_x509, keys, fault) != 0)
         return -1;
-    return dump(document, bytes, length, fault);
+    if (add_jwt(bundle, dialect, keys, fault) != 0 ||
+        (dialect->numbers && add_numbers(bundle, document, fault) != 0))
+        return -1;
+    return document_bytes(document, bytes, length, fault);
 }
 
 /* The certificate's own key must be the one beside it. */
@@ -300,21 +320,38 @@ static bool is_other(const json_t *use)
     return !use || (json_is_string(use) && bundle_passes_over(json_string_value(use)));
 }
 
-static int read_entry(const json_t *jwk, bool spiffe, json_t *seen, struct bundle_summary *summary,
-                      struct fault *fault)
+/* The members of an authority that say what it is for. */
+static int check_purpose(const json_t *jwk, bool x509, const struct dialect *dialect,
+                         const EVP_PKEY *key, struct fault *fault)
 {
     const json_t *use = json_object_get(jwk, "use");
+    const json_t *alg = json_object_get(jwk, "alg");
+    const char *wanted = x509 ? dialect->use_x509 : dialect->use_jwt;
+    const char *algorithm = jwk_algorithm(key);
+
+    if (x509 && dialect->jwt_alone)
+        return invalid(fault, "an X.509 authority, which a key set for OIDC does not have");
+    if (wanted ? !is_text(use, wanted) : use != NULL)
+        return invalid(fault, "another \"use\" than such a file has");
+    if (dialect->algorithm && (algorithm ? !is_text(alg, algorithm) : alg != NULL))
+        return invalid(fault, "another \"alg\" than SPIRE signs with");
+    return 0;
+}
+
+static int read_entry(const json_t *jwk, const struct dialect *dialect, json_t *seen,
+                      struct bundle_summary *summary, struct fault *fault)
+{
     bool x509 = json_object_get(jwk, "x5c") != NULL;
     OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, fault);
 
     if (!key)
         return -1;
-    if (spiffe && is_other(use)) {
+    if (dialect->numbers && is_other(json_object_get(jwk, "use"))) {
         summary->others++;
         return 0;
     }
-    if (spiffe ? !is_text(use, x509 ? use_x509 : use_jwt) : use != NULL)
-        return invalid(fault, "another \"use\" than such a file has");
+    if (check_purpose(jwk, x509, dialect, key, fault) != 0)
+        return -1;
     if (x509) {
         summary->x509++;
         return check_x5c(jwk, fault);
@@ -323,10 +360,10 @@ static int read_entry(const json_t *jwk, bool spiffe, json_t *seen, struct bundl
     return check_kid(jwk, seen, fault);
 }
 
-static int read_keys(const json_t *keys, bool spiffe, struct bundle_summary *summary,
-                     struct fault *fault)
+static int read_keys(const json_t *keys, const struct dialect *dialect,
+                     struct bundle_summary *summary, struct fault *fault)
 {
-    OWNED(free_json) json_t *seen = json_object();
+    OWNED(document_free) json_t *seen = json_object();
     const json_t *jwk;
     size_t i;
 
@@ -335,7 +372,7 @@ static int read_keys(const json_t *keys, bool spiffe, struct bundle_summary *sum
     if (!json_is_array(keys))
         return invalid(fault, "no list of keys in it");
     json_array_foreach (keys, i, jwk)
-        if (read_entry(jwk, spiffe, seen, summary, fault) != 0)
+        if (read_entry(jwk, dialect, seen, summary, fault) != 0)
             return fault_prefix(fault, "key %zu of %zu", i + 1, json_array_size(keys));
     if (summary->x509 + summary->jwt == 0)
         return fault_set(fault, FAULT_NOT_FOUND, "no authorities in it");
@@ -355,18 +392,19 @@ static int read_sequence(const json_t *document, uint64_t *sequence, struct faul
     return 0;
 }
 
-static int read_json(const char *bytes, size_t length, bool spiffe, struct bundle_summary *summary,
-                     struct fault *fault)
+static int read_json(const char *bytes, size_t length, const struct dialect *dialect,
+                     struct bundle_summary *summary, struct fault *fault)
 {
     json_error_t error;
-    OWNED(free_json) json_t *document = json_loadb(bytes, length, JSON_REJECT_DUPLICATES, &error);
+    OWNED(document_free)
+    json_t *document = json_loadb(bytes, length, JSON_REJECT_DUPLICATES, &error);
 
     if (!document)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "not JSON: line %d: %s", error.line,
                          error.text);
-    if (spiffe && read_sequence(document, &summary->sequence, fault) != 0)
+    if (dialect->numbers && read_sequence(document, &summary->sequence, fault) != 0)
         return -1;
-    return read_keys(json_object_get(document, "keys"), spiffe, summary, fault);
+    return read_keys(json_object_get(document, "keys"), dialect, summary, fault);
 }
 
 /* ---- PEM ---- */
@@ -396,7 +434,7 @@ static int encode_pem(const struct bundle *bundle, char **bytes, size_t *length,
                       struct fault *fault)
 {
     OWNED(bio_free) BIO *bio = BIO_new(BIO_s_mem());
-    OWNED(free_json) json_t *checked = json_array();
+    OWNED(document_free) json_t *checked = json_array();
 
     if (!bio || !checked)
         return no_memory(fault);
@@ -465,16 +503,15 @@ int bundle_encode(const struct bundle *bundle, enum bundle_format format, char *
         return invalid(fault, "the bundle has no authorities");
     if (format == BUNDLE_PEM)
         return encode_pem(bundle, bytes, length, fault);
-    return encode_json(bundle, format == BUNDLE_SPIFFE, bytes, length, fault);
+    return encode_json(bundle, &dialects[format], bytes, length, fault);
 }
 
 int bundle_read(const char *bytes, size_t length, enum bundle_format format,
                 struct bundle_summary *summary, struct fault *fault)
 {
     struct bundle_summary found = {0};
-    int result = format == BUNDLE_PEM
-                     ? read_pem(bytes, length, &found, fault)
-                     : read_json(bytes, length, format == BUNDLE_SPIFFE, &found, fault);
+    int result = format == BUNDLE_PEM ? read_pem(bytes, length, &found, fault)
+                                      : read_json(bytes, length, &dialects[format], &found, fault);
 
     if (result == 0)
         *summary = found;

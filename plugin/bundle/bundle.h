@@ -4,7 +4,8 @@
  * Formats: SPIFFE trust bundle (SPIFFE Trust Domain and Bundle, section 4: a JWK set
  * with spiffe_sequence, spiffe_refresh_hint and a `use` per key; what SPIRE's OIDC
  * discovery provider reads), plain JWKS (RFC 7517, no `use`), PEM (X.509 authorities
- * only). */
+ * only), OIDC (JWT authorities only: the key set that the discovery provider serves, with an
+ * `alg` per key). */
 #ifndef PLUGIN_BUNDLE_BUNDLE_H
 #define PLUGIN_BUNDLE_BUNDLE_H
 
@@ -14,7 +15,7 @@
 
 #include "hsm/base/fault.h"
 
-enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM };
+enum bundle_format { BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM, BUNDLE_OIDC };
 
 struct bundle_bytes {
     const uint8_t *bytes;
@@ -41,7 +42,8 @@ struct bundle {
  * FAULT_INVALID_ARGUMENT: no authority at all, a certificate or key that does not parse,
  * an empty or repeated key id, a key type the discovery provider would choke on (other
  * than RSA, EC P-256/P-384/P-521 and Ed25519): one bad entry would make it reject the
- * whole file. An X.509 authority that is there twice is written once. */
+ * whole file; no JWT authority for OIDC, no X.509 authority for PEM. An X.509 authority that
+ * is there twice is written once. */
 int bundle_encode(const struct bundle *bundle, enum bundle_format format, char **bytes,
                   size_t *length, struct fault *fault);
 

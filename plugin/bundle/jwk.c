@@ -17,17 +17,19 @@ enum {
     COORDINATE_MAX = 66,
     ED25519_LENGTH = 32,
     MODULUS_MAX = OPENSSL_RSA_MAX_MODULUS_BITS / 8,
-    EXPONENT_BITS_MAX = 31, /* beyond, Go does not read the key */
+    EXPONENT_BITS_MAX = 31,  /* beyond, Go does not read the key */
+    RSA_BITS_TOO_FEW = 2040, /* SPIRE asks for 256 bytes, whole or not */
 };
 
 static const struct curve {
     const char *crv;
     const char *group; /* OpenSSL's name */
     int width;         /* of a coordinate, in bytes */
+    const char *alg;   /* NULL: SPIRE signs with none */
 } curves[] = {
-    {"P-256", SN_X9_62_prime256v1, 32},
-    {"P-384", SN_secp384r1, 48},
-    {"P-521", SN_secp521r1, 66},
+    {"P-256", SN_X9_62_prime256v1, 32, "ES256"},
+    {"P-384", SN_secp384r1, 48, "ES384"},
+    {"P-521", SN_secp521r1, 66, NULL},
 };
 
 void jwk_free_key(EVP_PKEY **key)
@@ -80,15 +82,21 @@ static int write_number(const EVP_PKEY *key, struct member member, json_t *jwk, 
     return set_bytes(jwk, member.name, bytes, (size_t)width, fault);
 }
 
-static int write_ec(const EVP_PKEY *key, json_t *jwk, struct fault *fault)
+static const struct curve *curve_of(const EVP_PKEY *key)
 {
     char group[64] = "";
-    const struct curve *curve = NULL;
 
     (void)EVP_PKEY_get_group_name(key, group, sizeof group, NULL);
     for (size_t i = 0; i < sizeof curves / sizeof curves[0]; i++)
         if (strcmp(curves[i].group, group) == 0)
-            curve = &curves[i];
+            return &curves[i];
+    return NULL;
+}
+
+static int write_ec(const EVP_PKEY *key, json_t *jwk, struct fault *fault)
+{
+    const struct curve *curve = curve_of(key);
+
     if (!curve)
         return bad_key(fault, "EC key on another curve than P-256, P-384 and P-521");
     if (set_text(jwk, "kty", "EC", fault) != 0 || set_text(jwk, "crv", curve->crv, fault) != 0)
@@ -269,4 +277,14 @@ EVP_PKEY *jwk_read(const json_t *jwk, struct fault *fault)
             return kinds[i].read(jwk, fault);
     (void)fault_set(fault, FAULT_INVALID_ARGUMENT, "no key type that is known here");
     return NULL;
+}
+
+const char *jwk_algorithm(const EVP_PKEY *key)
+{
+    const struct curve *curve;
+
+    if (EVP_PKEY_is_a(key, "RSA"))
+        return EVP_PKEY_get_bits(key) > RSA_BITS_TOO_FEW ? "RS256" : NULL;
+    curve = EVP_PKEY_is_a(key, "EC") ? curve_of(key) : NULL;
+    return curve ? curve->alg : NULL;
 }

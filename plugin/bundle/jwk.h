@@ -17,6 +17,10 @@ int jwk_write(const EVP_PKEY *key, json_t *jwk, struct fault *fault);
  * curve, numbers with leading zeros). */
 EVP_PKEY *jwk_read(const json_t *jwk, struct fault *fault);
 
+/* The algorithm SPIRE signs with when it has such a key (`alg`, RFC 7518, 3.1), or NULL: it has
+ * none of the kind. */
+const char *jwk_algorithm(const EVP_PKEY *key);
+
 /* For OWNED locals. */
 void jwk_free_key(EVP_PKEY **key);
 

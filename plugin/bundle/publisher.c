@@ -1,15 +1,101 @@
 #include "plugin/bundle/publisher.h"
 
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/base/file.h"
 #include "hsm/base/scope.h"
+#include "plugin/bundle/oidc.h"
 
 /* One delivery, as publish_file's questions see it. */
 struct delivery {
     struct publisher *publisher;
     struct publisher_report report;
 };
+
+/* ---- OIDC's folder ---- */
+
+struct path {
+    char text[PATH_MAX];
+};
+
+/* One that is too long for a path is one that cannot be opened. */
+static struct path join(const char *folder, const char *name)
+{
+    struct path path;
+
+    (void)snprintf(path.text, sizeof path.text, "%.*s/%s",
+                   (int)(sizeof path.text - sizeof "/" OIDC_DOCUMENT), folder, name);
+    return path;
+}
+
+/* The file that the authorities are in. */
+static struct path bundle_path(const struct publisher_settings *settings)
+{
+    struct path path;
+
+    if (settings->format == BUNDLE_OIDC)
+        return join(settings->path, OIDC_KEYS);
+    (void)snprintf(path.text, sizeof path.text, "%s", settings->path);
+    return path;
+}
+
+/* Who may read the document must get to it, whatever the umask and whenever we were killed. */
+static int make_document_folder(const struct publisher_settings *settings, struct fault *fault)
+{
+    const struct path folder = join(settings->path, OIDC_DOCUMENT_FOLDER);
+    const mode_t wanted = (mode_t)(0700 | settings->mode | (settings->mode & 0444) >> 2);
+    struct stat status;
+
+    if (mkdir(folder.text, wanted) != 0 && errno != EEXIST)
+        return file_fault(fault, errno, "cannot make the folder", folder.text);
+    if (stat(folder.text, &status) != 0)
+        return file_fault(fault, errno, "cannot look at the folder", folder.text);
+    if (status.st_uid == geteuid() && (status.st_mode & wanted) != wanted &&
+        chmod(folder.text, (status.st_mode & 07777) | wanted) != 0)
+        return file_fault(fault, errno, "cannot change the mode of the folder", folder.text);
+    return 0;
+}
+
+/* Behind the key set, which the document names. */
+static int publish_document(const struct publisher_settings *settings, bool *written,
+                            struct fault *fault)
+{
+    const struct path path = join(settings->path, OIDC_DOCUMENT);
+    OWNED(scope_free) char *bytes = NULL;
+    struct publish job = {.path = path.text, .mode = settings->mode};
+    enum publish_outcome outcome;
+
+    if (make_document_folder(settings, fault) != 0 ||
+        oidc_document(settings->issuer, &bytes, &job.length, fault) != 0)
+        return -1;
+    job.bytes = bytes;
+    if (publish_file(&job, &outcome, fault) != 0)
+        return -1;
+    *written = outcome == PUBLISH_WRITTEN;
+    return 0;
+}
+
+int publisher_check(const struct publisher_settings *settings, struct fault *fault)
+{
+    const struct path bundle = bundle_path(settings);
+    const struct path folder = join(settings->path, OIDC_DOCUMENT_FOLDER);
+    const struct path document = join(settings->path, OIDC_DOCUMENT);
+    struct stat status;
+
+    if (publish_check(bundle.text, fault) != 0)
+        return -1;
+    if (settings->format != BUNDLE_OIDC || stat(folder.text, &status) != 0)
+        return 0;
+    return publish_check(document.text, fault);
+}
+
+/* ---- a delivery ---- */
 
 int publisher_accept(const struct publisher *publisher, const char *trust_domain,
                      struct fault *fault)
@@ -79,15 +165,17 @@ int publisher_deliver(struct publisher *publisher, const struct bundle *bundle,
                       struct publisher_report *report, struct fault *fault)
 {
     struct delivery delivery = {.publisher = publisher, .report.sequence = bundle->sequence};
+    const struct publisher_settings *settings = &publisher->settings;
+    const struct path path = bundle_path(settings);
     OWNED(scope_free) char *bytes = NULL;
-    struct publish job = {.path = publisher->settings.path,
-                          .mode = publisher->settings.mode,
+    struct publish job = {.path = path.text,
+                          .mode = settings->mode,
                           .number = bundle->sequence,
                           .keep = keep,
                           .check = check,
                           .context = &delivery};
 
-    if (encode(&publisher->settings, bundle, &bytes, &job.length, fault) != 0)
+    if (encode(settings, bundle, &bytes, &job.length, fault) != 0)
         return -1;
     job.bytes = bytes;
     if (publish_file(&job, &delivery.report.outcome, fault) != 0)
@@ -95,6 +183,9 @@ int publisher_deliver(struct publisher *publisher, const struct bundle *bundle,
     delivery.report.length = job.length;
     if (delivery.report.outcome != PUBLISH_KEPT)
         settle(publisher, &delivery.report);
+    if (settings->format == BUNDLE_OIDC &&
+        publish_document(settings, &delivery.report.document, fault) != 0)
+        return -1;
     *report = delivery.report;
     return 0;
 }

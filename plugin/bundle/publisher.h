@@ -3,7 +3,10 @@
  * of another format is replaced whatever the numbers; a newer one stays, until the datastore
  * turns out to have gone back (sequence.h).
  *
- * A publisher has one file and is used by one thread at a time. It writes no log: what it has
+ * With BUNDLE_OIDC there are two files in a folder: the key set, which is what is said above of
+ * the file, and then the document that names it (oidc.h).
+ *
+ * A publisher has one path and is used by one thread at a time. It writes no log: what it has
  * done comes back as a report, what it could not do as a fault. */
 #ifndef PLUGIN_BUNDLE_PUBLISHER_H
 #define PLUGIN_BUNDLE_PUBLISHER_H
@@ -17,8 +20,10 @@
 #include "plugin/bundle/sequence.h"
 
 struct publisher_settings {
-    const char *trust_domain; /* this and the path stay the caller's; they outlive the publisher */
-    const char *path;         /* absolute */
+    const char
+        *trust_domain;  /* this and the next two stay the caller's and outlive the publisher */
+    const char *path;   /* absolute; of a file, with BUNDLE_OIDC of a folder */
+    const char *issuer; /* with BUNDLE_OIDC: a URL that oidc_issuer_wrong lets pass */
     enum bundle_format format;
     uint32_t mode;
     int64_t refresh_hint; /* seconds; 0 = each bundle's own */
@@ -36,6 +41,7 @@ struct publisher_report {
     uint64_t sequence; /* of the bundle that was delivered */
     uint64_t file;     /* of the newer file: when it was kept, and when `restored` */
     bool restored;     /* the datastore has gone back, so the newer file was replaced */
+    bool document;     /* OIDC's document was written; the rest speaks of the key set */
 
     /* these three only with PUBLISH_WRITTEN */
     struct bundle_summary summary;
@@ -47,6 +53,9 @@ struct publisher_report {
  * FAULT_INVALID_ARGUMENT. */
 int publisher_accept(const struct publisher *publisher, const char *trust_domain,
                      struct fault *fault);
+
+/* Could it publish there, by all that can be seen without writing? The faults of publish_check. */
+int publisher_check(const struct publisher_settings *settings, struct fault *fault);
 
 /* Publishes a bundle that was accepted. The faults are those of bundle_encode and of
  * publish_file; after one of them the same bundle may be delivered again. */

@@ -50,7 +50,7 @@ static const struct option {
     {"--yes", NULL, offsetof(struct command_options, yes), PRUNE,
      "really destroy; without it nothing is changed"},
     {"--format", "FORMAT", offsetof(struct command_options, format), BUNDLE,
-     "spiffe, jwks or pem; what the file looks like if it is not given"},
+     "spiffe, jwks, pem or oidc; what the file looks like if it is not given"},
 };
 
 enum { OPTIONS = sizeof options / sizeof options[0] };

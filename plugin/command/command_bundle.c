@@ -29,7 +29,10 @@ struct show {
 static const struct {
     const char *name;
     enum bundle_format format;
-} formats[] = {{"spiffe", BUNDLE_SPIFFE}, {"jwks", BUNDLE_JWKS}, {"pem", BUNDLE_PEM}};
+} formats[] = {[BUNDLE_SPIFFE] = {"spiffe", BUNDLE_SPIFFE},
+               [BUNDLE_JWKS] = {"jwks", BUNDLE_JWKS},
+               [BUNDLE_PEM] = {"pem", BUNDLE_PEM},
+               [BUNDLE_OIDC] = {"oidc", BUNDLE_OIDC}};
 
 static void free_json(json_t **json)
 {
@@ -61,10 +64,24 @@ static bool has_use(const json_t *document)
            json_object_get(document, "spiffe_refresh_hint");
 }
 
+/* Of our formats only the key set for OIDC says what a key signs with. */
+static bool has_algorithm(const json_t *document)
+{
+    const json_t *key;
+    size_t i;
+
+    json_array_foreach (json_object_get(document, "keys"), i, key)
+        if (json_object_get(key, "alg"))
+            return true;
+    return false;
+}
+
 static int choose_format(const char *wanted, const char *bytes, const json_t *document,
                          enum bundle_format *format, struct fault *fault)
 {
-    *format = has_use(document) ? BUNDLE_SPIFFE : BUNDLE_JWKS;
+    *format = has_algorithm(document) ? BUNDLE_OIDC : BUNDLE_JWKS;
+    if (has_use(document))
+        *format = BUNDLE_SPIFFE;
     if (!document)
         *format = strstr(bytes, "-----BEGIN ") ? BUNDLE_PEM : BUNDLE_SPIFFE;
     if (!wanted)
@@ -74,7 +91,7 @@ static int choose_format(const char *wanted, const char *bytes, const json_t *do
             *format = formats[i].format;
             return 0;
         }
-    return fault_set(fault, FAULT_INVALID_ARGUMENT, "--format: expected spiffe, jwks or pem");
+    return fault_set(fault, FAULT_INVALID_ARGUMENT, "--format: expected spiffe, jwks, pem or oidc");
 }
 
 /* ---- X.509 authorities ---- */
@@ -234,6 +251,18 @@ static bool is_marked(const struct table *table, const char *mark)
     return false;
 }
 
+static void judge_authorities(struct show *show)
+{
+    if (show->format != BUNDLE_SPIFFE)
+        warn(show, "the OIDC discovery provider cannot read this format, it needs spiffe");
+    else if (show->jwt.count == 0)
+        warn(show, "no JWT authority: the discovery provider serves no key, no JWT-SVID verifies");
+    if (show->x509.count == 0)
+        warn(show, "no X.509 authority: no X.509-SVID verifies with this bundle");
+    if (is_marked(&show->x509, "EXPIRED"))
+        warn(show, "an X.509 authority has expired: is the file still being published?");
+}
+
 static void judge_file(struct show *show, const char *bytes, size_t length)
 {
     struct bundle_summary summary;
@@ -253,14 +282,8 @@ static void judge_file(struct show *show, const char *bytes, size_t length)
     } else if (summary.others > 0) {
         (void)printf("keys of another use, which readers pass over: %zu\n", summary.others);
     }
-    if (show->format != BUNDLE_SPIFFE)
-        warn(show, "the OIDC discovery provider cannot read this format, it needs spiffe");
-    else if (show->jwt.count == 0)
-        warn(show, "no JWT authority: the discovery provider serves no key, no JWT-SVID verifies");
-    if (show->x509.count == 0)
-        warn(show, "no X.509 authority: no X.509-SVID verifies with this bundle");
-    if (is_marked(&show->x509, "EXPIRED"))
-        warn(show, "an X.509 authority has expired: is the file still being published?");
+    if (show->format != BUNDLE_OIDC)
+        judge_authorities(show);
     if (show->warnings == 0)
         (void)printf("fine: readers take this file as it is\n");
 }
@@ -288,7 +311,8 @@ static int show_file(const struct command_options *options, struct show *show, s
         add_pem(show, bytes, length);
     else
         add_entries(show, document);
-    print_authorities(&show->x509, "X.509");
+    if (show->format != BUNDLE_OIDC)
+        print_authorities(&show->x509, "X.509");
     if (show->format != BUNDLE_PEM)
         print_authorities(&show->jwt, "JWT");
     judge_file(show, bytes, length);

@@ -97,7 +97,8 @@ static void warn(struct reading *r, const struct config_option *option, unsigned
 
     if (strcmp(option->name, "pin") == 0)
         odd = "a PIN in the configuration is for local tests only, use pin_file";
-    else if (strcmp(option->name, "format") == 0 && bundle->format != BUNDLE_SPIFFE)
+    else if (strcmp(option->name, "format") == 0 && bundle->format != BUNDLE_SPIFFE &&
+             bundle->format != BUNDLE_OIDC)
         odd = "the OIDC discovery provider cannot read this format, it needs spiffe";
     else if (strcmp(option->name, "refresh_hint") == 0 &&
              bundle->refresh_hint >= 24 * 3600 * CLOCK_SECOND)
@@ -165,6 +166,22 @@ static void note_missing(struct reading *r)
             note(r->notes, true, "%s", groups[i].missing);
 }
 
+/* The issuer belongs to the one format that has a document to put it into. */
+static void check_issuer(struct reading *r)
+{
+    const char *nearest;
+    const struct config_option *issuer = option_find(r->kind, "issuer", &nearest);
+    unsigned line;
+
+    if (!issuer)
+        return;
+    line = r->lines[issuer - option_table(r->kind)];
+    if (line == 0 && r->config->bundle.format == BUNDLE_OIDC)
+        note(r->notes, true, "issuer is required: %s", issuer->help);
+    if (line != 0 && r->config->bundle.format != BUNDLE_OIDC)
+        note(r->notes, true, "line %u: issuer: expected with format = \"oidc\" only", line);
+}
+
 /* ---- the whole ---- */
 
 static void read_trust_domain(struct reading *r, const char *name)
@@ -194,6 +211,7 @@ static void read_tree(struct reading *r, const struct hcl_item *root)
 {
     read_items(r, root);
     note_missing(r);
+    check_issuer(r);
 }
 
 static void read_text(struct reading *r, const char *text, size_t length)

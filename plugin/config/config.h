@@ -16,6 +16,7 @@ enum {
     CONFIG_IDENTITY_MAX = 256,
     CONFIG_TRUST_DOMAIN_MAX = 255,
     CONFIG_CODE_MAX = 8,
+    CONFIG_ISSUER_MAX = 512,
 };
 
 enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER };
@@ -50,7 +51,8 @@ struct config_keymanager {
 struct config_bundle {
     char path[HSM_PATH_MAX];
     enum bundle_format format;
-    int64_t refresh_hint; /* nanoseconds, 0 = the bundle's own */
+    char issuer[CONFIG_ISSUER_MAX + 1]; /* with BUNDLE_OIDC, and only then */
+    int64_t refresh_hint;               /* nanoseconds, 0 = the bundle's own */
     uint32_t mode;
     bool required; /* Notifier only */
 };

@@ -4,6 +4,7 @@
 #include <strings.h>
 
 #include "hsm/wire/uri.h"
+#include "plugin/bundle/oidc.h"
 #include "plugin/config/config_private.h"
 
 #define FIELD(member) offsetof(struct config, member), sizeof(((struct config *)NULL)->member)
@@ -14,8 +15,11 @@ static const struct option_choice attribute_checks[] = {{"strict", false}, {"len
 static const struct option_choice key_templates[] = {{"full", false}, {"least", true}, {0}};
 static const struct option_choice missing_keys[] = {{"refuse", false}, {"replace", true}, {0}};
 static const struct option_choice id_lengths[] = {{"16", 16}, {"2", 2}, {0}};
-static const struct option_choice formats[] = {
-    {"spiffe", BUNDLE_SPIFFE}, {"jwks", BUNDLE_JWKS}, {"pem", BUNDLE_PEM}, {0}};
+static const struct option_choice formats[] = {{"spiffe", BUNDLE_SPIFFE},
+                                               {"jwks", BUNDLE_JWKS},
+                                               {"pem", BUNDLE_PEM},
+                                               {"oidc", BUNDLE_OIDC},
+                                               {0}};
 
 static const struct config_option keymanager_options[] = {
     {"module", OPTION_STRING, FIELD(keymanager.module), .required = true,
@@ -99,9 +103,13 @@ static const struct config_option keymanager_options[] = {
 /* clang-format off */
 #define BUNDLE_OPTIONS \
     {"path", OPTION_STRING, FIELD(bundle.path), .required = true, .type = "absolute path", \
-     .check = value_check_path, .help = "the file; its folder must exist and be ours to write"}, \
+     .check = value_check_place, \
+     .help = "the file, or the folder with format oidc; the folder must exist and be ours to write"}, \
     {"format", OPTION_CHOICE, FIELD(bundle.format), .initial = "spiffe", .choices = formats, \
-     .help = "the OIDC discovery provider reads spiffe only"}, \
+     .help = "spiffe is what the OIDC discovery provider reads, oidc what it would serve"}, \
+    {"issuer", OPTION_STRING, FIELD(bundle.issuer), .type = "https URL", \
+     .check = oidc_issuer_wrong, \
+     .help = "with format oidc, jwt_issuer of server.conf: a web server serves the folder there"}, \
     {"refresh_hint", OPTION_DURATION, FIELD(bundle.refresh_hint), .initial = "0", .low = "1s", \
      .high = "8760h", .zero = true, \
      .help = "how often readers should look again, in whole seconds; 0 = what the bundle says"}, \

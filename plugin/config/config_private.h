@@ -15,8 +15,9 @@ bool value_integer(const char *text, int64_t *number);
 bool value_mode(const char *text, int64_t *mode);
 
 /* Each says what is wrong with `text` (a clause, a constant), or NULL. */
-const char *value_check_text(const char *text); /* of any string option: first of all */
-const char *value_check_path(const char *text); /* absolute, and not a folder's */
+const char *value_check_text(const char *text);  /* of any string option: first of all */
+const char *value_check_path(const char *text);  /* absolute, and not a folder's */
+const char *value_check_place(const char *text); /* absolute, of a file or a folder */
 const char *value_check_module(const char *text);
 const char *value_check_variable(const char *text);
 const char *value_check_code(const char *text);

@@ -166,6 +166,13 @@ const char *value_check_path(const char *text)
     return text[strlen(text) - 1] == '/' ? "expected a file, this names a folder" : NULL;
 }
 
+const char *value_check_place(const char *text)
+{
+    if (text[0] != '/')
+        return "expected an absolute path";
+    return text[strlen(text) - 1] == '/' ? "expected no / at the end" : NULL;
+}
+
 const char *value_check_module(const char *text)
 {
     if (text[0] == '/')

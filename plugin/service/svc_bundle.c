@@ -11,7 +11,6 @@
 
 #include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
-#include "plugin/bundle/publish.h"
 #include "plugin/bundle/publisher.h"
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
@@ -138,6 +137,9 @@ static void tell(const struct publisher_report *report)
 {
     if (report->outcome == PUBLISH_KEPT)
         log_held(report);
+    if (report->document)
+        log_write(LOG_INFO, "OIDC discovery document published", "path", state.settings.path,
+                  "issuer", state.settings.issuer, NULL);
     if (report->outcome != PUBLISH_WRITTEN)
         return;
     log_written(report);
@@ -299,28 +301,41 @@ static bool may_wait(const struct config *config, const struct fault *fault)
            !config->bundle.required;
 }
 
+/* They point into *bundle. */
+static struct publisher_settings publisher_settings(const struct config_bundle *bundle)
+{
+    return (struct publisher_settings){
+        .path = bundle->path,
+        .issuer = bundle->issuer,
+        .format = bundle->format,
+        .mode = bundle->mode,
+        .refresh_hint = bundle->refresh_hint / CLOCK_SECOND,
+    };
+}
+
+static void take_settings(const struct config *config)
+{
+    memset(&state, 0, sizeof state);
+    state.configured = true;
+    state.settings = config->bundle;
+    (void)snprintf(state.trust_domain, sizeof state.trust_domain, "%s", config->trust_domain);
+    state.publisher.settings = publisher_settings(&state.settings);
+    state.publisher.settings.trust_domain = state.trust_domain;
+    required = config->bundle.required;
+}
+
 int bundle_configure(const struct config *config, struct fault *fault)
 {
+    const struct publisher_settings settings = publisher_settings(&config->bundle);
     struct fault found;
 
-    if (publish_check(config->bundle.path, &found) != 0) {
+    if (publisher_check(&settings, &found) != 0) {
         if (!may_wait(config, &found)) {
             *fault = found;
             return -1;
         }
         log_fault(LOG_WARN, &found, "cannot publish the bundle for now", NULL);
     }
-    memset(&state, 0, sizeof state);
-    state.configured = true;
-    state.settings = config->bundle;
-    (void)snprintf(state.trust_domain, sizeof state.trust_domain, "%s", config->trust_domain);
-    state.publisher.settings = (struct publisher_settings){
-        .trust_domain = state.trust_domain,
-        .path = state.settings.path,
-        .format = state.settings.format,
-        .mode = state.settings.mode,
-        .refresh_hint = state.settings.refresh_hint / CLOCK_SECOND,
-    };
-    required = config->bundle.required;
+    take_settings(config);
     return 0;
 }

@@ -46,12 +46,13 @@ static void encode_message(const uint8_t *data, size_t size, enum bundle_format 
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static const enum bundle_format formats[] = {BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM};
+    static const enum bundle_format formats[] = {BUNDLE_SPIFFE, BUNDLE_JWKS, BUNDLE_PEM,
+                                                 BUNDLE_OIDC};
     enum bundle_format format;
 
     if (size == 0)
         return 0;
-    format = formats[data[0] / 2 % 3];
+    format = formats[data[0] / 2 % 4];
     if (data[0] % 2 == 0)
         read_file(data + 1, size - 1, format);
     else

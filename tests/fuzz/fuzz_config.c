@@ -29,7 +29,8 @@ static void check_keymanager(const struct config_keymanager *c)
 
 static void check_bundle(const struct config_bundle *c)
 {
-    check(c->path[0] == '/' && c->format <= BUNDLE_PEM);
+    check(c->path[0] == '/' && c->format <= BUNDLE_OIDC);
+    check((c->format == BUNDLE_OIDC) == (strncmp(c->issuer, "https://", 8) == 0));
     check(c->refresh_hint >= 0 && c->refresh_hint % INT64_C(1000000000) == 0);
     check((c->mode & ~UINT32_C(0775)) == 0 && (c->mode & 0600) == 0600);
 }

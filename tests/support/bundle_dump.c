@@ -1,4 +1,4 @@
-/* bundle_dump spiffe|jwks|pem: a serialised Bundle message on stdin, the file's bytes on
+/* bundle_dump spiffe|jwks|pem|oidc: a serialised Bundle message on stdin, the file's bytes on
  * stdout. For peers/bundle, which lets the real readers judge them. */
 #include "plugin/service/svc_bundle_view.h"
 
@@ -18,8 +18,10 @@ static void free_message(Bundle__Bundle **message)
 
 static int format_of(const char *name, enum bundle_format *format)
 {
-    static const char *const names[] = {
-        [BUNDLE_SPIFFE] = "spiffe", [BUNDLE_JWKS] = "jwks", [BUNDLE_PEM] = "pem"};
+    static const char *const names[] = {[BUNDLE_SPIFFE] = "spiffe",
+                                        [BUNDLE_JWKS] = "jwks",
+                                        [BUNDLE_PEM] = "pem",
+                                        [BUNDLE_OIDC] = "oidc"};
 
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(names[i], name) == 0) {
@@ -40,7 +42,7 @@ int main(int argc, char **argv)
     struct fault fault;
 
     if (argc != 2 || format_of(argv[1], &format) != 0 || !message) {
-        (void)fputs("usage: bundle_dump spiffe|jwks|pem < MESSAGE\n", stderr);
+        (void)fputs("usage: bundle_dump spiffe|jwks|pem|oidc < MESSAGE\n", stderr);
         return 2;
     }
     if (bundle_view(message, &bundle, &fault) != 0 ||

@@ -29,11 +29,12 @@ static void every_kind_of_authority_comes_back_in_every_format(void **state)
         [BUNDLE_SPIFFE] = {KINDS, KINDS, 0, 42},
         [BUNDLE_JWKS] = {KINDS, KINDS, 0, 0},
         [BUNDLE_PEM] = {KINDS, 0, 0, 0},
+        [BUNDLE_OIDC] = {0, KINDS, 0, 0},
     };
     const struct bundle bundle = whole_bundle();
 
     (void)state;
-    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_PEM; format++) {
+    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_OIDC; format++) {
         struct bundle_summary summary;
         struct fault fault;
         size_t length;
@@ -54,7 +55,7 @@ static void the_same_bundle_gives_the_same_bytes_in_any_order_of_keys(void **sta
     (void)state;
     for (size_t i = 0; i < KINDS; i++)
         reversed[i] = jwt[KINDS - 1 - i];
-    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_PEM; format++) {
+    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_OIDC; format++) {
         size_t lengths[2];
         char *one = encode(&bundle, format, &lengths[0]);
         char *other;
@@ -169,11 +170,14 @@ static void a_bundle_without_authorities_is_refused(void **state)
     struct bundle bundle = {.trust_domain = "example.org", .sequence = 1};
 
     (void)state;
-    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_PEM; format++)
+    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_OIDC; format++)
         assert_refused(&bundle, format, "no authorities");
     bundle.jwt = jwt;
     bundle.jwt_count = 1;
     assert_refused(&bundle, BUNDLE_PEM, "no X.509 authorities");
+    bundle = whole_bundle();
+    bundle.jwt_count = 0;
+    assert_refused(&bundle, BUNDLE_OIDC, "no JWT authorities");
 }
 
 static void a_bundle_without_jwt_authorities_is_written(void **state)
@@ -184,6 +188,21 @@ static void a_bundle_without_jwt_authorities_is_written(void **state)
     (void)state;
     bundle.jwt_count = 0;
     free(encode(&bundle, BUNDLE_SPIFFE, &length));
+}
+
+/* What is wrong with those it leaves out is no concern of OIDC's. */
+static void oidc_looks_at_jwt_authorities_alone(void **state)
+{
+    const struct bundle_bytes bad = {(const uint8_t *)"hello", 5};
+    struct bundle bundle = whole_bundle();
+    size_t length;
+
+    (void)state;
+    bundle.x509 = &bad;
+    bundle.x509_count = 1;
+    free(encode(&bundle, BUNDLE_OIDC, &length));
+    bundle.x509_count = 0;
+    free(encode(&bundle, BUNDLE_OIDC, &length));
 }
 
 static void one_bad_certificate_is_refused_by_its_number(void **state)
@@ -323,6 +342,7 @@ int main(void)
         cmocka_unit_test(an_authority_there_twice_is_written_once),
         cmocka_unit_test(a_bundle_without_authorities_is_refused),
         cmocka_unit_test(a_bundle_without_jwt_authorities_is_written),
+        cmocka_unit_test(oidc_looks_at_jwt_authorities_alone),
         cmocka_unit_test(one_bad_certificate_is_refused_by_its_number),
         cmocka_unit_test(one_bad_key_is_refused_by_its_id),
         cmocka_unit_test(kinds_that_readers_do_not_know_are_refused),

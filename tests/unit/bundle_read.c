@@ -26,7 +26,7 @@ static void half_a_file_is_never_read(void **state)
     const struct bundle bundle = {"example.org", x509, 2, jwt, 2, 300, 42};
 
     (void)state;
-    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_PEM; format++) {
+    for (enum bundle_format format = BUNDLE_SPIFFE; format <= BUNDLE_OIDC; format++) {
         size_t length;
         size_t first = 0; /* half a PEM file may be a whole one with fewer blocks */
         char *bytes = encode(&bundle, format, &length);
@@ -60,6 +60,31 @@ static void a_damaged_key_is_seen(void **state)
     }
     assert_int_equal(bundle_read(bytes, length, BUNDLE_SPIFFE, &summary, NULL), 0);
     free(bytes);
+}
+
+static void a_key_set_for_oidc_has_no_other_keys(void **state)
+{
+    static const char one[] = "{\"keys\":[{\"kty\":\"EC\",\"crv\":\"P-256\",\"kid\":\"k\"%s,\"x\":"
+                              "\"axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpY\","
+                              "\"y\":\"T-NC4v4af5uO5-tKfA-eFivOM1drMV7Oy7ZAaDe_UfU\"}]}";
+    static const char *const wrong[] = {
+        "",
+        ",\"alg\":7",
+        ",\"alg\":\"ES384\"",
+        ",\"alg\":\"ES256\",\"use\":\"jwt-svid\"",
+        ",\"alg\":\"ES256\",\"x5c\":[\"AAAA\"]",
+    };
+    struct bundle_summary summary;
+    char text[512];
+
+    (void)state;
+    (void)snprintf(text, sizeof text, one, ",\"alg\":\"ES256\"");
+    assert_int_equal(bundle_read(text, strlen(text), BUNDLE_OIDC, &summary, NULL), 0);
+    assert_int_equal(summary.jwt, 1);
+    for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+        (void)snprintf(text, sizeof text, one, wrong[i]);
+        assert_unreadable(text, strlen(text), BUNDLE_OIDC);
+    }
 }
 
 static void files_that_are_not_bundles_are_not_read(void **state)
@@ -208,6 +233,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(half_a_file_is_never_read),
         cmocka_unit_test(a_damaged_key_is_seen),
+        cmocka_unit_test(a_key_set_for_oidc_has_no_other_keys),
         cmocka_unit_test(files_that_are_not_bundles_are_not_read),
         cmocka_unit_test(a_file_with_wrong_members_is_not_read),
         cmocka_unit_test(keys_of_another_use_are_passed_over),

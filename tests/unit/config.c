@@ -94,6 +94,27 @@ static void every_option_of_the_bundle_arrives_in_its_place(void **state)
     assert_int_equal(config.bundle.refresh_hint, 5400 * CLOCK_SECOND);
     assert_int_equal(config.bundle.mode, 0600);
     assert_true(config.bundle.required);
+    accepted(CONFIG_PUBLISHER, "path = \"/srv/oidc\"\nformat = \"oidc\"\n"
+                               "issuer = \"https://oidc.example.org\"\n");
+    assert_int_equal(config.bundle.format, BUNDLE_OIDC);
+    assert_string_equal(config.bundle.issuer, "https://oidc.example.org");
+    assert_int_equal(notes.warnings, 0);
+}
+
+static void an_issuer_belongs_to_oidc(void **state)
+{
+    (void)state;
+    refused(CONFIG_PUBLISHER, "path = \"/srv/oidc\"\nformat = \"oidc\"",
+            "issuer is required: with format oidc, jwt_issuer of server.conf: a web server serves "
+            "the folder there");
+    refused(CONFIG_NOTIFIER, "path = \"/b\"\nissuer = \"https://a.example\"",
+            "line 2: issuer: expected with format = \"oidc\" only");
+    refused(CONFIG_PUBLISHER,
+            "path = \"/srv/oidc/\"\nformat = \"oidc\"\nissuer = \"https://a.example\"",
+            "line 1: path: expected no / at the end");
+    refused(CONFIG_PUBLISHER,
+            "path = \"/srv/oidc\"\nformat = \"oidc\"\nissuer = \"https://a.example/\"",
+            "line 3: issuer: expected no / at the end (nor in jwt_issuer of server.conf)");
 }
 
 static void the_same_is_read_from_json(void **state)
@@ -212,8 +233,8 @@ static void what_is_missing_is_named_without_a_line(void **state)
 {
     (void)state;
     refused(CONFIG_PUBLISHER, "",
-            "path is required: the file; its folder must exist and be ours "
-            "to write");
+            "path is required: the file, or the folder with format oidc; the folder must exist and "
+            "be ours to write");
     assert_int_equal(read_text(CONFIG_KEYMANAGER, "# nothing"), -1);
     assert_int_equal(notes.errors, 3);
 }
@@ -461,6 +482,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_quick_start_is_valid_and_the_rest_has_defaults),
         cmocka_unit_test(every_option_of_the_key_manager_arrives_in_its_place),
         cmocka_unit_test(every_option_of_the_bundle_arrives_in_its_place),
+        cmocka_unit_test(an_issuer_belongs_to_oidc),
         cmocka_unit_test(the_same_is_read_from_json),
         cmocka_unit_test(all_complaints_come_at_once_in_the_order_of_lines),
         cmocka_unit_test(complaints_that_do_not_fit_are_counted),

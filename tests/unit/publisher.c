@@ -361,6 +361,145 @@ static void a_configured_refresh_hint_replaces_the_bundles(void **state)
     assert_non_null(strstr(text, "\"spiffe_refresh_hint\": 90\n"));
 }
 
+/* ---- OIDC's folder ---- */
+
+static char keys_path[128];
+static char document_path[160];
+
+static int open_folder(void **state)
+{
+    if (open_scene(state) != 0)
+        return -1;
+    (void)snprintf(keys_path, sizeof keys_path, "%s/keys", path);
+    (void)snprintf(document_path, sizeof document_path, "%s/.well-known/openid-configuration",
+                   path);
+    publisher = publisher_of(BUNDLE_OIDC);
+    publisher.settings.issuer = "https://oidc.example.org";
+    return mkdir(path, 0755);
+}
+
+static int close_folder(void **state)
+{
+    static const char *const names[] = {".well-known/openid-configuration",
+                                        ".well-known/.openid-configuration.lock", "keys",
+                                        ".keys.lock"};
+    char at[160];
+
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        (void)snprintf(at, sizeof at, "%s/%s", path, names[i]);
+        (void)unlink(at);
+    }
+    (void)snprintf(at, sizeof at, "%s/.well-known", path);
+    (void)rmdir(at);
+    return close_scene(state);
+}
+
+static void assert_has(const char *file, const char *text)
+{
+    char content[8192];
+
+    (void)read_published(file, content, sizeof content);
+    if (!strstr(content, text))
+        fail_msg("%s has no %s: %s", file, text, content);
+}
+
+static unsigned mode_of(const char *file)
+{
+    struct stat status;
+
+    if (stat(file, &status) != 0)
+        fail_msg("%s is not there", file);
+    return status.st_mode & 07777;
+}
+
+static void oidc_makes_the_keys_and_what_names_them(void **state)
+{
+    struct publisher_report report;
+    struct fault fault;
+    const mode_t mask = umask(077);
+    char folder[160];
+
+    (void)state;
+    publisher.settings.mode = 0640;
+    assert_int_equal(publisher_check(&publisher.settings, &fault), 0);
+    report = deliver(5);
+    (void)umask(mask);
+    assert_int_equal(report.outcome, PUBLISH_WRITTEN);
+    assert_true(report.document);
+    assert_int_equal(report.summary.jwt, 1);
+    assert_false(report.without_jwt);
+    assert_has(keys_path, "\"kid\": \"kid\"");
+    assert_has(keys_path, "\"alg\": \"ES256\"");
+    assert_has(document_path, "\"jwks_uri\": \"https://oidc.example.org/keys\"");
+    assert_int_equal(mode_of(keys_path), 0640);
+    assert_int_equal(mode_of(document_path), 0640);
+    (void)snprintf(folder, sizeof folder, "%s/.well-known", path);
+    assert_int_equal(mode_of(folder), 0750);
+    assert_int_equal(publisher_check(&publisher.settings, &fault), 0);
+    report = deliver(6);
+    assert_int_equal(report.outcome, PUBLISH_UNCHANGED);
+    assert_false(report.document);
+}
+
+static void oidc_repairs_either_file(void **state)
+{
+    struct publisher_report report;
+    char folder[160];
+
+    (void)state;
+    assert_written(5);
+    assert_int_equal(unlink(document_path), 0);
+    report = deliver(5);
+    assert_true(report.document);
+    assert_int_equal(report.outcome, PUBLISH_UNCHANGED);
+    assert_int_equal(truncate(keys_path, 20), 0);
+    assert_int_equal(truncate(document_path, 20), 0);
+    (void)snprintf(folder, sizeof folder, "%s/.well-known", path);
+    assert_int_equal(chmod(folder, 0700), 0);
+    assert_true(deliver(5).document);
+    assert_has(keys_path, "\"kid\"");
+    assert_has(document_path, "ES384");
+    assert_int_equal(mode_of(folder), 0755);
+}
+
+/* A directory in the place of the keys is what fails here. */
+static void oidc_names_no_keys_that_are_not_there(void **state)
+{
+    struct publisher_report report;
+
+    (void)state;
+    assert_int_equal(mkdir(keys_path, 0755), 0);
+    assert_refused(5, WHOLE, FAULT_FAILED_PRECONDITION, "is a directory");
+    assert_int_equal(access(document_path, F_OK), -1);
+    assert_int_equal(rmdir(keys_path), 0);
+    report = deliver(5);
+    assert_true(report.document);
+}
+
+static void oidc_never_has_an_empty_key_set(void **state)
+{
+    (void)state;
+    assert_refused(5, WITHOUT_JWT, FAULT_INVALID_ARGUMENT, "no JWT authorities");
+    assert_int_equal(access(keys_path, F_OK), -1);
+    assert_int_equal(access(document_path, F_OK), -1);
+    assert_written(5);
+    assert_refused(6, WITHOUT_JWT, FAULT_INVALID_ARGUMENT, "no JWT authorities");
+    assert_has(keys_path, "\"kid\"");
+}
+
+static void oidc_wants_a_folder(void **state)
+{
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(publisher_check(&publisher.settings, &fault), -1);
+    assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
+    assert_non_null(strstr(fault.message, "cannot open the directory"));
+    assert_refused(5, WHOLE, FAULT_FAILED_PRECONDITION, "cannot open the directory");
+}
+
+#define FOLDER(test) cmocka_unit_test_setup_teardown(test, open_folder, close_folder)
 #define SCENE(test) cmocka_unit_test_setup_teardown(test, open_scene, close_scene)
 
 int main(void)
@@ -382,6 +521,11 @@ int main(void)
         SCENE(without_the_lock_file_the_process_remembers),
         SCENE(an_unchanged_file_counts_as_published),
         SCENE(a_configured_refresh_hint_replaces_the_bundles),
+        FOLDER(oidc_makes_the_keys_and_what_names_them),
+        FOLDER(oidc_repairs_either_file),
+        FOLDER(oidc_names_no_keys_that_are_not_there),
+        FOLDER(oidc_never_has_an_empty_key_set),
+        FOLDER(oidc_wants_a_folder),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -48,8 +48,16 @@ func published(t *testing.T, format string, end time.Time, ids ...string) (path 
 		bundle.JwtAuthorities = append(bundle.JwtAuthorities, &types.JWTKey{PublicKey: key, KeyId: id})
 	}
 	path = filepath.Join(t.TempDir(), "bundle")
+	data := fmt.Sprintf("path = %q\nformat = %q\n", path, format)
+	if format == "oidc" {
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		data += "issuer = \"https://oidc.example.org\"\n"
+		path = filepath.Join(path, "keys")
+	}
 	p := host.Start(t, host.Options{Type: "BundlePublisher"})
-	if err := p.Configure("example.org", fmt.Sprintf("path = %q\nformat = %q", path, format)); err != nil {
+	if err := p.Configure("example.org", data); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.BundlePublisher().PublishBundle(context.Background(), &bundlepublisherv1.PublishBundleRequest{Bundle: bundle}); err != nil {
@@ -87,6 +95,23 @@ func TestBundleShowWarnsOfWhatTheDiscoveryProviderCannotUse(t *testing.T) {
 	s.contains(output, "WARNING: no JWT authority", "EXPIRED", "has expired")
 }
 
+func TestBundleShowReadsAKeySetForOIDC(t *testing.T) {
+	s := &scene{T: t}
+	path, _ := published(t, "oidc", time.Now().Add(time.Hour), "key-1", "key-2")
+	output, _ := s.run(fine, "bundle", "show", path)
+	s.contains(output, "format: oidc", "JWT authorities: 2", "key-1", "key-2", "EC P-256", "fine:")
+	if strings.Contains(output, "X.509") {
+		t.Error(output)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write(path, strings.Replace(string(whole), "ES256", "ES384", 1))
+	output, _ = s.run(wrong, "bundle", "show", path)
+	s.contains(output, "WARNING: the file is damaged", "another \"alg\"")
+}
+
 func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
 	s := &scene{T: t}
 	path, _ := published(t, "spiffe", time.Now().Add(time.Hour), "key-1", "key-2")
@@ -115,7 +140,7 @@ func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
 	_, stderr := s.run(cannot, "bundle", "show", filepath.Dir(path))
 	s.contains(stderr, "not a regular file")
 	_, stderr = s.run(cannot, "bundle", "show", path, "--format", "der")
-	s.contains(stderr, "expected spiffe, jwks or pem")
+	s.contains(stderr, "expected spiffe, jwks, pem or oidc")
 }
 
 func TestBundleShowPassesOverWhatTheDiscoveryProviderPassesOver(t *testing.T) {
