@@ -18,7 +18,7 @@ $(addprefix $(BUILD)/tests/unit/,identity identity_lock): $(BUILD)/tests/support
 $(addprefix $(BUILD)/tests/unit/,lane publisher scribe svc_bundle): $(BUILD)/tests/support/clock_ahead.o
 $(BUILD)/tests/unit/keymanager: $(BUILD)/tests/support/keymanager_token.o
 $(BUILD)/tests/unit/model: $(BUILD)/tests/support/model_world.o
-$(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life): \
+$(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life supervisor_patience): \
     $(addprefix $(BUILD)/tests/support/,supervisor_stage.o supervisor_token.o)
 
 $(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/faulty.h

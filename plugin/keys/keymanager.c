@@ -155,6 +155,7 @@ static int start(struct keymanager *keymanager, const struct config *config, str
         .operation_limit = config->keymanager.operation_timeout,
         .generate_limit = config->keymanager.generate_timeout,
         .keep_alive = config->keymanager.keep_alive,
+        .startup_wait = config->keymanager.startup_wait,
         .tick = tick,
         .ended = free_keymanager,
         .context = keymanager,

@@ -8,20 +8,19 @@
 
 enum { SLOT_BITS = 11 };
 
-static const int64_t failing_for = 30 * CLOCK_SECOND;
-
 _Static_assert(SUPERVISOR_REQUESTS_MAX == 1 << SLOT_BITS, "a slot fits its bits");
 
 static const struct {
     bool slow;
-    bool repeat;
+    bool repeat; /* after its outcome was lost */
+    bool look;   /* at the token: who asks looks again */
 } operations[] = {
-    [HSM_SCAN] = {.slow = true, .repeat = true},
-    [HSM_GENERATE] = {.slow = true, .repeat = false},
-    [HSM_PROVE] = {.slow = false, .repeat = true},
-    [HSM_SIGN] = {.slow = false, .repeat = true},
-    [HSM_DESTROY] = {.slow = true, .repeat = true},
-    [HSM_PING] = {.slow = false, .repeat = true},
+    [HSM_SCAN] = {.slow = true, .repeat = true, .look = true},
+    [HSM_GENERATE] = {.slow = true},
+    [HSM_PROVE] = {.repeat = true, .look = true},
+    [HSM_SIGN] = {.repeat = true},
+    [HSM_DESTROY] = {.slow = true, .repeat = true, .look = true},
+    [HSM_PING] = {.repeat = true},
 };
 
 bool jobs_repeatable(enum hsm_op op)
@@ -33,7 +32,9 @@ void jobs_open(struct jobs *jobs)
 {
     TAILQ_INIT(&jobs->quick);
     TAILQ_INIT(&jobs->slow);
+    TAILQ_INIT(&jobs->at_worker);
     TAILQ_INIT(&jobs->free);
+    jobs->wake = CLOCK_NEVER;
     for (uint32_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
         jobs->table[i].number = i;
         TAILQ_INSERT_TAIL(&jobs->free, &jobs->table[i], link);
@@ -81,25 +82,67 @@ static uint64_t subject_of(const struct hsm_request *request)
     return hash;
 }
 
-struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request)
-{
-    struct job *job = TAILQ_FIRST(&jobs->free);
-    uint32_t number;
+/* ---- room ---- */
 
-    if (!job)
+static unsigned count_queued(struct jobs *jobs, enum hsm_op op, uint64_t subject)
+{
+    const struct job *job;
+    unsigned count = 0;
+
+    TAILQ_FOREACH (job, operations[op].slow ? &jobs->slow : &jobs->quick, link)
+        count += job->subject == subject;
+    return count;
+}
+
+static bool has_room(struct jobs *jobs, const struct hsm_request *request, struct fault *why)
+{
+    const struct suspect *suspect;
+    uint64_t subject;
+
+    if (TAILQ_EMPTY(&jobs->free)) {
+        (void)fault_set(why, FAULT_UNAVAILABLE, "too many requests wait for the token");
+        return false;
+    }
+    if (jobs->patience.count == 0)
+        return true;
+    subject = subject_of(request);
+    suspect = patience_find(&jobs->patience, subject);
+    if (!suspect || count_queued(jobs, request->op, subject) < SUSPECT_QUEUED_MAX)
+        return true;
+    (void)fault_set(why, FAULT_UNAVAILABLE, "too many requests wait for this key: %s",
+                    suspect->reason.message);
+    return false;
+}
+
+static uint32_t next_number(const struct job *job)
+{
+    uint32_t number = job->number + SUPERVISOR_REQUESTS_MAX;
+
+    /* wrapped: 0 means idle in the shared page */
+    return number < SUPERVISOR_REQUESTS_MAX ? number + SUPERVISOR_REQUESTS_MAX : number;
+}
+
+struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request, int64_t now,
+                     struct fault *why)
+{
+    struct job *job;
+
+    if (!has_room(jobs, request->request, why))
         return NULL;
-    number = job->number + SUPERVISOR_REQUESTS_MAX;
-    if (number < SUPERVISOR_REQUESTS_MAX) /* wrapped: 0 means idle in the shared page */
-        number += SUPERVISOR_REQUESTS_MAX;
-    job->number = number;
-    if (!encode(job, request->request))
+    job = TAILQ_FIRST(&jobs->free);
+    job->number = next_number(job);
+    if (!encode(job, request->request)) {
+        (void)fault_set(why, FAULT_UNAVAILABLE, "out of memory");
         return NULL;
+    }
     TAILQ_REMOVE(&jobs->free, job, link);
     job->op = request->request->op;
     job->order = jobs->orders++;
     job->subject = subject_of(request->request);
-    job->deaths = 0;
-    job->failures = 0;
+    job->tries = 0;
+    job->added = now;
+    job->failed = 0;
+    job->not_before = 0;
     job->deadline = request->deadline;
     job->done = request->done;
     job->item = request->item;
@@ -108,39 +151,64 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
     return job;
 }
 
-static struct failing *failing_of(struct jobs *jobs, const struct job *job)
+/* ---- who is next ---- */
+
+static void count_out(struct jobs *jobs)
 {
-    for (size_t i = 0; i < FAILINGS_MAX; i++)
-        if (jobs->failing[i].since > 0 && jobs->failing[i].subject == job->subject)
-            return &jobs->failing[i];
-    return NULL;
+    const struct job *job;
+
+    for (size_t i = 0; i < jobs->patience.count; i++)
+        jobs->patience.suspects[i].out = 0;
+    TAILQ_FOREACH (job, &jobs->at_worker, link) {
+        struct suspect *suspect = patience_find(&jobs->patience, job->subject);
+
+        if (suspect)
+            suspect->out++;
+    }
 }
 
-bool jobs_deadly(struct jobs *jobs, const struct job *job, int64_t now)
+/* What pauses is looked at again when it is due; what waits for others, when they are back. */
+static bool is_due(struct jobs *jobs, const struct job *job, const struct suspect *suspect,
+                   int64_t now)
 {
-    const struct failing *failing = failing_of(jobs, job);
+    int64_t due;
 
-    return failing && failing->deadly && now - failing->died <= failing_for;
+    if (!suspect && job->tries == 0)
+        return true;
+    due = patience_due(suspect, job->not_before, job->failed, job->deadline);
+    if (due > now && due < jobs->wake)
+        jobs->wake = due;
+    return due <= now;
 }
 
-static struct job *first_alive(struct jobs *jobs, struct job_queue *queue, int64_t now)
+static struct job *probe_of(struct jobs *jobs, struct job *first, const struct suspect *suspect,
+                            int64_t now)
+{
+    struct job *best = first;
+
+    for (struct job *job = first; job; job = TAILQ_NEXT(job, link))
+        if (job->subject == first->subject && job->tries < best->tries && job->deadline > now &&
+            is_due(jobs, job, suspect, now))
+            best = job;
+    return best;
+}
+
+static struct job *first_of(struct jobs *jobs, struct job_queue *queue, unsigned threads,
+                            int64_t now)
 {
     struct job *job;
 
-    TAILQ_FOREACH (job, queue, link)
-        if (job->deadline > now && !jobs_deadly(jobs, job, now))
+    TAILQ_FOREACH (job, queue, link) {
+        const struct suspect *suspect = patience_find(&jobs->patience, job->subject);
+
+        if (job->deadline <= now || !is_due(jobs, job, suspect, now))
+            continue;
+        if (!suspect)
             return job;
+        if (patience_admits(&jobs->patience, suspect, threads))
+            return probe_of(jobs, job, suspect, now);
+    }
     return NULL;
-}
-
-/* Scans and the like take too long to keep all others waiting. */
-static bool is_suspect(struct jobs *jobs, const struct job *job)
-{
-    const struct failing *failing = failing_of(jobs, job);
-
-    return (job->deaths >= JOB_DEATHS_MAX - 1 || job->failures > 0 ||
-            (failing && (failing->deaths > 0 || !failing->hopeless))) &&
-           !operations[job->op].slow;
 }
 
 struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
@@ -148,22 +216,22 @@ struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now)
     unsigned slow_max = threads > 1 ? threads / 2 : 1;
     struct job *job = NULL;
 
-    if (jobs->sent >= 2 * threads || jobs->alone > 0)
+    jobs->wake = CLOCK_NEVER;
+    if (jobs->sent >= 2 * threads)
         return NULL;
+    count_out(jobs);
     if (jobs->slow_sent < slow_max)
-        job = first_alive(jobs, &jobs->slow, now);
-    if (!job)
-        job = first_alive(jobs, &jobs->quick, now);
-    return job && is_suspect(jobs, job) && jobs->sent > jobs->slow_sent ? NULL : job;
+        job = first_of(jobs, &jobs->slow, threads, now);
+    return job ? job : first_of(jobs, &jobs->quick, threads, now);
 }
 
-void jobs_sent(struct jobs *jobs, struct job *job)
+void jobs_sent(struct jobs *jobs, struct job *job, int64_t now)
 {
     TAILQ_REMOVE(queue_of(jobs, job), job, link);
+    TAILQ_INSERT_TAIL(&jobs->at_worker, job, link);
     job->state = JOB_SENT;
-    job->alone = is_suspect(jobs, job);
+    job->sent = now;
     jobs->sent++;
-    jobs->alone += job->alone;
     if (operations[job->op].slow)
         jobs->slow_sent++;
 }
@@ -175,9 +243,8 @@ static void take_out(struct jobs *jobs, struct job *job)
         TAILQ_REMOVE(queue_of(jobs, job), job, link);
         return;
     }
+    TAILQ_REMOVE(&jobs->at_worker, job, link);
     jobs->sent--;
-    jobs->alone -= job->alone;
-    job->alone = false;
     if (operations[job->op].slow)
         jobs->slow_sent--;
 }
@@ -185,95 +252,102 @@ static void take_out(struct jobs *jobs, struct job *job)
 void jobs_requeue(struct jobs *jobs, struct job *job)
 {
     take_out(jobs, job);
-    if (job->failures > 0 || failing_of(jobs, job))
-        job->order = jobs->orders++;
     enqueue(jobs, job);
 }
 
-/* A free place has been one since 0. */
-static struct failing *oldest_failing(struct jobs *jobs)
-{
-    struct failing *oldest = &jobs->failing[0];
+/* ---- what became of them ---- */
 
-    for (size_t i = 1; i < FAILINGS_MAX; i++)
-        if (jobs->failing[i].since < oldest->since)
-            oldest = &jobs->failing[i];
-    return oldest;
+void jobs_did_well(struct jobs *jobs, const struct job *job, int64_t now)
+{
+    if (job->op != HSM_PING) /* a token that answers need not sign */
+        patience_well(&jobs->patience, job->subject, now);
 }
 
-static void move_behind(struct jobs *jobs, const struct job *failed)
+static void expire(struct jobs *jobs, struct job *probe, int64_t now)
 {
-    struct job_queue *queue = queue_of(jobs, failed);
-    struct job *job = TAILQ_FIRST(queue);
-    uint64_t end = jobs->orders;
-    struct job *next;
+    const struct suspect *suspect = patience_find(&jobs->patience, probe->subject);
+    struct job *job;
 
-    for (; job && job->order < end; job = next) {
-        next = TAILQ_NEXT(job, link);
-        if (job->subject != failed->subject)
-            continue;
-        TAILQ_REMOVE(queue, job, link);
-        job->order = jobs->orders++;
-        TAILQ_INSERT_TAIL(queue, job, link);
+    if (!suspect || !patience_is_over(&jobs->patience, suspect, now))
+        return;
+    probe->deadline = now;
+    TAILQ_FOREACH (job, queue_of(jobs, probe), link)
+        if (job->subject == probe->subject && job->added <= probe->sent)
+            job->deadline = now;
+}
+
+int64_t jobs_due(struct jobs *jobs, const struct job *job)
+{
+    return patience_due(patience_find(&jobs->patience, job->subject), job->not_before, job->failed,
+                        job->deadline);
+}
+
+void jobs_failed(struct jobs *jobs, struct job *job, const struct fault *fault, int64_t now)
+{
+    job->tries++;
+    job->failed = now;
+    job->not_before = now + patience_pause(job->tries);
+    patience_fault(&jobs->patience, job->subject, job->sent, fault, now);
+    expire(jobs, job, now);
+}
+
+void jobs_died(struct jobs *jobs, struct job *const *executing, size_t count, int64_t now)
+{
+    uint64_t subjects[HSM_SESSIONS_MAX] = {0};
+    const struct suspect *suspect;
+    size_t blamed = 0;
+
+    for (size_t i = 0; i < count && blamed < HSM_SESSIONS_MAX; i++)
+        if (operations[executing[i]->op].repeat) /* what is not asked again does no harm again */
+            subjects[blamed++] = executing[i]->subject;
+    patience_death(&jobs->patience, subjects, blamed, now);
+    for (size_t i = 0; i < count; i++) {
+        suspect = patience_find(&jobs->patience, executing[i]->subject);
+        if (suspect && suspect->struck == now) {
+            executing[i]->tries++;
+            expire(jobs, executing[i], now);
+        }
     }
 }
 
-static struct failing *remember(struct jobs *jobs, const struct job *job, uint64_t successes,
-                                int64_t now)
+void jobs_hung(struct jobs *jobs, struct job *job, int64_t now)
 {
-    struct failing *failing = failing_of(jobs, job);
-
-    if (!failing || now - failing->since > failing_for) {
-        failing = failing ? failing : oldest_failing(jobs);
-        *failing =
-            (struct failing){.subject = job->subject, .successes_seen = successes, .since = now};
-    }
-    move_behind(jobs, job);
-    return failing;
+    job->tries++;
+    patience_hang(&jobs->patience, job->subject, now);
+    expire(jobs, job, now);
 }
 
-const struct failing *jobs_failed(struct jobs *jobs, struct job *job, uint64_t successes,
-                                  int64_t now)
+/* Of an internal error without a code of the token's, the token did something wrong that it may do
+ * right the next time: a signature that does not verify, or of a wrong length. */
+bool jobs_may_pass(const struct job *job, const struct fault *fault)
 {
-    struct failing *failing = remember(jobs, job, successes, now);
-
-    if (job->failures++ == 0)
-        job->successes_seen = successes;
-    failing->failures++;
-    failing->hopeless =
-        failing->failures >= JOB_FAILURES_MAX && successes != failing->successes_seen;
-    return failing;
+    if (!operations[job->op].repeat || job->op == HSM_PING)
+        return false;
+    if (job->op != HSM_SIGN)
+        return fault->code == FAULT_UNAVAILABLE;
+    return fault->code == FAULT_UNAVAILABLE || fault->code == FAULT_NOT_FOUND ||
+           fault->code == FAULT_RESOURCE_EXHAUSTED ||
+           (fault->code == FAULT_INTERNAL && fault->ckr == 0);
 }
 
-/* What cannot be repeated is not asked for again. */
-void jobs_died(struct jobs *jobs, struct job *job, uint64_t successes, int64_t now)
+bool jobs_is_hopeless(struct jobs *jobs, const struct job *job, bool one_caller)
 {
-    struct failing *failing;
+    const struct suspect *suspect = patience_find(&jobs->patience, job->subject);
 
-    job->deaths++;
-    if (!operations[job->op].repeat)
-        return;
-    failing = remember(jobs, job, successes, now);
-    if (failing->died == now) /* with this worker, counted for another job */
-        return;
-    failing->died = now;
-    failing->deaths++;
-    failing->deadly = failing->deaths >= JOB_DEATHS_MAX && successes != failing->successes_seen;
+    if (job->tries < JOB_TRIES_MAX)
+        return false;
+    return one_caller ||
+           (operations[job->op].look && suspect && patience_alone(&jobs->patience, suspect));
 }
 
-bool jobs_hopeless(const struct job *job, uint64_t successes)
+const struct fault *jobs_reason(struct jobs *jobs, const struct job *job)
 {
-    return job->failures >= JOB_FAILURES_MAX &&
-           (successes != job->successes_seen || job->deadline == CLOCK_NEVER);
+    const struct suspect *suspect = patience_find(&jobs->patience, job->subject);
+
+    return suspect ? &suspect->reason : NULL;
 }
 
-void jobs_did_well(struct jobs *jobs, const struct job *job)
-{
-    struct failing *failing = failing_of(jobs, job);
-
-    if (failing)
-        *failing = (struct failing){.since = 0};
-}
+/* ---- the end ---- */
 
 void jobs_abandon(struct jobs *jobs, struct job *job)
 {
@@ -305,10 +379,7 @@ struct job *jobs_numbered(struct jobs *jobs, uint32_t number)
 
 struct job *jobs_at_worker(struct jobs *jobs)
 {
-    for (size_t i = 0; jobs->sent > 0 && i < SUPERVISOR_REQUESTS_MAX; i++)
-        if (jobs->table[i].state == JOB_SENT || jobs->table[i].state == JOB_ABANDONED)
-            return &jobs->table[i];
-    return NULL;
+    return TAILQ_FIRST(&jobs->at_worker);
 }
 
 struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
@@ -318,11 +389,20 @@ struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
         bool waits = job->state == JOB_QUEUED || job->state == JOB_SENT;
         bool may_be_late = job->state == JOB_QUEUED || operations[job->op].repeat;
 
-        if (waits && (any || (may_be_late && job->deadline <= now) ||
-                      (job->state == JOB_QUEUED && jobs_deadly(jobs, job, now))))
+        if (waits && (any || (may_be_late && job->deadline <= now)))
             return job;
     }
     return NULL;
+}
+
+int64_t jobs_first_deadline(const struct jobs *jobs)
+{
+    int64_t first = CLOCK_NEVER;
+
+    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++)
+        if (jobs->table[i].state == JOB_QUEUED && jobs->table[i].deadline < first)
+            first = jobs->table[i].deadline;
+    return first;
 }
 
 bool jobs_idle(const struct jobs *jobs)

@@ -1,6 +1,7 @@
 #include "plugin/worker/supervisor.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/socket.h>
@@ -28,33 +29,23 @@ void supervisor_pump(struct supervisor *s)
     while ((job = jobs_next(&s->jobs, s->info.sessions, now)) != NULL) {
         if (send(s->child.socket, job->frame, job->length, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
             return;
-        jobs_sent(&s->jobs, job);
+        jobs_sent(&s->jobs, job, now);
         s->last_activity = now;
     }
 }
 
-static void refuse(const struct supervisor_request *request, const char *why)
-{
-    struct hsm_reply reply = {0};
-
-    (void)fault_set(&reply.fault, FAULT_UNAVAILABLE, "%s", why);
-    request->done(request->context, &reply);
-}
-
 void supervisor_submit(struct supervisor *s, const struct supervisor_request *request)
 {
-    const char *why = NULL;
+    struct hsm_reply refusal = {0};
 
     supervisor_lock(s);
     if (s->abandoned)
-        why = "the plugin is shutting down";
-    else if (!jobs_add(&s->jobs, request))
-        why = "too many requests wait for the token";
-    else
+        (void)fault_set(&refusal.fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
+    else if (jobs_add(&s->jobs, request, clock_now(), &refusal.fault))
         supervisor_pump(s);
     supervisor_unlock(s);
-    if (why)
-        refuse(request, why);
+    if (refusal.fault.code != FAULT_NONE)
+        request->done(request->context, &refusal);
 }
 
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply)
@@ -80,22 +71,20 @@ void supervisor_repeat(struct supervisor *s, struct job *job)
     supervisor_lock(s);
 }
 
-static void explain_late(struct supervisor *s, const struct job *job, int64_t now,
-                         struct fault *fault)
+static void explain_late(struct supervisor *s, const struct job *job, struct fault *fault)
 {
+    const struct fault *reason = jobs_reason(&s->jobs, job);
+
     if (s->abandoned)
         (void)fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     else if (job->state == JOB_SENT)
         (void)fault_set(fault, FAULT_DEADLINE_EXCEEDED, "the token has not answered in time");
-    else if (jobs_deadly(&s->jobs, job, now))
-        (void)fault_set(fault, FAULT_UNAVAILABLE,
-                        "given up: %d PKCS#11 workers in a row ended while executing the like; "
-                        "it is not tried for 30 s",
-                        JOB_DEATHS_MAX);
-    else if (s->worker == WORKER_READY)
-        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is busy: no session became free");
-    else
+    else if (s->worker != WORKER_READY)
         (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is away: %s", s->reason.message);
+    else if (reason)
+        *fault = *reason;
+    else
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token is busy: no session became free");
 }
 
 static void answer_late(struct supervisor *s)
@@ -109,7 +98,7 @@ static void answer_late(struct supervisor *s)
         supervisor_done *done = job->done;
         void *context = job->context;
 
-        explain_late(s, job, now, &reply.fault);
+        explain_late(s, job, &reply.fault);
         jobs_abandon(&s->jobs, job);
         supervisor_unlock(s);
         done(context, &reply);
@@ -120,76 +109,51 @@ static void answer_late(struct supervisor *s)
 
 /* ---- replies ---- */
 
-/* What shows that workers are well, to a request of this operation: others of its kind, and
- * signatures, which every fresh worker delays. */
-uint64_t supervisor_signs_of_health(const struct supervisor *s, enum hsm_op op)
+/* With the mutex held: is it asked again? Not what is to be destroyed, but once if nothing was
+ * signed yet: from a token that can only be read (a SoftHSM on a read-only disk) no fresh worker
+ * comes back to sign. Nor what would be due only when its deadline is over. */
+static bool is_worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault,
+                                 int64_t now)
 {
-    return s->successes[op] + (op == HSM_SIGN ? 0 : s->successes[HSM_SIGN]);
+    if (!jobs_may_pass(job, fault) ||
+        (job->op == HSM_DESTROY && (job->tries > 0 || s->signed_once)))
+        return false;
+    jobs_failed(&s->jobs, job, fault, now);
+    if (s->options.one_caller) /* whose other requests say nothing of this one */
+        s->jobs.patience.fresh = true;
+    return !jobs_is_hopeless(&s->jobs, job, s->options.one_caller) &&
+           jobs_due(&s->jobs, job) < job->deadline;
 }
 
-/* With the mutex held. A fresh process may do better: worth another try, unless the request
- * is hopeless, or what it asks for is: a key that is broken must not cost the other keys a
- * worker or more for each request, only now and then. A key that is not found although it was
- * served gets one fresh look. What is to be destroyed gets one if nothing was signed yet: it
- * has time, and from a token that can only be read (a SoftHSM on a read-only disk) no fresh
- * worker comes back to sign. */
-static bool worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault)
+/* With the mutex held, which it gives up to call back. */
+static void settle(struct supervisor *s, struct job *job, const struct hsm_reply *reply,
+                   int64_t now)
 {
-    bool key_gone = fault->code == FAULT_NOT_FOUND && job->op == HSM_SIGN;
-    uint64_t successes = supervisor_signs_of_health(s, job->op);
-    int64_t now = clock_now();
-    const struct failing *failing;
-
-    if (!jobs_repeatable(job->op) || job->op == HSM_PING || job->deadline <= now ||
-        (fault->code != FAULT_UNAVAILABLE && !key_gone))
-        return false;
-    failing = jobs_failed(&s->jobs, job, successes, now);
-    if (key_gone)
-        return failing->failures == 1;
-    if (job->op == HSM_DESTROY)
-        return job->failures == 1 && s->successes[HSM_SIGN] == 0;
-    if (s->options.one_caller && job->failures >= JOB_FAILURES_MAX)
-        return false;
-    return !failing->hopeless && !jobs_hopeless(job, successes);
-}
-
-/* With the mutex held, which it gives up to call back. True: a fresh worker is wanted. */
-static bool settle(struct supervisor *s, struct job *job, const struct hsm_reply *reply)
-{
+    if (reply->fault.code == FAULT_NONE) {
+        jobs_did_well(&s->jobs, job, now);
+        s->signed_once = s->signed_once || job->op == HSM_SIGN;
+        s->starts.fruitless = 0;
+    }
     if (job->state == JOB_ABANDONED) {
         jobs_release(&s->jobs, job);
-    } else if (worth_another_try(s, job, &reply->fault)) {
+    } else if (is_worth_another_try(s, job, &reply->fault, now)) {
         (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "%s", reply->fault.message);
-        s->explained = true;
         supervisor_repeat(s, job);
-        return true;
     } else {
         supervisor_finish(s, job, reply);
     }
-    return false;
 }
 
 static void take_reply(struct supervisor *s, const struct frame *frame)
 {
-    bool fresh = false;
     struct job *job;
 
     supervisor_lock(s);
     job = jobs_numbered(&s->jobs, frame->number);
-    if (frame->reply.fault.code == FAULT_NONE) {
-        if (job) {
-            s->successes[job->op]++;
-            jobs_did_well(&s->jobs, job);
-        }
-        s->failures = 0;
-    }
     if (job)
-        fresh = settle(s, job, &frame->reply);
-    if (!fresh)
-        supervisor_pump(s);
+        settle(s, job, &frame->reply, clock_now());
+    supervisor_pump(s);
     supervisor_unlock(s);
-    if (fresh)
-        supervisor_worker_leave(s, CLOCK_NEVER);
 }
 
 static void take_item(struct supervisor *s, const struct frame *frame)
@@ -221,6 +185,36 @@ static void take_frame(struct supervisor *s, const struct frame *frame)
         take_item(s, frame);
 }
 
+/* ns until a job that pauses is due; CLOCK_NEVER: none does. */
+static int64_t pausing(struct supervisor *s)
+{
+    int64_t wake;
+
+    supervisor_lock(s);
+    wake = s->jobs.wake;
+    supervisor_unlock(s);
+    return wake == CLOCK_NEVER ? wake : wake - clock_now();
+}
+
+/* recv() by itself waits for a tick, which may be too long for what pauses. */
+static bool has_come(struct supervisor *s)
+{
+    struct pollfd come = {.fd = s->child.socket, .events = POLLIN};
+    int64_t left = pausing(s);
+
+    if (left >= SUPERVISOR_TICK_MS * CLOCK_MILLISECOND)
+        return true;
+    return poll(&come, 1, left > 0 ? (int)(left / CLOCK_MILLISECOND) + 1 : 0) > 0;
+}
+
+static void resume(struct supervisor *s)
+{
+    supervisor_lock(s);
+    if (s->jobs.wake <= clock_now())
+        supervisor_pump(s);
+    supervisor_unlock(s);
+}
+
 static void receive(struct supervisor *s)
 {
     uint8_t bytes[FRAME_MAX];
@@ -233,65 +227,74 @@ static void receive(struct supervisor *s)
         return;
     s->heard = clock_now();
     if (got <= 0) {
-        supervisor_worker_leave(s, 0);
+        supervisor_worker_leave(s, LEAVING_DIED);
     } else if (frame_decode(bytes, (size_t)got, &frame, &fault) == 0) {
         take_frame(s, &frame);
     } else {
         supervisor_worker_refused(s, &fault);
-        supervisor_worker_leave(s, 0);
+        supervisor_worker_leave(s, LEAVING_DIED);
         child_kill(&s->child);
     }
 }
 
 /* ---- the clock ---- */
 
+int64_t supervisor_limit(const struct supervisor *s, enum hsm_op op)
+{
+    return op == HSM_GENERATE || op == HSM_SCAN ? s->options.generate_limit
+                                                : s->options.operation_limit;
+}
+
 /* A job that is not known any more has been answered: the thread is about to say so. */
 static int64_t execution_limit(struct supervisor *s, uint32_t number)
 {
     const struct job *job = jobs_numbered(&s->jobs, number);
 
-    if (!job)
-        return CLOCK_NEVER;
-    if (job->op == HSM_GENERATE || job->op == HSM_SCAN)
-        return s->options.generate_limit;
-    return s->options.operation_limit;
+    return job ? supervisor_limit(s, job->op) : CLOCK_NEVER;
 }
 
-/* A token that was open before should open as fast as it does anything else; each further
- * try may take longer, so that a slow one is not kept from opening for ever. */
+static int64_t latest(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* The first opening has what is left of startup_wait. A token that was open before should open as
+ * fast as it does anything else, or as it did then; each further try may take longer, so that a
+ * slow one is not kept from opening for ever. */
 static int64_t opening_limit(const struct supervisor *s)
 {
     int64_t limit = s->options.operation_limit;
 
     if (s->info.sessions == 0)
-        return open_limit;
-    for (unsigned i = 0; i < s->failures && limit < open_limit; i++)
+        return latest(open_limit, s->begun + s->options.startup_wait - s->since);
+    for (unsigned i = 0; i < s->starts.fruitless && limit < open_limit; i++)
         limit *= 2;
-    return limit < open_limit ? limit : open_limit;
+    return latest(limit < open_limit ? limit : open_limit, 2 * s->first_took);
 }
 
 /* With the mutex held: has a worker that executes nothing left lying what it was sent? It was
  * stopped, or has no threads any more. */
 static bool is_deaf(const struct supervisor *s, int64_t now)
 {
-    int64_t latest = s->heard > s->last_activity ? s->heard : s->last_activity;
+    int64_t since = latest(latest(s->heard, s->last_activity), s->forgiven);
 
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++)
         if (atomic_load(&s->child.page->slots[i].number) != 0)
             return false;
-    return s->jobs.sent > 0 && now - latest > s->options.operation_limit;
+    return s->jobs.sent > 0 && now - since > s->options.operation_limit;
 }
 
 static bool overdue(struct supervisor *s, int64_t now)
 {
-    bool overdue = s->worker == WORKER_OPENING && now - s->since > opening_limit(s);
+    bool overdue =
+        s->worker == WORKER_OPENING && now - latest(s->since, s->forgiven) > opening_limit(s);
 
     supervisor_lock(s);
     overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
     for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {
         struct frame_slot *slot = &s->child.page->slots[i];
         uint32_t number = atomic_load(&slot->number);
-        int64_t started = atomic_load(&slot->started);
+        int64_t started = latest(atomic_load(&slot->started), s->forgiven);
 
         /* read again: the thread may have gone on to its next request in between */
         if (number != 0 && started < now - execution_limit(s, number) &&
@@ -310,7 +313,7 @@ static void end_overdue(struct supervisor *s, int64_t now)
         return;
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "the PKCS#11 module hangs; its worker was ended");
     supervisor_worker_refused(s, &fault);
-    supervisor_worker_leave(s, s->options.operation_limit);
+    supervisor_worker_leave(s, LEAVING_HUNG);
     child_kill(&s->child);
 }
 
@@ -347,12 +350,35 @@ static void keep_alive(struct supervisor *s, int64_t now)
         supervisor_submit(s, &request);
 }
 
+/* Another worker may do better than this one, and may be started. */
+static void replace(struct supervisor *s)
+{
+    if (s->worker != WORKER_READY || !s->jobs.patience.fresh ||
+        supervisor_next_start(s) > clock_now())
+        return;
+    s->explained = true;
+    supervisor_worker_leave(s, LEAVING_REPLACED);
+}
+
+/* Who stood still cannot tell whether the worker did (a paused machine, a frozen cgroup): its
+ * limits begin anew. Deadlines do not, they are the callers'. */
+static void forgive(struct supervisor *s, int64_t now)
+{
+    int64_t late = now - s->last_tick - SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;
+
+    if (s->last_tick == 0 || late <= CLOCK_SECOND)
+        return;
+    s->forgiven = now;
+    s->leave_until += late;
+}
+
 static void tick(struct supervisor *s)
 {
     int64_t now = clock_now();
 
     if (now - s->last_tick < SUPERVISOR_TICK_MS * CLOCK_MILLISECOND)
         return;
+    forgive(s, now);
     s->last_tick = now;
     if (s->worker != WORKER_NONE)
         child_log_stderr(&s->child);
@@ -379,7 +405,7 @@ static bool wanted(struct supervisor *s)
     if (!s->retired || !idle)
         return true;
     if (s->worker == WORKER_OPENING || s->worker == WORKER_READY)
-        supervisor_worker_leave(s, CLOCK_NEVER);
+        supervisor_worker_leave(s, LEAVING_REPLACED);
     return s->worker != WORKER_NONE;
 }
 
@@ -402,10 +428,12 @@ static void *supervise(void *context)
     bool retired;
 
     while (wanted(s)) {
-        if (s->worker == WORKER_OPENING || s->worker == WORKER_READY)
-            receive(s);
-        else
+        if (s->worker != WORKER_OPENING && s->worker != WORKER_READY)
             supervisor_worker_step(s);
+        else if (has_come(s))
+            receive(s);
+        resume(s);
+        replace(s);
         tick(s);
     }
     while (s->left_behind.pid > 0 && !s->abandoned)
@@ -431,6 +459,7 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
     if (!s)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     s->options = *options;
+    s->begun = clock_now();
     (void)pthread_mutex_init(&s->mutex, NULL);
     condition_open(&s->changed);
     jobs_open(&s->jobs);

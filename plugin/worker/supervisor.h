@@ -1,8 +1,8 @@
 /* Requests to the token, through a worker process that may die at any time.
  *
  * A request goes in with a deadline and a callback; the callback comes exactly once.
- * In between the worker may crash, hang or lose its token: it is replaced (at once the
- * first time, then with growing pauses), and what was in flight is asked again where
+ * In between the worker may crash, hang or lose its token: it is replaced (at once, but not
+ * more often than three times and then once a second), and what was in flight is asked again where
  * asking twice does no harm. HSM_GENERATE is the exception: it is answered with
  * FAULT_ABORTED, and who asked looks for the label. A scan starts over, told by an item
  * callback with NULL.
@@ -12,11 +12,16 @@
  * on that thread (or, when a request is refused at once, inside supervisor_submit),
  * with no lock held; they must not block and may submit again.
  *
- * Deadlines: a request whose deadline passes is answered with the reason the token is
- * away, if it is. How long the worker may execute one request is another matter,
- * counted from the start of its execution (operation_limit, generate_limit); past
- * that, the worker is ended. A request that was executing at several deaths is given
- * up alone.
+ * Deadlines: a request ends by its deadline or by a definite answer, not by a count of
+ * failures. What may pass (an error of the device, a worker that died or hung) is tried again
+ * with growing pauses until then, and answered with the latest reason; patience.h has the rules.
+ * So trouble with one key slows that key down and nothing else. There are two exceptions: where
+ * others do well, a look (HSM_SCAN, HSM_PROVE, HSM_DESTROY) is answered after three failed tries,
+ * as who looks looks again; and what asks for a key that has failed for a minute waits for
+ * one try only.
+ * How long the worker may execute one request is another matter, counted from the start of
+ * its execution (operation_limit, generate_limit); past that, the worker is ended. Where this
+ * process itself stood still for more than a second, these limits begin anew.
  *
  * Calling sequence: supervisor_start, supervisor_wait, any number of submissions, then
  * supervisor_retire, which ends the caller's right to the pointer. */
@@ -40,8 +45,10 @@ struct supervisor_options {
     int64_t operation_limit;      /* ns a worker may execute one request */
     int64_t generate_limit;       /* the same for HSM_GENERATE and HSM_SCAN */
     int64_t keep_alive;           /* HSM_PING after so many idle ns; 0 = never */
-    bool one_caller;              /* nobody else's success can show that a request is hopeless:
-                                     failures alone do, and its deadline is not waited for */
+    int64_t startup_wait;         /* ns that the first opening of the token may take, counted from
+                                     supervisor_start; 60 s if that is more */
+    bool one_caller;              /* who asks waits for nothing else: a request that has failed
+                                     three times is answered before its deadline */
 
     /* Called about five times a second, on the supervisor's thread. */
     void (*tick)(void *context);
@@ -72,8 +79,8 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
 int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomic_bool *cancel,
                     struct hsm_token_info *info, struct fault *fault);
 
-/* Any thread. Refused at once (callback inside) only when 2048 requests are waiting or
- * the supervisor was abandoned: FAULT_UNAVAILABLE. */
+/* Any thread. Refused at once (callback inside) only when 2048 requests are waiting, 512 of them
+ * for one key that fails, or the supervisor was abandoned: FAULT_UNAVAILABLE. */
 void supervisor_submit(struct supervisor *supervisor, const struct supervisor_request *request);
 
 /* What the worker in place says is doubted: it is ended, once it is idle or after a moment, and

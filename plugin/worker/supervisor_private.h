@@ -16,6 +16,10 @@ enum { SUPERVISOR_TICK_MS = 200 };
 
 enum worker_state { WORKER_NONE, WORKER_OPENING, WORKER_READY, WORKER_LEAVING };
 
+/* Why a worker is to answer no more, and whom that is put down to: it ended by itself (those it
+ * was executing), it hangs (those it was executing for too long), it is in the way (nobody). */
+enum leaving { LEAVING_DIED, LEAVING_HUNG, LEAVING_REPLACED };
+
 /* The thread alone changes `worker` and `child`, and does so with the mutex held;
  * submitters read them with it held, to send. So the thread itself reads without. */
 struct supervisor {
@@ -30,7 +34,7 @@ struct supervisor {
     bool explained;             /* reason is about the latest worker */
     bool tried;                 /* a worker has said why, or died */
     struct jobs jobs;
-    uint64_t successes[HSM_PING + 1]; /* by operation */
+    bool signed_once;
     int64_t last_activity;
     atomic_bool retired;
     atomic_bool abandoned;
@@ -38,15 +42,18 @@ struct supervisor {
     bool ended;        /* the thread has */
     atomic_uint restarts;
     /* the thread's own */
-    int64_t since;      /* when `worker` took its value */
-    int64_t next_start; /* of a worker: not before this time */
+    int64_t since; /* when `worker` took its value */
+    struct starts starts;
+    int64_t begun;      /* the supervisor */
+    int64_t first_took; /* ns the first opening of the token took */
+    enum leaving why;   /* the worker leaves, or left */
     int64_t leave_until;
     int64_t last_tick;
+    int64_t forgiven; /* limits count from here: this process itself stood still until then */
     int64_t heard;    /* when something last came from the worker */
     bool pin_refused; /* to the latest worker, and what its source looked like before */
     struct file_stamp pin_stamp;
     struct child left_behind; /* pid 0 = none */
-    unsigned failures;        /* workers in a row that came to nothing */
 };
 
 static inline void supervisor_lock(struct supervisor *s)
@@ -66,18 +73,18 @@ void supervisor_pump(struct supervisor *s);
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
 void supervisor_repeat(struct supervisor *s, struct job *job);
 
-/* With the mutex held: changes as often as others do well than a request of this operation. */
-uint64_t supervisor_signs_of_health(const struct supervisor *s, enum hsm_op op);
+/* How long a worker may execute an operation, ns. */
+int64_t supervisor_limit(const struct supervisor *s, enum hsm_op op);
 
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.
- * leave: this worker is to answer no more, for which the jobs are to blame that it has
- * been executing for `blame` ns. refused: why the token is not open. reap: see whether one that
- * was left behind has ended. */
+ * next_start: when the next one may be started. refused: why the token is not open. reap: see
+ * whether one that was left behind has ended. */
 void supervisor_worker_step(struct supervisor *s);
+int64_t supervisor_next_start(struct supervisor *s);
 void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info);
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault);
-void supervisor_worker_leave(struct supervisor *s, int64_t blame);
+void supervisor_worker_leave(struct supervisor *s, enum leaving why);
 void supervisor_worker_reap(struct supervisor *s, int patience_ms);
 
 #endif

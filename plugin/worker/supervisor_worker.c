@@ -12,7 +12,6 @@
 static const int64_t leave_limit = 2 * CLOCK_SECOND;
 static const int64_t leave_limit_generating = 10 * CLOCK_SECOND;
 static const int64_t kill_limit = 3 * CLOCK_SECOND;
-static const int64_t waited_for_pause = 5 * CLOCK_SECOND;
 
 static void set_worker(struct supervisor *s, enum worker_state worker)
 {
@@ -23,7 +22,7 @@ static void set_worker(struct supervisor *s, enum worker_state worker)
 
 /* ---- the end of a worker ---- */
 
-/* How long, ns; -1 = it is not being executed. */
+/* How long, ns, not counting what is forgiven; -1 = it is not being executed. */
 static int64_t executing(const struct supervisor *s, const struct job *job, int64_t now)
 {
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++) {
@@ -31,61 +30,54 @@ static int64_t executing(const struct supervisor *s, const struct job *job, int6
         int64_t started = atomic_load(&slot->started);
 
         if (atomic_load(&slot->number) == job->number && started > 0 && started <= now)
-            return now - started;
+            return now - (started > s->forgiven ? started : s->forgiven);
     }
     return -1;
 }
 
-/* With the mutex held: counts a death for every job to blame. How long the worker may
- * take to leave: a key half written is worse than a late exit. */
-static int64_t count_deaths(struct supervisor *s, int64_t blame)
+/* With the mutex held. */
+static void blame(struct supervisor *s, enum leaving why)
 {
-    int64_t limit = leave_limit;
+    struct job *guilty[HSM_SESSIONS_MAX];
+    size_t count = 0;
+    struct job *job;
 
-    for (size_t i = 0; i < SUPERVISOR_REQUESTS_MAX; i++) {
-        struct job *job = &s->jobs.table[i];
-        bool at_worker = job->state == JOB_SENT || job->state == JOB_ABANDONED;
-        int64_t time = at_worker ? executing(s, job, s->since) : -1;
+    TAILQ_FOREACH (job, &s->jobs.at_worker, link) {
+        int64_t time = executing(s, job, s->since);
 
-        if (time >= blame)
-            jobs_died(&s->jobs, job, supervisor_signs_of_health(s, job->op), s->since);
-        if (time >= 0 && job->op == HSM_GENERATE)
-            limit = leave_limit_generating;
+        if (why == LEAVING_HUNG && time > supervisor_limit(s, job->op))
+            jobs_hung(&s->jobs, job, s->since);
+        else if (why == LEAVING_DIED && time >= 0 && count < HSM_SESSIONS_MAX)
+            guilty[count++] = job;
     }
-    return limit;
+    jobs_died(&s->jobs, guilty, count, s->since);
+}
+
+/* With the mutex held: how long the worker may take to leave. A key half written is worse than a
+ * late exit. */
+static int64_t time_to_leave(struct supervisor *s)
+{
+    const struct job *job;
+
+    TAILQ_FOREACH (job, &s->jobs.at_worker, link)
+        if (job->op == HSM_GENERATE && executing(s, job, s->since) >= 0)
+            return leave_limit_generating;
+    return leave_limit;
 }
 
 /* The jobs are seen to when it has ended, so that nothing it still does can meet its
  * successor. */
-void supervisor_worker_leave(struct supervisor *s, int64_t blame)
+void supervisor_worker_leave(struct supervisor *s, enum leaving why)
 {
     supervisor_lock(s);
     if (!s->explained)
         (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "the PKCS#11 worker ended");
     set_worker(s, WORKER_LEAVING);
-    s->leave_until = s->since + count_deaths(s, blame);
+    s->why = why;
+    blame(s, why);
+    s->leave_until = s->since + time_to_leave(s);
     child_hang_up(&s->child);
     supervisor_unlock(s);
-}
-
-/* Another start after a failed one waits 0.1 s, doubled each time up to 5 s; 1 s up to
- * 30 s where only a person can help. A quarter more or less, so that many servers on
- * one HSM do not come back in step. */
-static int64_t pause_before_start(const struct supervisor *s)
-{
-    bool definite = s->reason.code != FAULT_UNAVAILABLE;
-    int64_t pause = definite ? CLOCK_SECOND : CLOCK_SECOND / 10;
-    int64_t most = definite ? 30 * CLOCK_SECOND : 5 * CLOCK_SECOND;
-    uint16_t dice = 0;
-
-    if (s->failures == 0)
-        return 0;
-    for (unsigned i = 1; i < s->failures && pause < most; i++)
-        pause *= 2;
-    pause = pause < most ? pause : most;
-    if (getrandom(&dice, sizeof dice, 0) < 0)
-        dice = UINT16_MAX / 2;
-    return pause * 3 / 4 + pause / 2 * dice / UINT16_MAX;
 }
 
 /* With the mutex held; gives it up while it calls back. */
@@ -99,10 +91,10 @@ static void bury_job(struct supervisor *s, struct job *job)
         (void)fault_set(&reply.fault, FAULT_ABORTED,
                         "the PKCS#11 worker ended in the middle of it");
         supervisor_finish(s, job, &reply);
-    } else if (job->deaths >= JOB_DEATHS_MAX) {
-        (void)fault_set(&reply.fault, FAULT_UNAVAILABLE,
-                        "given up: %d PKCS#11 workers in a row ended while executing it",
-                        JOB_DEATHS_MAX);
+    } else if (jobs_is_hopeless(&s->jobs, job, s->options.one_caller)) {
+        const struct fault *reason = jobs_reason(&s->jobs, job);
+
+        reply.fault = reason ? *reason : s->reason;
         supervisor_finish(s, job, &reply);
     } else {
         supervisor_repeat(s, job);
@@ -130,8 +122,8 @@ static void bury(struct supervisor *s, const char *how)
     while ((job = jobs_at_worker(&s->jobs)) != NULL)
         bury_job(s, job);
     supervisor_unlock(s);
-    s->next_start = clock_now() + pause_before_start(s);
-    s->failures++;
+    if (s->why != LEAVING_REPLACED)
+        starts_ended(&s->starts, clock_now());
 }
 
 /* SIGKILL waits for a system call that a vendor's driver or a dead disk keeps in the kernel.
@@ -215,8 +207,13 @@ static void cannot_start(struct supervisor *s, const struct fault *fault)
     if (s->info.sessions > 0 && strcmp(s->reason.message, fault->message) != 0)
         log_fault(LOG_ERROR, fault, "cannot start a PKCS#11 worker", NULL);
     supervisor_worker_refused(s, fault);
-    s->failures++;
-    s->next_start = clock_now() + pause_before_start(s);
+}
+
+static unsigned throw_dice(void)
+{
+    uint16_t dice = 0;
+
+    return getrandom(&dice, sizeof dice, 0) < 0 ? UINT16_MAX / 2 : dice;
 }
 
 static void begin(struct supervisor *s)
@@ -225,6 +222,7 @@ static void begin(struct supervisor *s)
     struct fault fault;
 
     hsm_pin_stamp(&s->options.settings, &s->pin_stamp);
+    starts_begun(&s->starts, throw_dice(), clock_now());
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
         cannot_start(s, &fault);
         return;
@@ -239,32 +237,27 @@ static void begin(struct supervisor *s)
     send_open(s);
 }
 
-/* Even a reason for a person to act may pass without one: an upgrade puts the module's file
- * back. Who waits meanwhile is not made to wait for long. */
-static void hurry(struct supervisor *s)
+int64_t supervisor_next_start(struct supervisor *s)
 {
-    int64_t soon = clock_now() + waited_for_pause;
-    bool idle;
+    struct starts_wait wait;
 
     supervisor_lock(s);
-    idle = jobs_idle(&s->jobs);
+    wait = (struct starts_wait){
+        .definite = s->reason.code != FAULT_UNAVAILABLE && s->reason.code != FAULT_NONE,
+        .waiting = !jobs_idle(&s->jobs),
+        .deadline = jobs_first_deadline(&s->jobs),
+    };
     supervisor_unlock(s);
-    if (!idle && s->next_start > soon)
-        s->next_start = soon;
+    return starts_next(&s->starts, &wait);
 }
 
 static void await_start(struct supervisor *s)
 {
     const int64_t tick = SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;
-    struct timespec nap = {.tv_nsec = 0};
-    int64_t left;
+    int64_t left = supervisor_next_start(s) - clock_now();
+    struct timespec nap = {.tv_nsec = left > 0 && left < tick ? left : tick};
 
-    hurry(s);
-    left = s->next_start - clock_now();
-    nap.tv_nsec = left < tick ? left : tick;
-    if (left <= 0 && pin_is_still_wrong(s))
-        s->next_start = clock_now() + CLOCK_SECOND;
-    else if (left <= 0)
+    if (left <= 0 && !pin_is_still_wrong(s))
         begin(s);
     else
         (void)nanosleep(&nap, NULL);
@@ -272,13 +265,18 @@ static void await_start(struct supervisor *s)
 
 void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info)
 {
-    if (s->info.sessions > 0 && s->failures > 1)
+    int64_t now = clock_now();
+
+    if (s->info.sessions > 0 && s->starts.fruitless > 1)
         log_write(LOG_INFO, "token is back", "token", info->label, "serial", info->serial, NULL);
     s->pin_refused = false;
+    if (s->info.sessions == 0)
+        s->first_took = now - s->since;
     supervisor_lock(s);
     s->info = *info;
     s->reason = (struct fault){.code = FAULT_NONE};
-    s->last_activity = clock_now();
+    s->last_activity = now;
+    patience_born(&s->jobs.patience, now);
     set_worker(s, WORKER_READY);
     supervisor_pump(s);
     supervisor_unlock(s);

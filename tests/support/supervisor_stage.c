@@ -107,10 +107,15 @@ void submit(struct call *call)
 
 void ask(struct call *call, enum hsm_op op, const char *label)
 {
+    ask_within(call, op, label, PATIENCE_S * INT64_C(1000));
+}
+
+void ask_within(struct call *call, enum hsm_op op, const char *label, int64_t milliseconds)
+{
     static uint8_t serial;
 
     *call = (struct call){.request = {.op = op, .digest_length = HSM_DIGEST_MAX},
-                          .deadline = clock_now() + PATIENCE_S * CLOCK_SECOND};
+                          .deadline = clock_now() + milliseconds * CLOCK_MILLISECOND};
     (void)snprintf(call->request.key.label, sizeof call->request.key.label, "%s", label);
     memset(call->request.digest, ++serial, sizeof call->request.digest);
     submit(call);

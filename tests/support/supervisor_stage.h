@@ -71,6 +71,7 @@ int count_fds(void);
 
 /* A call with that label and a digest of its own; or submits one the test has filled in. */
 void ask(struct call *call, enum hsm_op op, const char *label);
+void ask_within(struct call *call, enum hsm_op op, const char *label, int64_t milliseconds);
 void submit(struct call *call);
 
 /* Each waits for the answer, which must be the only one. assert_done: a good one. */

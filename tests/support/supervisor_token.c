@@ -43,6 +43,9 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     atomic_fetch_add(&script->starts, 1);
     script->pid = getpid();
     switch (script->opening) {
+    case OPENS_SLOWLY:
+        (void)nanosleep(&(struct timespec){.tv_sec = 1, .tv_nsec = 500000000}, NULL);
+        break;
     case DIES:
         (void)raise(SIGKILL);
         break;
@@ -183,9 +186,13 @@ static const struct {
 
 static void act(const char *label, struct hsm_reply *reply)
 {
-    for (size_t i = 0; i < sizeof deeds / sizeof deeds[0]; i++)
-        if (strcmp(label, deeds[i].label) == 0)
+    for (size_t i = 0; i < sizeof deeds / sizeof deeds[0]; i++) {
+        size_t length = strlen(deeds[i].label);
+
+        if (strncmp(label, deeds[i].label, length) == 0 &&
+            label[length + strspn(label + length, "0123456789")] == '\0')
             deeds[i].act(reply);
+    }
 }
 
 void hsm_execute(struct hsm_token *token, const struct hsm_request *request,

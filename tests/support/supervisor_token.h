@@ -15,7 +15,8 @@
  *   tell lock         reply.items = the inode of descriptor 5
  *   tell inheritable  reply.items = how many descriptors a program started would inherit
  *
- * Every reply has the digest as its signature. Any other label does nothing more. */
+ * A label may have a digit behind it, so that it is of another key: hang1, hang2. Every reply has
+ * the digest as its signature. Any other label does nothing more. */
 #ifndef TESTS_SUPERVISOR_TOKEN_H
 #define TESTS_SUPERVISOR_TOKEN_H
 
@@ -29,7 +30,15 @@ enum { PATIENCE_S = 60 /* then a test is stuck */, ITEMS = 20 /* of every SCAN *
 #define script_variable "UNIT_SUPERVISOR_SCRIPT"
 
 /* What hsm_open() does. */
-enum opening { OPENS, DIES, NEVER_OPENS, REFUSES, PIN_IS_WRONG, ABSENT };
+enum opening {
+    OPENS,
+    OPENS_SLOWLY /* in 1.5 s */,
+    DIES,
+    NEVER_OPENS,
+    REFUSES,
+    PIN_IS_WRONG,
+    ABSENT
+};
 
 /* A page shared by the test and all its workers; zeros before each test. */
 extern struct script {

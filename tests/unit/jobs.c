@@ -36,20 +36,6 @@ static void repeated_requests_go_back_where_they_stood(void **state)
         assert_ptr_equal(send_next(jobs), job[i]);
 }
 
-static void a_request_that_failed_goes_behind_the_others(void **state)
-{
-    struct jobs *jobs = *state;
-    struct job *failed = send_one(jobs, HSM_SIGN);
-    struct job *waiting = add(jobs, HSM_SIGN);
-
-    failed->failures = 1;
-    jobs_requeue(jobs, failed);
-    assert_ptr_equal(send_next(jobs), waiting);
-    assert_null(send_next(jobs)); /* it is tried alone */
-    jobs_release(jobs, waiting);
-    assert_ptr_equal(send_next(jobs), failed);
-}
-
 static void a_request_past_its_deadline_is_passed_over(void **state)
 {
     struct jobs *jobs = *state;
@@ -103,7 +89,7 @@ static void one_session_generates_too(void **state)
 
     (void)add(jobs, HSM_GENERATE);
     assert_ptr_equal(jobs_next(jobs, 1, NOW), scan);
-    jobs_sent(jobs, scan);
+    jobs_sent(jobs, scan, NOW);
     assert_null(jobs_next(jobs, 1, NOW));
 }
 
@@ -147,7 +133,7 @@ static void numbers_go_round_without_being_zero(void **state)
         struct job *job = add(jobs, HSM_PING);
 
         assert_in_range(job->number, SUPERVISOR_REQUESTS_MAX, 2 * SUPERVISOR_REQUESTS_MAX - 1);
-        jobs_sent(jobs, job);
+        jobs_sent(jobs, job, NOW);
         assert_ptr_equal(jobs_numbered(jobs, job->number), job);
     }
 }
@@ -158,7 +144,7 @@ static void a_queued_request_is_not_found_by_number(void **state)
     struct job *job = add(jobs, HSM_SIGN);
 
     assert_null(jobs_numbered(jobs, job->number));
-    jobs_sent(jobs, job);
+    jobs_sent(jobs, job, NOW);
     assert_ptr_equal(jobs_numbered(jobs, job->number), job);
     jobs_requeue(jobs, job);
     assert_null(jobs_numbered(jobs, job->number));
@@ -172,7 +158,8 @@ static void the_frame_is_the_request_under_its_number(void **state)
     struct job *job;
 
     memset(request.digest, 7, sizeof request.digest);
-    job = jobs_add(jobs, &(struct supervisor_request){.request = &request, .deadline = 1});
+    job =
+        jobs_add(jobs, &(struct supervisor_request){.request = &request, .deadline = 1}, NOW, NULL);
     assert_non_null(job);
     assert_int_equal(frame_decode(job->frame, job->length, &frame, NULL), 0);
     assert_int_equal(frame.kind, FRAME_REQUEST);
@@ -226,7 +213,7 @@ static void late_is_what_has_not_been_answered_by_its_deadline(void **state)
     struct job *queued = add_until(jobs, HSM_SIGN, NOW + 5);
     struct job *sent = add_until(jobs, HSM_SIGN, NOW + 2);
 
-    jobs_sent(jobs, sent);
+    jobs_sent(jobs, sent, NOW);
     assert_null(jobs_late(jobs, NOW + 1, false));
     assert_ptr_equal(jobs_late(jobs, NOW + 2, false), sent);
     jobs_abandon(jobs, sent);
@@ -242,7 +229,7 @@ static void a_generation_that_was_begun_is_never_late(void **state)
     struct job *job = add_until(jobs, HSM_GENERATE, NOW + 2);
 
     assert_ptr_equal(jobs_late(jobs, NOW + 2, false), job);
-    jobs_sent(jobs, job);
+    jobs_sent(jobs, job, NOW);
     assert_null(jobs_late(jobs, NOW + 2, false));
     assert_ptr_equal(jobs_late(jobs, NOW, true), job);
 }
@@ -268,7 +255,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         BOOKS(requests_are_sent_in_the_order_they_came),
         BOOKS(repeated_requests_go_back_where_they_stood),
-        BOOKS(a_request_that_failed_goes_behind_the_others),
         BOOKS(a_request_past_its_deadline_is_passed_over),
         BOOKS(a_worker_is_sent_two_requests_a_thread),
         BOOKS(slow_operations_leave_half_of_the_threads_to_signing),

@@ -103,7 +103,57 @@ static void waiting_for_a_token_that_never_opens_can_be_called_off(void **state)
     finish();
 }
 
+/* Its operation_limit alone would end each worker before it is there. */
+static void a_library_that_came_up_slowly_gets_the_same_time_again(void **state)
+{
+    struct supervisor_options options = usual();
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 2;
+    script->opening = OPENS_SLOWLY;
+    start_with(&options);
+    await_token();
+    assert_int_equal(kill(script->pid, SIGKILL), 0);
+    assert_done_at_once();
+    assert_int_equal(script->starts, 2);
+    finish();
+}
+
 /* ---- deadlines and limits ---- */
+
+static atomic_bool freezing;
+
+static void freeze(void *context)
+{
+    (void)context;
+    if (freezing)
+        (void)nanosleep(&(struct timespec){.tv_sec = 3}, NULL);
+    freezing = false;
+}
+
+static void who_stood_still_does_not_blame_the_worker(void **state)
+{
+    struct supervisor_options options = usual();
+    struct call call;
+
+    (void)state;
+    options.operation_limit = 2 * CLOCK_SECOND;
+    options.tick = freeze;
+    start_with(&options);
+    await_token();
+    ask(&call, HSM_SIGN, "wait");
+    await_waiting(1);
+    freezing = true;
+    while (freezing)
+        nap();
+    assert_done_at_once(); /* it is awake, and has looked at the clock or is about to */
+    for (unsigned i = 0; i < 500; i++)
+        nap();
+    script->gate = true;
+    assert_done(&call);
+    assert_int_equal(supervisor_restarts(front.supervisor), 0);
+    finish();
+}
 
 static void a_late_answer_reaches_nobody(void **state)
 {
@@ -410,6 +460,8 @@ int main(int argc, char **argv)
         PLAY(an_idle_worker_is_not_taken_for_one_that_hangs),
         PLAY(an_absent_token_is_waited_for),
         PLAY(waiting_for_a_token_that_never_opens_can_be_called_off),
+        PLAY(a_library_that_came_up_slowly_gets_the_same_time_again),
+        PLAY(who_stood_still_does_not_blame_the_worker),
         PLAY(a_late_answer_reaches_nobody),
         PLAY(more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end),
         cmocka_unit_test_setup_teardown(

@@ -36,7 +36,7 @@ func hits(p *host.Plugin) (n int) {
 }
 
 func TestWorkersKilledAtRandomUnderLoadCostNoCall(t *testing.T) {
-	kills := either(100, 1000)
+	kills := either(30, 300) // one a second is what is replaced
 	faults(t, kills)
 	b := newBench(t, "")
 	p := b.Ready(t)
