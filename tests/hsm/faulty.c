@@ -104,6 +104,23 @@ static void faults_end_and_calls_are_slow_as_the_script_says(void **state)
     run(step_times);
 }
 
+static void step_percent(void)
+{
+    CK_SESSION_INFO info;
+    int failed = 0;
+
+    begin_with("C_GetSessionInfo before CKR_GENERAL_ERROR percent 30");
+    for (int i = 0; i < 1000; i++)
+        failed += p11->C_GetSessionInfo(session, &info) != CKR_OK;
+    CHECK(failed > 250 && failed < 350);
+}
+
+static void some_calls_fail_at_random(void **state)
+{
+    (void)state;
+    run(step_percent);
+}
+
 static void step_sign_again(void)
 {
     CK_OBJECT_HANDLE keys[2];
@@ -233,6 +250,7 @@ int main(void)
         cmocka_unit_test(before_means_no_effect_and_after_means_done),
         cmocka_unit_test(calls_are_counted_from_the_scripts_loading),
         cmocka_unit_test(faults_end_and_calls_are_slow_as_the_script_says),
+        cmocka_unit_test(some_calls_fail_at_random),
         cmocka_unit_test(a_failed_signature_ends_its_operation),
         cmocka_unit_test(one_call_that_hangs_leaves_the_others_alone),
         cmocka_unit_test(a_crash_ends_the_process_the_way_asked_for),

@@ -31,8 +31,9 @@ struct faulty_rule {
     bool shared;
     uint64_t first; /* of the calls that match, from 1 */
     uint64_t last;
-    uint64_t times;  /* 0 = no limit */
-    int64_t lasting; /* ns since the script was loaded, 0 = no limit */
+    uint64_t times;   /* 0 = no limit */
+    uint64_t percent; /* of the calls whose turn it is, 0 = all */
+    int64_t lasting;  /* ns since the script was loaded, 0 = no limit */
     enum faulty_action action;
     uint64_t value;
     unsigned line;

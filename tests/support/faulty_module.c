@@ -31,6 +31,7 @@
  *                                      read this script: the one that replaces a crashed
  *                                      one does not crash again
  *             for MS                   only so long after the first process loaded it
+ *             percent N                N of 100 calls, at random
  *
  *   profile NAME      all may be combined; durations are in MS, if nothing else is said
  *

@@ -219,6 +219,8 @@ static int read_limit(struct line *line, struct faulty_rule *rule, const char *w
         rule->times = 1;
     } else if (strcmp(word, "times") == 0) {
         return next_number(line, &rule->times);
+    } else if (strcmp(word, "percent") == 0) {
+        return next_number(line, &rule->percent);
     } else if (strcmp(word, "for") == 0) {
         if (next_number(line, &milliseconds) != 0)
             return -1;

@@ -256,6 +256,15 @@ static void look(void)
 
 /* ---- faults ---- */
 
+/* The same calls in every run, if they come in one order. */
+static bool is_hit(uint64_t nth, uint64_t percent)
+{
+    uint64_t dice = (nth + 1) * UINT64_C(0x9e3779b97f4a7c15);
+
+    dice = (dice ^ (dice >> 31)) * UINT64_C(0xbf58476d1ce4e5b9);
+    return percent == 0 || (dice >> 32) % 100 < percent;
+}
+
 /* Counts the call, and says whether its turn has come. */
 static bool due(const struct faulty_rule *rule, size_t i)
 {
@@ -264,6 +273,8 @@ static bool due(const struct faulty_rule *rule, size_t i)
     uint64_t nth = atomic_fetch_add(seen, 1) + 1;
 
     if (nth < rule->first || nth > rule->last)
+        return false;
+    if (!is_hit(nth, rule->percent))
         return false;
     if (rule->lasting != 0 && faulty_now() - page->loaded > rule->lasting)
         return false;
