@@ -326,7 +326,7 @@ static void renew(struct supervisor *s)
     s->renew = false;
     (void)fault_set(&fault, FAULT_UNAVAILABLE, "a fresh PKCS#11 worker is asked for its opinion");
     supervisor_worker_refused(s, &fault);
-    supervisor_worker_leave(s, CLOCK_NEVER);
+    supervisor_worker_leave(s, LEAVING_REPLACED);
 }
 
 static void ping_done(void *context, const struct hsm_reply *reply)
