@@ -315,7 +315,7 @@ static uint32_t highest(const struct record *record)
 /* Generations may run ahead of the clock. */
 static void close_place(const struct record *record, struct record_maker *maker, uint32_t now)
 {
-    maker->until = highest(record);
+    maker->until = highest(record) > 0 ? highest(record) : 1;
     if (maker->until < now)
         maker->until = now;
 }
@@ -341,7 +341,7 @@ bool record_take_place(struct record *record, const char *place, const uint8_t r
 
 void record_settle_makers(struct record *record)
 {
-    uint32_t most = highest(record);
+    uint32_t most = highest(record) > 0 ? highest(record) : 1; /* 0 would be no end */
 
     for (size_t i = 1; i < record->maker_count; i++)
         if (record->makers[i].until > most)
