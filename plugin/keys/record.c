@@ -241,15 +241,14 @@ static void forget_oldest(struct record *record, enum record_state state, size_t
 int record_put(struct record *record, const struct record_key *key)
 {
     struct record_key *there = record_find(record, &key->name);
-    const struct record_key copy = *key; /* it may be one of record->keys, which move */
 
     if (!there && reserve(record) != 0)
         return -1;
     if (!there)
         there = &record->keys[record->count++];
-    *there = copy;
-    forget_oldest(record, RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX, &copy.name);
-    forget_oldest(record, RECORD_FOUND, RECORD_FOUND_MAX, &copy.name);
+    *there = *key;
+    forget_oldest(record, RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX, &key->name);
+    forget_oldest(record, RECORD_FOUND, RECORD_FOUND_MAX, &key->name);
     return 0;
 }
 
@@ -272,14 +271,14 @@ static void retire(struct record_key *key, bool lost, int64_t ran)
 
 int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran)
 {
-    struct record_key served = *key;
+    struct record_key served = *key; /* it may be one of the record's, which move */
     struct record_key *old;
 
     if (reserve(record) != 0)
         return -1;
     old = record_served(record, served.label.key_id);
-    if (old && !same_name(&old->name, &served.name))
-        retire(old, lost, ran);
+    if (old)
+        retire(old, lost, ran); /* and is overwritten, if it is the same key again */
     served.state = RECORD_SERVED;
     served.since = 0;
     return record_put(record, &served);
