@@ -175,7 +175,7 @@ static bool is_due(struct jobs *jobs, const struct job *job, const struct suspec
 
     if (!suspect && job->tries == 0)
         return true;
-    due = patience_due(suspect, job->not_before, job->failed, job->deadline);
+    due = patience_due(&jobs->patience, suspect, job->not_before, job->failed, job->deadline);
     if (due > now && due < jobs->wake)
         jobs->wake = due;
     return due <= now;
@@ -278,8 +278,8 @@ static void expire(struct jobs *jobs, struct job *probe, int64_t now)
 
 int64_t jobs_due(struct jobs *jobs, const struct job *job)
 {
-    return patience_due(patience_find(&jobs->patience, job->subject), job->not_before, job->failed,
-                        job->deadline);
+    return patience_due(&jobs->patience, patience_find(&jobs->patience, job->subject),
+                        job->not_before, job->failed, job->deadline);
 }
 
 void jobs_failed(struct jobs *jobs, struct job *job, const struct fault *fault, int64_t now)
@@ -393,6 +393,16 @@ struct job *jobs_late(struct jobs *jobs, int64_t now, bool any)
             return job;
     }
     return NULL;
+}
+
+bool jobs_may_do_well(struct jobs *jobs)
+{
+    const struct job *job;
+
+    TAILQ_FOREACH (job, &jobs->at_worker, link)
+        if (!operations[job->op].slow && !patience_find(&jobs->patience, job->subject))
+            return true;
+    return false;
 }
 
 int64_t jobs_first_deadline(const struct jobs *jobs)

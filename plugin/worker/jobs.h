@@ -114,6 +114,9 @@ struct job *jobs_numbered(struct jobs *jobs, uint32_t number);
 struct job *jobs_at_worker(struct jobs *jobs);
 struct job *jobs_late(struct jobs *jobs, int64_t now, bool any);
 
+/* Is anybody at the worker who may yet do well by it? Not counted is what takes long. */
+bool jobs_may_do_well(struct jobs *jobs);
+
 /* The first deadline among those that wait, or CLOCK_NEVER. */
 int64_t jobs_first_deadline(const struct jobs *jobs);
 bool jobs_idle(const struct jobs *jobs);

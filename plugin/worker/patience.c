@@ -69,6 +69,20 @@ void patience_born(struct patience *patience, int64_t now)
 {
     patience->born = now;
     patience->fresh = false;
+    patience->for_one = false;
+}
+
+static void wish(struct patience *patience, bool for_one, int64_t now)
+{
+    if (!patience->fresh)
+        patience->wished = now;
+    patience->fresh = true;
+    patience->for_one = patience->for_one || for_one;
+}
+
+void patience_wish(struct patience *patience, int64_t now)
+{
+    wish(patience, true, now);
 }
 
 void patience_well(struct patience *patience, uint64_t subject, int64_t now)
@@ -76,33 +90,29 @@ void patience_well(struct patience *patience, uint64_t subject, int64_t now)
     struct suspect *suspect = patience_find(patience, subject);
 
     patience->well_at = now;
+    patience->fresh = patience->fresh && patience->for_one;
     if (suspect)
         *suspect = patience->suspects[--patience->count];
-}
-
-static bool wants_fresh(const struct patience *patience, struct suspect *suspect, int64_t now)
-{
-    int64_t failing = now - suspect->since;
-
-    if (patience->well_at <= patience->born || now - patience->well_at >= well_for)
-        return true;
-    if (failing < suspect->fresh_after)
-        return false;
-    suspect->fresh_after = failing + lesser(greater(failing, fresh_first), fresh_most);
-    return true;
 }
 
 void patience_fault(struct patience *patience, uint64_t subject, int64_t sent,
                     const struct fault *fault, int64_t now)
 {
     struct suspect *suspect = patience_find(patience, subject);
+    int64_t failing;
 
     if (!suspect || sent > suspect->struck) {
         suspect = strike(patience, subject, now);
         suspect->not_before = now + patience_pause(suspect->strikes);
         suspect->reason = *fault;
     }
-    patience->fresh = wants_fresh(patience, suspect, now) || patience->fresh;
+    failing = now - suspect->since;
+    if (patience->well_at <= patience->born || now - patience->well_at >= well_for) {
+        wish(patience, false, now);
+    } else if (failing >= suspect->fresh_after) {
+        suspect->fresh_after = failing + lesser(greater(failing, fresh_first), fresh_most);
+        wish(patience, true, now);
+    }
 }
 
 static void blame(struct patience *patience, uint64_t subject, int64_t now)
@@ -164,9 +174,11 @@ static int64_t least_pause(const struct suspect *suspect)
     return suspect && suspect->deaths > 1 ? CLOCK_SECOND : CLOCK_SECOND / 10;
 }
 
-int64_t patience_due(const struct suspect *suspect, int64_t not_before, int64_t failed,
-                     int64_t deadline)
+int64_t patience_due(const struct patience *patience, const struct suspect *suspect,
+                     int64_t not_before, int64_t failed, int64_t deadline)
 {
+    if (suspect && suspect->deaths > 0)
+        not_before = greater(not_before, patience->spare);
     if (suspect) {
         not_before = greater(not_before, suspect->not_before);
         failed = greater(failed, suspect->struck);
@@ -230,6 +242,11 @@ static int64_t pause_of(const struct starts *starts, bool definite)
     return pause * 3 / 4 + pause / 2 * starts->dice / UINT16_MAX;
 }
 
+int64_t starts_spare(const struct starts *starts)
+{
+    return starts->due - (STARTS_AT_ONCE - 1) * start_interval;
+}
+
 int64_t starts_next(const struct starts *starts, const struct starts_wait *wait)
 {
     int64_t at = starts->from + pause_of(starts, wait->definite);
@@ -238,5 +255,5 @@ int64_t starts_next(const struct starts *starts, const struct starts_wait *wait)
         at = lesser(at, starts->from + waited_for);
     if (wait->waiting && wait->deadline != CLOCK_NEVER)
         at = lesser(at, greater(wait->deadline - last_chance, starts->from));
-    return greater(at, starts->due - (STARTS_AT_ONCE - 1) * start_interval);
+    return greater(at, starts_spare(starts));
 }

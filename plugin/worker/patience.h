@@ -41,7 +41,11 @@ struct patience {
     size_t count;
     int64_t born;    /* the worker */
     int64_t well_at; /* anybody's latest success */
-    bool fresh;      /* another worker may do better than this one */
+    bool fresh;      /* another worker may do better than this one .. */
+    bool for_one;    /* .. for one key, while others do well by this one */
+    int64_t wished;  /* since when */
+    int64_t spare;   /* from then on another worker may be started: what ends them waits for it, so
+                        that others do not */
 };
 
 /* NULL: nothing is held against it. Valid until the next call that may forget one. */
@@ -51,6 +55,9 @@ struct suspect *patience_find(struct patience *patience, uint64_t subject);
 
 /* A worker has opened the token. */
 void patience_born(struct patience *patience, int64_t now);
+
+/* A fresh worker is wanted for one key. patience_fault wishes for one by itself. */
+void patience_wish(struct patience *patience, int64_t now);
 
 void patience_well(struct patience *patience, uint64_t subject, int64_t now);
 
@@ -74,8 +81,8 @@ int64_t patience_pause(unsigned faults);
 
 /* From when on a request may be sent: its own pause is over, and its subject's (NULL = none),
  * or its deadline is near and the latest failure of either is not. */
-int64_t patience_due(const struct suspect *suspect, int64_t not_before, int64_t failed,
-                     int64_t deadline);
+int64_t patience_due(const struct patience *patience, const struct suspect *suspect,
+                     int64_t not_before, int64_t failed, int64_t deadline);
 
 /* May a request of the suspect's be sent beside what is out? */
 bool patience_admits(const struct patience *patience, const struct suspect *suspect,
@@ -111,5 +118,8 @@ void starts_begun(struct starts *starts, unsigned dice, int64_t now);
 void starts_ended(struct starts *starts, int64_t now);
 
 int64_t starts_next(const struct starts *starts, const struct starts_wait *wait);
+
+/* From when on one may be started, were there no pause. */
+int64_t starts_spare(const struct starts *starts);
 
 #endif

@@ -120,7 +120,7 @@ static bool is_worth_another_try(struct supervisor *s, struct job *job, const st
         return false;
     jobs_failed(&s->jobs, job, fault, now);
     if (s->options.one_caller) /* whose other requests say nothing of this one */
-        s->jobs.patience.fresh = true;
+        patience_wish(&s->jobs.patience, now);
     return !jobs_is_hopeless(&s->jobs, job, s->options.one_caller) &&
            jobs_due(&s->jobs, job) < job->deadline;
 }
@@ -350,11 +350,24 @@ static void keep_alive(struct supervisor *s, int64_t now)
         supervisor_submit(s, &request);
 }
 
+/* With the mutex held: a signature that is being made beside one that failed is not lost. */
+static bool is_worth_waiting(struct supervisor *s, int64_t now)
+{
+    return now - s->jobs.patience.wished < CLOCK_SECOND && jobs_may_do_well(&s->jobs);
+}
+
 /* Another worker may do better than this one, and may be started. */
 static void replace(struct supervisor *s)
 {
-    if (s->worker != WORKER_READY || !s->jobs.patience.fresh ||
-        supervisor_next_start(s) > clock_now())
+    int64_t now = clock_now();
+    bool due;
+
+    if (s->worker != WORKER_READY || !s->jobs.patience.fresh)
+        return;
+    supervisor_lock(s);
+    due = !is_worth_waiting(s, now);
+    supervisor_unlock(s);
+    if (!due || supervisor_next_start(s) > now)
         return;
     s->explained = true;
     supervisor_worker_leave(s, LEAVING_REPLACED);

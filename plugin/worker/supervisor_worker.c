@@ -277,6 +277,7 @@ void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *
     s->reason = (struct fault){.code = FAULT_NONE};
     s->last_activity = now;
     patience_born(&s->jobs.patience, now);
+    s->jobs.patience.spare = starts_spare(&s->starts);
     set_worker(s, WORKER_READY);
     supervisor_pump(s);
     supervisor_unlock(s);

@@ -171,17 +171,30 @@ static void a_deadline_that_is_near_ends_the_pause(void **state)
     const struct suspect failing = {.strikes = 6, .struck = START, .not_before = START + 2000 * MS};
     struct suspect deadly = failing;
     struct suspect hanging = failing;
+    const struct patience p = {.count = 0};
 
     (void)state;
     deadly.deaths = 6;
     hanging.hangs = 6;
-    assert_int_equal(patience_due(&failing, 0, 0, CLOCK_NEVER), START + 2000 * MS);
-    assert_int_equal(patience_due(&failing, 0, 0, START + 1500 * MS), START + 600 * MS);
-    assert_int_equal(patience_due(&failing, 0, 0, START + 950 * MS), START + 100 * MS);
-    assert_int_equal(patience_due(&deadly, 0, 0, START + 950 * MS), START + 1000 * MS);
-    assert_int_equal(patience_due(&hanging, 0, 0, START + 950 * MS), START + 2000 * MS);
-    assert_int_equal(patience_due(NULL, START + 700 * MS, START, START + 1500 * MS),
+    assert_int_equal(patience_due(&p, &failing, 0, 0, CLOCK_NEVER), START + 2000 * MS);
+    assert_int_equal(patience_due(&p, &failing, 0, 0, START + 1500 * MS), START + 600 * MS);
+    assert_int_equal(patience_due(&p, &failing, 0, 0, START + 950 * MS), START + 100 * MS);
+    assert_int_equal(patience_due(&p, &deadly, 0, 0, START + 950 * MS), START + 1000 * MS);
+    assert_int_equal(patience_due(&p, &hanging, 0, 0, START + 950 * MS), START + 2000 * MS);
+    assert_int_equal(patience_due(&p, NULL, START + 700 * MS, START, START + 1500 * MS),
                      START + 600 * MS);
+}
+
+static void what_ends_workers_waits_until_one_may_be_started_in_its_place(void **state)
+{
+    const struct suspect deadly = {.strikes = 1, .deaths = 1, .struck = START, .not_before = START};
+    const struct suspect failing = {.strikes = 1, .struck = START, .not_before = START};
+    const struct patience p = {.spare = START + 800 * MS};
+
+    (void)state;
+    assert_int_equal(patience_due(&p, &deadly, 0, 0, CLOCK_NEVER), START + 800 * MS);
+    assert_int_equal(patience_due(&p, &deadly, 0, 0, START + 1200 * MS), START + 300 * MS);
+    assert_int_equal(patience_due(&p, &failing, 0, 0, CLOCK_NEVER), START);
 }
 
 /* ---- who is beside ---- */
@@ -233,6 +246,7 @@ static bool wanted_at(struct patience *p, int64_t now)
     const struct fault fault = {.code = FAULT_UNAVAILABLE};
 
     p->fresh = false;
+    p->for_one = false;
     patience_well(p, OTHER, now - 1);
     patience_fault(p, KEY, now - 1, &fault, now);
     return p->fresh;
@@ -263,6 +277,21 @@ static void a_worker_by_which_nobody_has_done_well_for_a_second_is_replaced(void
     assert_true(p.fresh);
     patience_born(&p, START + 1002 * MS);
     assert_false(p.fresh);
+}
+
+static void a_success_beside_it_makes_the_wish_void(void **state)
+{
+    struct patience p = {.count = 0};
+
+    (void)state;
+    patience_born(&p, START);
+    happen(&p, FAULT, ALONE, START + 1);
+    assert_true(p.fresh);
+    patience_well(&p, OTHER, START + 2);
+    assert_false(p.fresh);
+    patience_wish(&p, START + 3); /* for one key */
+    patience_well(&p, OTHER, START + 4);
+    assert_true(p.fresh);
 }
 
 static void a_key_is_dead_that_has_failed_for_a_minute_while_others_do_well(void **state)
@@ -353,11 +382,13 @@ int main(void)
         cmocka_unit_test(what_was_out_already_when_it_failed_says_nothing_new),
         cmocka_unit_test(a_subject_that_stands_there_twice_is_struck_once),
         cmocka_unit_test(a_deadline_that_is_near_ends_the_pause),
+        cmocka_unit_test(what_ends_workers_waits_until_one_may_be_started_in_its_place),
         cmocka_unit_test(a_suspect_is_probed_by_one_request_at_a_time),
         cmocka_unit_test(hanging_ones_get_half_of_the_threads_and_of_one_thread_that_one),
         cmocka_unit_test(who_failed_longest_ago_is_forgotten_when_there_are_too_many),
         cmocka_unit_test(a_key_that_fails_alone_gets_a_fresh_worker_less_and_less_often),
         cmocka_unit_test(a_worker_by_which_nobody_has_done_well_for_a_second_is_replaced),
+        cmocka_unit_test(a_success_beside_it_makes_the_wish_void),
         cmocka_unit_test(a_key_is_dead_that_has_failed_for_a_minute_while_others_do_well),
         cmocka_unit_test(workers_are_started_three_at_once_and_then_one_a_second),
         cmocka_unit_test(a_start_waits_longer_after_each_that_came_to_nothing),

@@ -233,11 +233,11 @@ static void a_call_is_not_answered_before_its_deadline(void **state)
     start_hasty();
     script->faults_left = ENOUGH;
     ask_within(&call, HSM_SIGN, "fail", 3000);
-    while (clock_now() < call.deadline - 200 * CLOCK_MILLISECOND) {
+    while (answers_of(&call) == 0) {
         assert_done_at_once();
-        assert_int_equal(answers_of(&call), 0);
         nap();
     }
+    assert_true(clock_now() > call.deadline - 200 * CLOCK_MILLISECOND);
     assert_fails(&call, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
     finish_within_bounds();
 }
