@@ -267,10 +267,12 @@ void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1])
 struct search {
     struct module *module;
     P11KitUri *uri;
-    bool empty_slots; /* those are looked into that are said to be empty */
+    bool empty_slots;   /* those are looked into that are said to be empty */
+    const char *serial; /* of the token that was open before */
     uint32_t found;
+    uint32_t known; /* those of them that have this serial number */
     uint32_t uninitialized;
-    struct module_token *token; /* the first one found */
+    struct module_token *token; /* the first one found, and rather one that is known */
     struct module_token *raw;   /* the first one that says it is not initialized */
     char matching[SEEN_MAX];
     char uninitialized_ones[SEEN_MAX];
@@ -311,6 +313,19 @@ static void take(const struct search *search, CK_SLOT_ID slot, const CK_TOKEN_IN
     token->empty_slot = search->empty_slots;
 }
 
+static void take_found(struct search *search, CK_SLOT_ID slot, const CK_TOKEN_INFO *info)
+{
+    char serial[sizeof info->serialNumber + 1];
+    bool known;
+
+    module_text(info->serialNumber, sizeof info->serialNumber, serial);
+    known = search->serial[0] != '\0' && strcmp(serial, search->serial) == 0;
+    if (search->found == 0 || (known && search->known == 0))
+        take(search, slot, info, search->token);
+    search->found++;
+    search->known += known;
+}
+
 /* A dead slot says nothing about the others. */
 static void probe_slot(struct search *search, CK_SLOT_ID slot)
 {
@@ -325,8 +340,7 @@ static void probe_slot(struct search *search, CK_SLOT_ID slot)
             note_token(search->others, &info, slot);
     } else if (ready) {
         note_token(search->matching, &info, slot);
-        if (search->found++ == 0)
-            take(search, slot, &info, search->token);
+        take_found(search, slot, &info);
     } else {
         note_token(search->uninitialized_ones, &info, slot);
         if (search->uninitialized++ == 0)
@@ -370,7 +384,8 @@ static int judge_found(const struct search *search, struct fault *fault)
     OWNED(scope_free) char *text = uri_printable(search->uri);
     const char *uri = text ? text : "the URI";
 
-    if (search->found == 1 || (search->found == 0 && search->uninitialized == 1))
+    if (search->found == 1 || search->known == 1 ||
+        (search->found == 0 && search->uninitialized == 1))
         return 0;
     if (search->found > 1)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
@@ -385,15 +400,16 @@ static int judge_found(const struct search *search, struct fault *fault)
                      search->others[0] != '\0' ? search->others : "none");
 }
 
-int module_find_token(struct module *module, const char *uri, struct module_token *token,
-                      struct fault *fault)
+int module_find_token(struct module *module, const struct hsm_settings *settings,
+                      struct module_token *token, struct fault *fault)
 {
     OWNED(uri_free) P11KitUri *parsed = NULL;
     struct module_token found = {.slot = 0};
     struct module_token raw = {.slot = 0};
-    struct search search = {.module = module, .token = &found, .raw = &raw};
+    struct search search = {
+        .module = module, .serial = settings->serial, .token = &found, .raw = &raw};
 
-    if (uri_parse(uri, &parsed, found.pin_source, fault) != 0)
+    if (uri_parse(settings->token, &parsed, found.pin_source, fault) != 0)
         return -1;
     search.uri = parsed;
     if (probe_all(&search, fault) != 0 || judge_found(&search, fault) != 0)

@@ -40,11 +40,12 @@ void module_close(struct module *module);
 /* CK_INFO's libraryDescription, "" if the module does not say. */
 void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1]);
 
-/* The one token that `uri` (RFC 7512) names. One that says it is not initialized counts where no
- * other fits: opening it will tell. FAULT_UNAVAILABLE: none is there; FAULT_FAILED_PRECONDITION:
- * several are, or the URI is none, or holds the PIN itself. */
-int module_find_token(struct module *module, const char *uri, struct module_token *token,
-                      struct fault *fault);
+/* The one token that the setting "token" names, or of several the one of the setting's serial
+ * number. One that says it is not initialized counts where no other fits: opening it will tell.
+ * FAULT_UNAVAILABLE: none is there; FAULT_FAILED_PRECONDITION: several are, or the URI is none, or
+ * holds the PIN itself. */
+int module_find_token(struct module *module, const struct hsm_settings *settings,
+                      struct module_token *token, struct fault *fault);
 
 /* C_GetTokenInfo, with texts as PKCS#11 wants them. */
 CK_RV module_token_info(struct module *module, CK_SLOT_ID slot, CK_TOKEN_INFO *info);

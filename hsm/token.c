@@ -264,7 +264,7 @@ static int open_pool(struct hsm_token *token, const struct hsm_settings *setting
     const struct quirk *quirk;
     struct module_token found;
 
-    if (module_find_token(&token->module, settings->token, &found, fault) != 0)
+    if (module_find_token(&token->module, settings, &found, fault) != 0)
         return -1;
     if (session_pool_open(&token->pool, &token->module, &found, settings, fault) != 0)
         return explain_opening(&found, fault);

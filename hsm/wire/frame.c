@@ -240,6 +240,7 @@ static void put_open(struct writer *w, const struct frame *frame)
     put_text(w, settings->module, sizeof settings->module);
     put_text(w, settings->module_args, sizeof settings->module_args);
     put_text(w, settings->token, sizeof settings->token);
+    put_text(w, settings->serial, sizeof settings->serial);
     put_number(w, 1, (uint64_t)settings->pin_kind);
     put_text(w, settings->pin_text, sizeof settings->pin_text);
     put_text(w, settings->latch, sizeof settings->latch);
@@ -256,6 +257,7 @@ static void get_open(struct reader *r, struct frame *frame)
     get_text(r, settings->module, sizeof settings->module, "module");
     get_text(r, settings->module_args, sizeof settings->module_args, "module's arguments");
     get_text(r, settings->token, sizeof settings->token, "token");
+    get_text(r, settings->serial, sizeof settings->serial, "serial");
     settings->pin_kind = get_small(r, HSM_PIN_NONE, HSM_PIN_INLINE, "kind of PIN");
     get_text(r, settings->pin_text, sizeof settings->pin_text, "PIN source");
     get_text(r, settings->latch, sizeof settings->latch, "PIN latch");

@@ -76,6 +76,9 @@ struct hsm_settings {
     char module[HSM_PATH_MAX];      /* absolute path, or a file name in p11-kit's module folder */
     char module_args[HSM_ARGS_MAX]; /* for C_Initialize, "" = none */
     char token[HSM_URI_MAX];        /* RFC 7512 URI that must match exactly one token */
+    /* Of the token that was open before, "" = none: where several match, it is that one. A token
+     * that matches alone may have another (a group of HSMs changes its serial number). */
+    char serial[HSM_TOKEN_SERIAL_MAX + 1];
     enum hsm_pin_kind pin_kind;
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
     char latch[HSM_PATH_MAX];    /* file that remembers a refused PIN, "" = memory only */

@@ -272,6 +272,8 @@ void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *
     s->pin_refused = false;
     if (s->info.sessions == 0)
         s->first_took = now - s->since;
+    (void)snprintf(s->options.settings.serial, sizeof s->options.settings.serial, "%s",
+                   info->serial);
     supervisor_lock(s);
     s->info = *info;
     s->reason = (struct fault){.code = FAULT_NONE};

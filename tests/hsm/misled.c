@@ -406,7 +406,7 @@ static void a_module_for_one_thread_at_a_time_is_given_one_session(void **state)
     struct fault fault;
 
     (void)state;
-    assert_int_equal(module_find_token(&token->module, settings.token, &found, &fault), 0);
+    assert_int_equal(module_find_token(&token->module, &settings, &found, &fault), 0);
     assert_int_equal(session_pool_open(&pool, &token->module, &found, &settings, &fault), 0);
     assert_int_equal(pool.limit, settings.sessions);
     session_pool_close(&pool);

@@ -88,6 +88,36 @@ static void several_tokens_that_match_are_ambiguous(void **state)
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
 }
 
+static void of_several_the_one_that_was_open_before_is_opened(void **state)
+{
+    struct hsm_settings settings = room_good();
+    struct hsm_token *token = NULL;
+    struct hsm_token_info before;
+    struct hsm_token_info info;
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(hsm_open(&settings, &token, &before, &fault), 0);
+    hsm_close(token);
+    softhsm_token("spire");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
+    (void)snprintf(settings.serial, sizeof settings.serial, "%s", before.serial);
+    assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
+    assert_string_equal(info.serial, before.serial);
+    hsm_close(token);
+    (void)strcpy(settings.serial, "another");
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "names 2 tokens");
+}
+
+static void a_token_that_fits_alone_may_have_another_serial_number_than_before(void **state)
+{
+    struct hsm_settings settings = room_good();
+
+    (void)state;
+    (void)strcpy(settings.serial, "another");
+    room_opens(&settings);
+}
+
 static void token_is_found_by_serial_number_and_by_slot(void **state)
 {
     struct hsm_settings settings = room_good();
@@ -409,6 +439,8 @@ int main(void)
         TEST(every_request_is_checked_before_the_token_is_asked),
         TEST(token_that_is_not_there_is_named_with_those_that_are),
         TEST(several_tokens_that_match_are_ambiguous),
+        TEST(of_several_the_one_that_was_open_before_is_opened),
+        TEST(a_token_that_fits_alone_may_have_another_serial_number_than_before),
         TEST(token_is_found_by_serial_number_and_by_slot),
         TEST(uninitialized_token_is_called_that),
         TEST(bad_uri_is_refused_and_a_pin_in_it_never_repeated),

@@ -45,6 +45,7 @@ static const struct frame *usual_open(void)
     (void)strcpy(frame->settings.module, "/usr/lib/softhsm/libsofthsm2.so");
     (void)strcpy(frame->settings.module_args, "configdir='sql:/nss'");
     (void)strcpy(frame->settings.token, "pkcs11:token=spire;serial=0123456789abcdef");
+    (void)strcpy(frame->settings.serial, "0123456789abcdef");
     frame->settings.pin_kind = HSM_PIN_FILE;
     (void)strcpy(frame->settings.pin_text, "/etc/spire/pin");
     (void)strcpy(frame->settings.latch, "/var/lib/spire/identity.pin");
@@ -62,6 +63,7 @@ static const struct frame *longest_open(void)
     fill_text(settings->module, sizeof settings->module - 1);
     fill_text(settings->module_args, sizeof settings->module_args - 1);
     fill_text(settings->token, sizeof settings->token - 1);
+    fill_text(settings->serial, sizeof settings->serial - 1);
     settings->pin_kind = HSM_PIN_INLINE;
     fill_text(settings->pin_text, sizeof settings->pin_text - 1);
     fill_text(settings->latch, sizeof settings->latch - 1);
