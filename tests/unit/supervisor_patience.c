@@ -66,15 +66,21 @@ static double milliseconds_of(int64_t nanoseconds)
     return (double)nanoseconds / 1e6;
 }
 
+/* The first to be told of is what the others are compared with: nothing is beside it. */
 static void tell(const char *beside, struct latencies *latencies)
 {
+    static double alone;
     const int64_t *took = latencies->took;
     size_t count = latencies->count;
+    double p99;
 
     qsort(latencies->took, count, sizeof latencies->took[0], by_length);
-    print_message("healthy key beside %s: %zu calls, p50 %.2f ms, p99 %.2f ms, worst %.0f ms\n",
-                  beside, count, milliseconds_of(took[count / 2]),
-                  milliseconds_of(took[count * 99 / 100]), milliseconds_of(took[count - 1]));
+    p99 = milliseconds_of(took[count * 99 / 100]);
+    alone = alone > 0 ? alone : p99;
+    print_message("healthy key beside %s: %zu calls, p50 %.2f ms, p99 %.2f ms (%.1f x alone), "
+                  "worst %.0f ms\n",
+                  beside, count, milliseconds_of(took[count / 2]), p99, p99 / alone,
+                  milliseconds_of(took[count - 1]));
 }
 
 /* So long the labels do what they say, while a healthy key is in use. */
