@@ -157,6 +157,8 @@ static void count_out(struct jobs *jobs)
 {
     const struct job *job;
 
+    if (jobs->patience.count == 0)
+        return;
     for (size_t i = 0; i < jobs->patience.count; i++)
         jobs->patience.suspects[i].out = 0;
     TAILQ_FOREACH (job, &jobs->at_worker, link) {
