@@ -296,16 +296,19 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
     return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", text);
 }
 
-/* A refused PIN is remembered beside the identity. Where that has no file the memory of the host
- * must do, where the lock of the value is, too: it outlives our process, though not the host. */
+/* A refused PIN is remembered beside the identity, or the record. Where there is neither the memory
+ * of the host must do, where the lock of the value is, too: it outlives our process, though not
+ * the host. */
 static void name_latch(const struct config_keymanager *config, char latch[HSM_PATH_MAX])
 {
+    const char *beside =
+        config->key_identifier_file[0] != '\0' ? config->key_identifier_file : config->record_file;
     uint8_t digest[SHA256_DIGEST_LENGTH];
     char hex[2 * LATCH_HASH + 1];
 
-    if (config->key_identifier_file[0] != '\0') {
+    if (beside[0] != '\0') {
         (void)snprintf(latch, HSM_PATH_MAX, "%.*s.pin-refused",
-                       (int)(HSM_PATH_MAX - sizeof ".pin-refused"), config->key_identifier_file);
+                       (int)(HSM_PATH_MAX - sizeof ".pin-refused"), beside);
         return;
     }
     (void)SHA256((const uint8_t *)config->key_identifier_value,

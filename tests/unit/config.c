@@ -314,6 +314,33 @@ static void the_pin_is_never_repeated(void **state)
     }
 }
 
+/* Every identity has a place for it: restarts must not cost a try each. */
+static void a_refused_pin_is_remembered_beside_the_identity(void **state)
+{
+    static const struct {
+        const char *identity;
+        const char *place;
+    } rows[] = {
+        {"key_identifier_file = \"/d/hsm-id\"", "/d/hsm-id.pin-refused"},
+        {"key_identifier_file = \"/d/hsm-id\"\nrecord_file = \"/r/keys\"", "/d/hsm-id.pin-refused"},
+        {"key_identifier_value = \"x\"\nrecord_file = \"/r/keys\"", "/r/keys.pin-refused"},
+        {"key_identifier_value = \"x\"", "/dev/shm/spire-hsm-2d711642b726b0440162.pin-refused"},
+    };
+    struct hsm_settings settings;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        char text[256];
+
+        (void)snprintf(text, sizeof text, "module = \"/m.so\"\ntoken = \"pkcs11:token=t\"\n%s",
+                       rows[i].identity);
+        accepted(CONFIG_KEYMANAGER, text);
+        config_settings(&config.keymanager, &settings);
+        assert_string_equal(settings.latch, rows[i].place);
+        hsm_settings_wipe(&settings);
+    }
+}
+
 static void the_pin_is_gone_after_wiping(void **state)
 {
     (void)state;
@@ -493,6 +520,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(one_pin_source_and_one_identity_may_be_given),
         cmocka_unit_test(what_is_odd_is_warned_about),
         cmocka_unit_test(the_pin_is_never_repeated),
+        cmocka_unit_test(a_refused_pin_is_remembered_beside_the_identity),
         cmocka_unit_test(the_pin_is_gone_after_wiping),
         cmocka_unit_test(the_readme_has_the_option_tables_as_they_are),
         cmocka_unit_test(the_manual_page_has_the_options_as_they_are),
