@@ -233,15 +233,15 @@ static int log_in(struct session_pool *pool, CK_SESSION_HANDLE handle, struct fa
     return -1;
 }
 
-/* Some say that they are write-protected and are not; so it is the session that tells. */
+/* Some say that they are write-protected and are not, and one refusal may be a moment's: only of
+ * both together it is so. */
 static int open_any_session(struct session_pool *pool, struct fault *fault)
 {
     struct fault why = {.code = FAULT_NONE};
 
     if (open_session(pool, &pool->anchor, &why) == 0)
         return 0;
-    if (why.ckr == CKR_TOKEN_WRITE_PROTECTED ||
-        ((pool->said & CKF_WRITE_PROTECTED) != 0 && rv_class(why.ckr) == RV_PERMANENT)) {
+    if ((pool->said & CKF_WRITE_PROTECTED) != 0 && rv_class(why.ckr) == RV_PERMANENT) {
         pool->flags &= ~(CK_FLAGS)CKF_RW_SESSION;
         return open_session(pool, &pool->anchor, fault);
     }

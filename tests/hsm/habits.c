@@ -265,7 +265,10 @@ static void a_token_that_is_write_protected_is_read(void **state)
     reopen(&settings);
     key = room_generate(token, "a", HSM_EC_P256);
     hsm_close(token);
+    token = NULL;
     list->C_OpenSession = open_for_reading_alone;
+    (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "CKR_TOKEN_WRITE_PROTECTED");
+    say(CKF_WRITE_PROTECTED, 0);
     assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
     assert_true(info.write_protected);
     assert_signs(&key);

@@ -23,6 +23,8 @@ static const struct faulty_habits *habits(void)
 
 /* ---- the process ---- */
 
+static bool moved; /* for as long as the library is started */
+
 static void on_alarm(int number)
 {
     (void)number;
@@ -41,6 +43,7 @@ void hint_start(void)
     struct sigaction alarm = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
     pthread_t thread;
 
+    moved = habits()->moving;
     if (!habits()->rude)
         return;
     (void)printf("a line from the library\n");
@@ -59,7 +62,7 @@ void hint_start(void)
 
 CK_SLOT_ID hint_slot(CK_SLOT_ID slot)
 {
-    return habits()->moving ? slot ^ (CK_SLOT_ID)getpid() : slot;
+    return moved ? slot ^ (CK_SLOT_ID)getpid() : slot;
 }
 
 CK_RV habit_slots(CK_BBOOL present, CK_SLOT_ID *slots, CK_ULONG *count)
@@ -106,7 +109,7 @@ CK_RV habit_token_info(CK_SLOT_ID slot, CK_TOKEN_INFO *info)
         return rv;
     info->flags |= (CK_FLAGS)habits()->token_flags;
     info->flags &= ~(CK_FLAGS)habits()->token_flags_off;
-    if (habits()->moving)
+    if (moved)
         info->serialNumber[sizeof info->serialNumber - 1] = (CK_UTF8CHAR)('A' + getpid() % 26);
     end_with_nul(info->label, sizeof info->label);
     end_with_nul(info->manufacturerID, sizeof info->manufacturerID);
