@@ -4,6 +4,10 @@
 
 #include <pthread.h>
 
+#include <jansson.h>
+#include <openssl/x509.h>
+
+#include "plugin/bundle/bundle.h"
 #include "plugin/command/census.h"
 #include "plugin/command/command.h"
 #include "plugin/config/config.h"
@@ -22,6 +26,8 @@ struct command_options {
     const char *server_id_file;
     const char *older_than;
     const char *format;
+    const char *bundle;
+    const char *nonce;
     bool expand_env;
     bool all;
     bool no_trial;
@@ -34,11 +40,12 @@ struct command_options {
 
 typedef int command_fn(const struct command_options *options);
 
-command_fn check_command;  /* command_check.c */
-command_fn keys_command;   /* command_keys.c */
-command_fn prune_command;  /* command_prune.c */
-command_fn bundle_command; /* command_bundle.c */
-command_fn accept_command; /* command_record.c */
+command_fn check_command;    /* command_check.c */
+command_fn keys_command;     /* command_keys.c */
+command_fn prune_command;    /* command_prune.c */
+command_fn bundle_command;   /* command_bundle.c */
+command_fn accept_command;   /* command_record.c */
+command_fn evidence_command; /* command_evidence.c */
 
 /* "spire-hsm: " and the sentence, on stderr; returns COMMAND_CANNOT. */
 int command_fail(const struct fault *fault);
@@ -128,6 +135,41 @@ struct command_start {
 
 int command_start_of(struct command_token *token, struct record *record,
                      struct command_start *start, struct fault *fault);
+
+/* ---- command_authorities.c ---- */
+
+/* A published file. */
+struct command_bundle {
+    char *bytes;
+    size_t length;
+    json_t *document; /* NULL: it is not JSON */
+    enum bundle_format format;
+};
+
+/* Told of each authority of a file, in the file's order. What is handed in is gone after the call.
+ * A damaged certificate is NULL; a damaged JWK shows when it is read. */
+struct command_bundle_visitor {
+    void (*certificate)(void *context, X509 *certificate);
+    void (*key)(void *context, const json_t *jwk);
+};
+
+/* Reads a file in the `format` of that name; NULL: in the one it looks like. What is in it may
+ * be damaged all the same, see bundle_read. The caller's to free, also after a failure. */
+int command_read_bundle(const char *path, const char *format, struct command_bundle *bundle,
+                        struct fault *fault);
+void command_free_bundle(struct command_bundle *bundle);
+void command_visit_bundle(const struct command_bundle *bundle,
+                          const struct command_bundle_visitor *visitor, void *context);
+const char *command_format_name(enum bundle_format format);
+
+/* The subject key identifier in hexadecimal, which is SPIRE's local_authority_id; "" if there is
+ * none. */
+enum { SKI_TEXT = 129 };
+void command_ski(X509 *certificate, char text[SKI_TEXT]);
+
+/* A certificate's time, in UTC as RFC 3339 has it; "?" if it is none. */
+enum { TIME_TEXT = 32 };
+void command_time(const ASN1_TIME *time, char text[TIME_TEXT]);
 
 /* ---- command_print.c ---- */
 
