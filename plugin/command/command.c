@@ -16,7 +16,10 @@ enum {
     PRUNE = 4,
     BUNDLE = 8,
     ACCEPT = 16,
+    EVIDENCE = 32,
 };
+
+enum { WITH_TOKEN = CHECK | KEYS | PRUNE | ACCEPT | EVIDENCE };
 
 static const struct option {
     const char *name;
@@ -25,20 +28,20 @@ static const struct option {
     unsigned commands;
     const char *help;
 } options[] = {
-    {"--config", "FILE", offsetof(struct command_options, config), CHECK | KEYS | PRUNE | ACCEPT,
+    {"--config", "FILE", offsetof(struct command_options, config), WITH_TOKEN,
      "plugin_data, or the server's or agent's whole configuration: then the\n"
      "        KeyManager block whose plugin_cmd ends in spire-hsm, or the only one;\n"
      "        of several the one that is enabled"},
-    {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain),
-     CHECK | KEYS | PRUNE | ACCEPT, "the trust domain, where FILE is plugin_data alone"},
-    {"--expand-env", NULL, offsetof(struct command_options, expand_env),
-     CHECK | KEYS | PRUNE | ACCEPT,
+    {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain), WITH_TOKEN,
+     "the trust domain, where FILE is plugin_data alone"},
+    {"--expand-env", NULL, offsetof(struct command_options, expand_env), WITH_TOKEN,
      "replace ${NAME} in FILE, as spire-server does with -expandEnv"},
     {"--all", NULL, offsetof(struct command_options, all), CHECK,
      "try all four key types, not only those the server is configured for"},
     {"--no-trial", NULL, offsetof(struct command_options, no_trial), CHECK,
      "make no trial key: nothing is written to the token"},
-    {"--json", NULL, offsetof(struct command_options, json), KEYS, "JSON instead of a table"},
+    {"--json", NULL, offsetof(struct command_options, json), KEYS | EVIDENCE,
+     "JSON instead of a table"},
     {"--other-servers", NULL, offsetof(struct command_options, other_servers), PRUNE,
      "the keys of all other servers of this trust domain, instead of our own leftovers"},
     {"--server-id", "VALUE", offsetof(struct command_options, server_id), KEYS | PRUNE,
@@ -49,8 +52,12 @@ static const struct option {
      "24h or more, and 24h if it is not given: leave what was in use since"},
     {"--yes", NULL, offsetof(struct command_options, yes), PRUNE,
      "really destroy; without it nothing is changed"},
-    {"--format", "FORMAT", offsetof(struct command_options, format), BUNDLE,
+    {"--format", "FORMAT", offsetof(struct command_options, format), BUNDLE | EVIDENCE,
      "spiffe, jwks, pem or oidc; what the file looks like if it is not given"},
+    {"--bundle", "FILE", offsetof(struct command_options, bundle), EVIDENCE,
+     "the published bundle, as BundlePublisher or Notifier wrote it"},
+    {"--nonce", "HEX", offsetof(struct command_options, nonce), EVIDENCE,
+     "8 to 64 bytes from whoever asks for the evidence; random if it is not given"},
 };
 
 enum { OPTIONS = sizeof options / sizeof options[0] };
@@ -104,6 +111,23 @@ static const struct command {
      "Lists the authorities in a file that BundlePublisher or Notifier wrote, and what the OIDC\n"
      "discovery provider could not read in it.\n",
      bundle_command},
+    {"evidence", EVIDENCE, "evidence --config FILE --bundle FILE [OPTION...]",
+     "which authorities have their key in this token",
+     "For each X.509 and JWT authority of the bundle: does this token hold its key, what does the\n"
+     "token say of where the key was made and whether it can get out, and a signature with it "
+     "over\n"
+     "a fresh nonce. Keys are told by their public key. What is told is the word of the token's\n"
+     "library, not of its maker. A key that could not be proven counts as not there.\n"
+     "\n"
+     "Anybody can verify a signature, here the first one of the --json:\n"
+     "\n"
+     "    jq -r '.authorities[0].public_key' evidence.json > key.pem\n"
+     "    jq -j '.authorities[0].message' evidence.json > message\n"
+     "    jq -r '.authorities[0].signature' evidence.json | base64 -d > signature\n"
+     "    openssl dgst -sha256 -verify key.pem -signature signature message\n"
+     "\n"
+     "The message names nonce and public key. Exit status 1: an authority is not in this token.\n",
+     evidence_command},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -1,4 +1,4 @@
-/* What an operator runs by hand: spire-hsm check, keys, prune, bundle show. They use the
+/* What an operator runs by hand: spire-hsm check, keys, prune, evidence, bundle show. They use the
  * token in process, without gRPC or a worker, and read the configuration a server reads. */
 #ifndef PLUGIN_COMMAND_COMMAND_H
 #define PLUGIN_COMMAND_COMMAND_H
