@@ -17,9 +17,10 @@ enum {
     BUNDLE = 8,
     ACCEPT = 16,
     EVIDENCE = 32,
+    BENCH = 64,
 };
 
-enum { WITH_TOKEN = CHECK | KEYS | PRUNE | ACCEPT | EVIDENCE };
+enum { WITH_TOKEN = CHECK | KEYS | PRUNE | ACCEPT | EVIDENCE | BENCH };
 
 static const struct option {
     const char *name;
@@ -36,11 +37,11 @@ static const struct option {
      "the trust domain, where FILE is plugin_data alone"},
     {"--expand-env", NULL, offsetof(struct command_options, expand_env), WITH_TOKEN,
      "replace ${NAME} in FILE, as spire-server does with -expandEnv"},
-    {"--all", NULL, offsetof(struct command_options, all), CHECK,
+    {"--all", NULL, offsetof(struct command_options, all), CHECK | BENCH,
      "try all four key types, not only those the server is configured for"},
     {"--no-trial", NULL, offsetof(struct command_options, no_trial), CHECK,
      "make no trial key: nothing is written to the token"},
-    {"--json", NULL, offsetof(struct command_options, json), KEYS | EVIDENCE,
+    {"--json", NULL, offsetof(struct command_options, json), KEYS | EVIDENCE | BENCH,
      "JSON instead of a table"},
     {"--other-servers", NULL, offsetof(struct command_options, other_servers), PRUNE,
      "the keys of all other servers of this trust domain, instead of our own leftovers"},
@@ -58,6 +59,10 @@ static const struct option {
      "the published bundle, as BundlePublisher or Notifier wrote it"},
     {"--nonce", "HEX", offsetof(struct command_options, nonce), EVIDENCE,
      "8 to 64 bytes from whoever asks for the evidence; random if it is not given"},
+    {"--sessions", "N", offsetof(struct command_options, sessions), BENCH,
+     "up to so many at a time, 1 to 64; max_sessions if it is not given"},
+    {"--seconds", "N", offsetof(struct command_options, seconds), BENCH,
+     "how long each step takes, 1 to 60; 2 if it is not given"},
 };
 
 enum { OPTIONS = sizeof options / sizeof options[0] };
@@ -128,6 +133,17 @@ static const struct command {
      "\n"
      "The message names nonce and public key. Exit status 1: an authority is not in this token.\n",
      evidence_command},
+    {"bench", BENCH, "bench --config FILE [OPTION...]", "how fast does this token sign?",
+     "Makes a trial key of each type the server is configured for, and signs with it: one at a\n"
+     "time, two, four, up to max_sessions. It tells signatures per second, how long half of them\n"
+     "took (p50) and all but 1 % (p99), and from where on more at a time bring less than a tenth\n"
+     "(the knee). That is the max_sessions to set. An SVID takes one signature, so SPIRE issues "
+     "no\n"
+     "more a second than that. Times are the token's and the plugin's own, gRPC not included.\n"
+     "A running server shares the token meanwhile, and is slower.\n"
+     "The trial keys are gone afterwards, also after Ctrl-C. With destroy_superseded = false none\n"
+     "is made, so nothing is measured.\n",
+     bench_command},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };

@@ -1,5 +1,5 @@
-/* What an operator runs by hand: spire-hsm check, keys, prune, evidence, bundle show. They use the
- * token in process, without gRPC or a worker, and read the configuration a server reads. */
+/* What an operator runs by hand: spire-hsm check, keys, prune, evidence, bench, bundle show. They
+ * use the token in process, without gRPC or a worker, and read the configuration a server reads. */
 #ifndef PLUGIN_COMMAND_COMMAND_H
 #define PLUGIN_COMMAND_COMMAND_H
 

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <libgen.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <openssl/rand.h>
@@ -12,26 +11,16 @@
 #include "hsm/wire/pubkey.h"
 #include "plugin/command/command_private.h"
 
-/* Trial keys have a scope of their own: no server finds one as its key, even if we are killed
- * before it is destroyed. */
-static const char trial_server[] = "spire-hsm check";
-
-/* What was left of a check this many seconds ago is not another check's that runs now. */
-static const uint32_t trial_age = 3600;
-
 struct check {
     const struct command_options *options;
     const struct command_config *config;
     struct command_token token;
-    struct label_scope scope;
+    struct command_trials trials;
     struct table table;
     unsigned missing;
-    uint32_t highest; /* generation of the last trial key */
 };
 
 /* ---- rows ---- */
-
-enum { LOOKS_MAX = 15 };
 
 enum result { FINE, NOTE, MISSING };
 
@@ -270,49 +259,6 @@ static const struct use {
     {"PSS", HSM_PSS, HSM_SALT_HASH, true, false},
 };
 
-static int name_trial(struct trial *trial, struct fault *fault)
-{
-    struct check *check = trial->check;
-    uint32_t id_length = (uint32_t)check->config->config.keymanager.cka_id_length;
-    const struct label_maker nobody = {.known = false};
-    struct label label = {.scope = check->scope, .key_id = LABEL_TRIAL_KEY_ID};
-
-    if (label_next_generation(time(NULL), check->highest, &label.generation, fault) != 0)
-        return -1;
-    check->highest = label.generation;
-    label_format(&label, trial->name.label);
-    return label_new_id(label.generation, id_length, &nobody, &trial->name, fault);
-}
-
-/* HSM clusters show a new key late: worth a second look each second for a while. */
-static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
-{
-    return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
-           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
-}
-
-static int make(struct trial *trial, struct fault *fault)
-{
-    struct hsm_request request = {.op = HSM_GENERATE, .key = trial->name, .type = trial->type};
-    struct hsm_reply reply;
-    unsigned looks = 0;
-
-    command_execute(&trial->check->token, &request, &reply);
-    for (request.op = HSM_PROVE; is_to_be_awaited(&reply, looks); looks++) {
-        (void)sleep(1);
-        command_execute(&trial->check->token, &request, &reply);
-    }
-    trial->public_key = reply.public_key;
-    if (reply.fault.code != FAULT_NONE) {
-        *fault = reply.fault;
-        return -1;
-    }
-    if (reply.state == HSM_COMPLETE)
-        return 0;
-    return fault_set(fault, FAULT_FAILED_PRECONDITION, "the new key is not as it must be: %s",
-                     reply.why[0] != '\0' ? reply.why : "it does not show up whole");
-}
-
 static int sign(const struct trial *trial, const struct use *use, struct fault *fault)
 {
     struct hsm_request request = {.op = HSM_SIGN,
@@ -359,11 +305,9 @@ static void try_uses(const struct trial *trial)
 
 static void destroy(const struct trial *trial, const char *gone)
 {
-    struct hsm_request request = {.op = HSM_DESTROY, .key = trial->name};
-    struct hsm_reply reply;
+    struct fault fault;
 
-    command_execute(&trial->check->token, &request, &reply);
-    if (reply.fault.code == FAULT_NONE) {
+    if (command_trial_destroy(&trial->check->trials, &trial->name, &fault) == 0) {
         row(trial->check, FINE, trial->what, gone);
         return;
     }
@@ -371,7 +315,7 @@ static void destroy(const struct trial *trial, const char *gone)
     table_note(&trial->check->table,
                "%s; do: allow the role to destroy, or set destroy_superseded = false; then remove "
                "label=%s",
-               reply.fault.message, trial->name.label);
+               fault.message, trial->name.label);
 }
 
 static const char make_advice[] =
@@ -387,11 +331,11 @@ static void try_type(struct check *check, enum hsm_key_type type)
     bool made;
 
     (void)snprintf(trial.what, sizeof trial.what, "trial %s", hsm_key_type_name(type));
-    if (name_trial(&trial, &fault) != 0) {
+    if (command_trial_name(&check->trials, &trial.name, &fault) != 0) {
         row_fault(check, trial.what, "cannot be named", &fault, "set the clock");
         return;
     }
-    made = make(&trial, &fault) == 0;
+    made = command_trial_make(&check->trials, &trial.name, type, &trial.public_key, &fault) == 0;
     if (made) {
         (void)snprintf(text, sizeof text,
                        "made; label of %zu and id of %u bytes read back, attributes right",
@@ -404,22 +348,16 @@ static void try_type(struct check *check, enum hsm_key_type type)
     destroy(&trial, made ? "destroyed, and seen gone" : "nothing of it is left");
 }
 
-/* Of checks that were killed. */
 static void clear_away(struct check *check)
 {
     struct inventory server = {.items = NULL};
-    uint32_t now;
 
-    if (label_next_generation(time(NULL), 0, &now, NULL) != 0)
-        return;
     while (census_next(&check->token.census, &server))
         for (size_t i = 0; i < server.count; i++) {
             const struct inventory_item *item = &server.items[i];
             struct trial trial = {.check = check, .what = "earlier trial", .name = item->name};
 
-            if (label_same_scope(&item->label.scope, &check->scope) &&
-                strcmp(item->label.key_id, LABEL_TRIAL_KEY_ID) == 0 &&
-                item->label.generation < now && now - item->label.generation > trial_age)
+            if (command_trial_is_leftover(&check->trials, item))
                 destroy(&trial, "destroyed, and seen gone");
         }
 }
@@ -475,7 +413,7 @@ int check_command(const struct command_options *options)
 
     if (command_read_config(options, &config, &fault) != 0)
         return command_fail(&fault);
-    label_scope(config.config.trust_domain, trial_server, strlen(trial_server), &check.scope);
+    command_trials_open(&config.config, &check.token, &check.trials);
     run(&check);
     table_print(&check.table, stdout);
     if (check.missing == 0)

@@ -28,6 +28,8 @@ struct command_options {
     const char *format;
     const char *bundle;
     const char *nonce;
+    const char *sessions;
+    const char *seconds;
     bool expand_env;
     bool all;
     bool no_trial;
@@ -46,6 +48,7 @@ command_fn prune_command;    /* command_prune.c */
 command_fn bundle_command;   /* command_bundle.c */
 command_fn accept_command;   /* command_record.c */
 command_fn evidence_command; /* command_evidence.c */
+command_fn bench_command;    /* command_bench.c */
 
 /* "spire-hsm: " and the sentence, on stderr; returns COMMAND_CANNOT. */
 int command_fail(const struct fault *fault);
@@ -135,6 +138,36 @@ struct command_start {
 
 int command_start_of(struct command_token *token, struct record *record,
                      struct command_start *start, struct fault *fault);
+
+/* ---- command_trial.c ---- */
+
+/* Trial keys. They have a scope of their own: no server finds one as its key, even if we are
+ * killed before it is destroyed. */
+struct command_trials {
+    struct command_token *token;
+    uint32_t id_length;
+    struct label_scope scope;
+    uint32_t highest; /* generation of the last one */
+};
+
+/* `token` need not be open yet; it stays the caller's. */
+void command_trials_open(const struct config *config, struct command_token *token,
+                         struct command_trials *trials);
+
+/* A name for the next one. It fails when the clock is wrong. */
+int command_trial_name(struct command_trials *trials, struct hsm_key_name *name,
+                       struct fault *fault);
+
+/* Makes it, and waits for it to show up whole. After a failure, too, something of it may be
+ * there: destroy it. */
+int command_trial_make(struct command_trials *trials, const struct hsm_key_name *name,
+                       enum hsm_key_type type, struct hsm_public_key *key, struct fault *fault);
+int command_trial_destroy(struct command_trials *trials, const struct hsm_key_name *name,
+                          struct fault *fault);
+
+/* Is it what a command left that was killed, and no other's that runs now? */
+bool command_trial_is_leftover(const struct command_trials *trials,
+                               const struct inventory_item *item);
 
 /* ---- command_authorities.c ---- */
 

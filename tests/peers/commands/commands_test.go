@@ -159,7 +159,7 @@ func TestEveryCommandHasItsHelp(t *testing.T) {
 			t.Errorf("%s is not --help:\n%s", way, same)
 		}
 	}
-	for _, name := range []string{"check", "keys", "prune", "bundle", "evidence"} {
+	for _, name := range []string{"check", "keys", "prune", "bundle", "evidence", "bench"} {
 		s.contains(all, "spire-hsm "+name)
 		help, _ := s.run(fine, name, "--help")
 		s.contains(help, "usage: spire-hsm "+name, "exit status")
