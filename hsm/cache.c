@@ -11,8 +11,15 @@ void cache_open(struct cache *cache)
 
 void cache_close(struct cache *cache)
 {
+    for (size_t i = 0; i < CACHE_SIZE; i++)
+        verifier_release(&cache->entries[i].value.verifier);
     (void)pthread_mutex_destroy(&cache->lock);
     (void)pthread_cond_destroy(&cache->changed);
+}
+
+static struct cache_value share(const struct cache_value *value)
+{
+    return (struct cache_value){value->handle, verifier_share(value->verifier)};
 }
 
 static bool is_named(const struct cache_entry *entry, const struct hsm_key_name *name)
@@ -70,7 +77,7 @@ static struct cache_entry *add(struct cache *cache, const struct cache_key *key)
  * the entry, so that the next request looks again. A request that began after a later login than
  * the look-up must look too: since that login the handle may name another key. */
 static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry,
-                                  const struct cache_key *key, CK_OBJECT_HANDLE *handle,
+                                  const struct cache_key *key, struct cache_value *value,
                                   struct fault *fault)
 {
     enum cache_answer answer = CACHE_HIT;
@@ -79,7 +86,6 @@ static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry
     while (entry->state == CACHE_SEARCHING)
         (void)pthread_cond_wait(&cache->changed, &cache->lock);
     entry->waiting--;
-    *handle = entry->handle;
     if (entry->state == CACHE_FAILED) {
         *fault = entry->fault;
         answer = CACHE_FAULT;
@@ -90,19 +96,21 @@ static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry
         entry->state = CACHE_SEARCHING;
         answer = CACHE_LOOK;
     }
+    if (answer == CACHE_HIT)
+        *value = share(&entry->value);
     return answer;
 }
 
 static enum cache_answer get(struct cache *cache, const struct cache_key *key,
-                             CK_OBJECT_HANDLE *handle, struct fault *fault)
+                             struct cache_value *value, struct fault *fault)
 {
     struct cache_entry *entry = find(cache, key);
 
     if (entry && entry->state != CACHE_KNOWN)
-        return wait_for(cache, entry, key, handle, fault);
+        return wait_for(cache, entry, key, value, fault);
     if (entry && entry->logins == key->logins) {
         entry->used = ++cache->clock;
-        *handle = entry->handle;
+        *value = share(&entry->value);
         return CACHE_HIT;
     }
     if (!entry)
@@ -113,17 +121,17 @@ static enum cache_answer get(struct cache *cache, const struct cache_key *key,
 }
 
 enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
-                            CK_OBJECT_HANDLE *handle, struct fault *fault)
+                            struct cache_value *value, struct fault *fault)
 {
     enum cache_answer answer;
 
     (void)pthread_mutex_lock(&cache->lock);
-    answer = get(cache, key, handle, fault);
+    answer = get(cache, key, value, fault);
     (void)pthread_mutex_unlock(&cache->lock);
     return answer;
 }
 
-void cache_found(struct cache *cache, const struct cache_key *key, CK_OBJECT_HANDLE handle)
+void cache_found(struct cache *cache, const struct cache_key *key, const struct cache_value *value)
 {
     struct cache_entry *entry;
 
@@ -134,7 +142,8 @@ void cache_found(struct cache *cache, const struct cache_key *key, CK_OBJECT_HAN
     if (entry && entry->state != CACHE_FAILED) {
         entry->state = CACHE_KNOWN;
         entry->logins = key->logins;
-        entry->handle = handle;
+        verifier_release(&entry->value.verifier);
+        entry->value = share(value);
         (void)pthread_cond_broadcast(&cache->changed);
     }
     (void)pthread_mutex_unlock(&cache->lock);
@@ -162,7 +171,7 @@ void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJEC
         struct cache_entry *entry = &cache->entries[i];
 
         if (entry->state == CACHE_KNOWN && entry->waiting == 0 &&
-            (handle == CK_INVALID_HANDLE || entry->handle == handle) && is_named(entry, name))
+            (handle == CK_INVALID_HANDLE || entry->value.handle == handle) && is_named(entry, name))
             entry->state = CACHE_EMPTY;
     }
     (void)pthread_mutex_unlock(&cache->lock);

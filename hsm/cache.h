@@ -1,5 +1,6 @@
-/* Under which handle a private key was last found. Only that, and only for speed: every
- * handle in here was once checked to be of the key with this label, id and fingerprint.
+/* Under which handle a private key was last found, and what verifies its signatures. Only that,
+ * and only for speed: every handle in here was once checked to be of the key with this label, id
+ * and fingerprint.
  *
  * Looking a key up can take a token long (SoftHSM walks all its objects), so of many
  * threads that miss the same key one looks and the others wait for what it finds. */
@@ -10,6 +11,7 @@
 
 #include <p11-kit/pkcs11.h>
 
+#include "hsm/verify.h"
 #include "hsm/wire/types.h"
 
 enum { CACHE_SIZE = 64 };
@@ -18,6 +20,13 @@ struct cache_key {
     const struct hsm_key_name *name;
     const uint8_t *fingerprint;
     uint32_t logins; /* of the session pool, before the handle was found */
+};
+
+/* The cache shares the verifier with those who put it in and take it out: each releases what is
+ * his. */
+struct cache_value {
+    CK_OBJECT_HANDLE handle;
+    struct verifier *verifier;
 };
 
 struct cache_entry {
@@ -30,7 +39,7 @@ struct cache_entry {
     uint32_t waiting;
     uint32_t logins;
     uint64_t used;
-    CK_OBJECT_HANDLE handle;
+    struct cache_value value; /* of an entry that is KNOWN, or was */
     struct hsm_key_name name;
     uint8_t fingerprint[HSM_FINGERPRINT];
     struct fault fault;
@@ -44,7 +53,7 @@ struct cache {
 };
 
 enum cache_answer {
-    CACHE_HIT,   /* *handle */
+    CACHE_HIT,   /* *value */
     CACHE_LOOK,  /* look yourself, then call cache_found or cache_failed */
     CACHE_FAULT, /* another thread has just looked; *fault is what it got */
 };
@@ -53,10 +62,10 @@ void cache_open(struct cache *cache);
 void cache_close(struct cache *cache);
 
 enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
-                            CK_OBJECT_HANDLE *handle, struct fault *fault);
+                            struct cache_value *value, struct fault *fault);
 
 /* Also without CACHE_LOOK before it, for a handle that was come by otherwise. */
-void cache_found(struct cache *cache, const struct cache_key *key, CK_OBJECT_HANDLE handle);
+void cache_found(struct cache *cache, const struct cache_key *key, const struct cache_value *value);
 void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault);
 
 /* This handle is no good any more: another thread may have found the new one by now, which

@@ -8,6 +8,7 @@
 #include <openssl/rand.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/base/scope.h"
 #include "hsm/object.h"
 #include "hsm/sign.h"
 #include "hsm/wire/pubkey.h"
@@ -76,7 +77,8 @@ static bool is_about_mechanism(uint64_t ckr)
 }
 
 /* FIPS modes take no salt longer than the hash; what PSS a token cannot do, we pad. Some take
- * no digest shorter than the curve. */
+ * no digest shorter than the curve. Some leave the zeros in front of r and s out, so that one
+ * signature in 128 is too short to be read: the next one hardly is. */
 static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
                      const struct hsm_request *request, struct hsm_reply *reply,
                      struct fault *fault)
@@ -97,7 +99,11 @@ static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
     if (done != 0 && request->scheme == HSM_PSS && is_about_mechanism(fault->ckr) &&
         sign_plan_padded(request, &plan, fault) == 0)
         done = sign_raw(session, handle, &plan, raw, &length, fault);
-    return done == 0 ? sign_result(request, &plan, raw, length, reply, fault) : -1;
+    if (done != 0 || sign_result(request, &plan, raw, length, reply, fault) == 0)
+        return done;
+    if (sign_raw(session, handle, &plan, raw, &length, fault) != 0)
+        return -1;
+    return sign_result(request, &plan, raw, length, reply, fault);
 }
 
 static bool is_wanted(const struct hsm_request *request, const struct hsm_public_key *key)
@@ -105,8 +111,8 @@ static bool is_wanted(const struct hsm_request *request, const struct hsm_public
     return memcmp(key->fingerprint, request->fingerprint, sizeof key->fingerprint) == 0;
 }
 
-static int look_up(const struct call *call, const struct session *session, CK_OBJECT_HANDLE *handle,
-                   struct fault *fault)
+static int look_up(const struct call *call, const struct session *session,
+                   struct cache_value *value, struct fault *fault)
 {
     const struct hsm_request *request = call->request;
     const char *label = request->key.label;
@@ -127,8 +133,9 @@ static int look_up(const struct call *call, const struct session *session, CK_OB
             if (fault->ckr != CKR_OK || next + 1 >= found.public_keys.count)
                 return -1;
         } else if (is_wanted(request, &key)) {
-            *handle = pair.private_key;
-            return 0;
+            value->handle = pair.private_key;
+            value->verifier = verifier_make(&key, fault);
+            return value->verifier ? 0 : -1;
         }
     } while (next_public_key(&found, &next, &pair));
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
@@ -143,30 +150,61 @@ static bool is_about_key(uint64_t ckr)
            ckr == CKR_KEY_SIZE_RANGE;
 }
 
+/* Is it not the token that says no, but its signature that cannot be read, twice? That of another
+ * key may be too long, too. */
+static bool is_malformed(const struct fault *fault)
+{
+    return fault->code == FAULT_INTERNAL && fault->ckr == CKR_OK;
+}
+
+/* From the cache, or into it. */
+static int get_key(const struct call *call, const struct session *session, bool *cached,
+                   struct cache_value *value, struct fault *fault)
+{
+    struct cache *cache = &call->token->cache;
+    const struct hsm_request *request = call->request;
+    struct cache_key key = {&request->key, request->fingerprint, call->token->pool.logins};
+    enum cache_answer answer;
+
+    verifier_release(&value->verifier);
+    answer = cache_get(cache, &key, value, fault);
+    *cached = answer == CACHE_HIT;
+    if (answer != CACHE_LOOK)
+        return answer == CACHE_HIT ? 0 : -1;
+    if (look_up(call, session, value, fault) != 0) {
+        cache_failed(cache, &key, fault);
+        return -1;
+    }
+    cache_found(cache, &key, value);
+    return 0;
+}
+
 /* *known: the handle was found by an earlier call, and is now forgotten as it may be wrong. */
 static int sign_once(const struct call *call, const struct session *session, bool *known,
                      struct fault *fault)
 {
     struct hsm_token *token = call->token;
     const struct hsm_request *request = call->request;
-    struct cache_key key = {&request->key, request->fingerprint, token->pool.logins};
-    CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE;
-    enum cache_answer answer = cache_get(&token->cache, &key, &handle, fault);
+    struct signature *made = call->made;
+    int64_t start;
+    bool cached;
 
     *known = false;
-    if (answer == CACHE_FAULT)
+    made->signing.opened = token->pool.opened;
+    if (get_key(call, session, &cached, &made->key, fault) != 0)
         return -1;
-    if (answer == CACHE_LOOK && look_up(call, session, &handle, fault) != 0) {
-        cache_failed(&token->cache, &key, fault);
-        return -1;
-    }
-    if (answer == CACHE_LOOK)
-        cache_found(&token->cache, &key, handle);
-    if (sign_with(session, handle, request, call->reply, fault) == 0)
+    start = clock_now();
+    if (sign_with(session, made->key.handle, request, call->reply, fault) == 0) {
+        made->signing.took = clock_now() - start;
         return 0;
-    *known = answer == CACHE_HIT && is_about_key(fault->ckr);
+    }
+    *known = cached && (is_about_key(fault->ckr) || is_malformed(fault));
     if (*known || rv_class(fault->ckr) == RV_HANDLE)
-        cache_forget(&token->cache, &request->key, handle);
+        cache_forget(&token->cache, &request->key, made->key.handle);
+    if (is_malformed(fault)) {
+        fault->code = FAULT_UNAVAILABLE;
+        (void)fault_prefix(fault, "key %s:", request->key.label);
+    }
     return -1;
 }
 
@@ -179,9 +217,52 @@ static int sign_step(const struct call *call, const struct session *session, str
     return known ? sign_once(call, session, &known, fault) : -1;
 }
 
+/* The session is back in the pool by the time a signature is verified. */
+static int verify(const struct call *call, const struct signature *made, bool *wrong,
+                  struct fault *fault)
+{
+    struct hsm_token *token = call->token;
+
+    if (!verify_is_due(&token->verify, made->key.verifier, &made->signing) ||
+        verify_signature(&token->verify, made->key.verifier, &made->signing, call->request,
+                         call->reply, fault) == 0)
+        return 0;
+    *wrong = fault->ckr == CKR_OK;
+    explicit_bzero(call->reply->signature, sizeof call->reply->signature);
+    call->reply->signature_length = 0;
+    if (*wrong)
+        cache_forget(&token->cache, &call->request->key, made->key.handle);
+    return -1;
+}
+
+static int sign_and_verify(const struct call *call, bool *wrong, struct fault *fault)
+{
+    struct signature made = {.key = {.verifier = NULL}};
+    struct call signing = *call;
+    int done;
+
+    *wrong = false;
+    signing.made = &made;
+    done = token_step(&signing, sign_step, fault);
+    if (done == 0)
+        done = verify(call, &made, wrong, fault);
+    verifier_release(&made.key.verifier);
+    return done;
+}
+
+/* The handle may be another key's by now, so after a wrong signature the key is looked up anew,
+ * once. Who asked may try another worker after that. */
 int key_sign(const struct call *call, struct fault *fault)
 {
-    return token_step(call, sign_step, fault);
+    bool wrong;
+    int done = sign_and_verify(call, &wrong, fault);
+
+    if (done != 0 && wrong)
+        done = sign_and_verify(call, &wrong, fault);
+    if (done == 0 || !wrong)
+        return done;
+    fault->code = FAULT_UNAVAILABLE;
+    return fault_prefix(fault, "key %s: the token signed wrongly twice:", call->request->key.label);
 }
 
 /* ---- proving ---- */
@@ -219,6 +300,7 @@ static int prove_whole(const struct call *call, const struct session *session,
     enum hsm_key_type wanted = call->request->type;
     enum hsm_state without = pair->public_key == CK_INVALID_HANDLE ? HSM_BARE : HSM_UNFIT;
     struct cache_key cached = {&call->request->key, NULL, token->pool.logins};
+    OWNED(verifier_release) struct verifier *verifier = NULL;
     struct hsm_public_key key;
     char why[sizeof call->reply->why];
 
@@ -232,8 +314,11 @@ static int prove_whole(const struct call *call, const struct session *session,
         return verdict(call, HSM_UNFIT, why);
     if (try_signature(session, pair->private_key, &key, fault) != 0)
         return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_UNFIT, fault->message);
+    verifier = verifier_make(&key, fault);
+    if (!verifier)
+        return -1;
     cached.fingerprint = key.fingerprint;
-    cache_found(&token->cache, &cached, pair->private_key);
+    cache_found(&token->cache, &cached, &(struct cache_value){pair->private_key, verifier});
     call->reply->public_key = key;
     return verdict(call, HSM_COMPLETE, "");
 }

@@ -435,6 +435,7 @@ static int open_one(struct session_pool *pool, struct session *session, bool *op
     *opened = open_session(pool, &session->handle, fault) == 0;
     if (*opened) {
         log_in_here(pool, session->handle);
+        pool->opened++;
         return 0;
     }
     full = rv_class(fault->ckr) == RV_FULL;

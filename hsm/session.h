@@ -37,6 +37,7 @@ struct session_pool {
     /* How often the anchor was opened or logged in. Object handles outlive neither, and
      * their numbers may be given to other objects: whoever keeps a handle keeps this. */
     _Atomic uint32_t logins;
+    _Atomic uint32_t opened; /* how many sessions there ever were to lend */
 
     hsm_waits_fn *waits; /* or NULL; see hsm_on_wait */
 

@@ -125,7 +125,7 @@ static int check_request(const struct hsm_request *request, struct fault *fault)
 void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
                  struct hsm_reply *reply, hsm_item_fn *item, void *context)
 {
-    struct call call = {token, request, reply, item, context};
+    struct call call = {token, request, reply, item, context, NULL};
     struct fault fault = {.code = FAULT_NONE};
 
     memset(reply, 0, sizeof *reply);
@@ -300,6 +300,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     made->lenient = settings->lenient;
     cache_open(&made->cache);
     hints_open(&made->hints);
+    verify_open(&made->verify, settings->verify_always);
     *info = about;
     *token = made;
     made = NULL;
@@ -319,6 +320,7 @@ void hsm_close(struct hsm_token *token)
     module_close(&token->module);
     cache_close(&token->cache);
     hints_close(&token->hints);
+    verify_close(&token->verify);
     explicit_bzero(token, sizeof *token);
     free(token);
 }

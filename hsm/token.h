@@ -11,18 +11,26 @@
 #include "hsm/hsm.h"
 #include "hsm/module.h"
 #include "hsm/session.h"
+#include "hsm/verify.h"
 
 struct hsm_token {
     struct module module;
     struct session_pool pool;
     struct cache cache;
     struct hints hints;
+    struct verify verify;
     bool lenient;
     bool write_protected;
     bool doubtful[HSM_RSA_4096 + 1]; /* see hsm_token_info */
     atomic_bool random;              /* it has made random numbers */
     /* The first template this token took: those before it need not be tried again. */
     _Atomic unsigned tier;
+};
+
+/* A signature in call->reply, not verified yet. */
+struct signature {
+    struct cache_value key; /* it was made with; the verifier is key_sign's to release */
+    struct verify_signing signing;
 };
 
 /* One hsm_execute. */
@@ -32,6 +40,7 @@ struct call {
     struct hsm_reply *reply;
     hsm_item_fn *item;
     void *item_context;
+    struct signature *made; /* within key_sign */
 };
 
 typedef int op_fn(const struct call *call, struct fault *fault);

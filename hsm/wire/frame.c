@@ -247,6 +247,7 @@ static void put_open(struct writer *w, const struct frame *frame)
     put_number(w, 4, settings->sessions);
     put_number(w, 1, settings->lenient);
     put_number(w, 1, settings->least);
+    put_number(w, 1, settings->verify_always);
 }
 
 static void get_open(struct reader *r, struct frame *frame)
@@ -264,6 +265,7 @@ static void get_open(struct reader *r, struct frame *frame)
     settings->sessions = get_sessions(r);
     settings->lenient = get_flag(r, "lenient");
     settings->least = get_flag(r, "least");
+    settings->verify_always = get_flag(r, "verify_always");
 }
 
 static void put_ready(struct writer *w, const struct frame *frame)

@@ -383,21 +383,44 @@ static bool prepare_rsa(EVP_PKEY_CTX *context, const struct hsm_request *request
     return !pss || EVP_PKEY_CTX_set_rsa_pss_saltlen(context, pss_salt(request->salt_length)) == 1;
 }
 
-int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *request,
-                  const uint8_t *signature, size_t length, struct fault *fault)
+/* The key is one we made: only memory can be wanting. */
+int pubkey_load(const struct hsm_public_key *key, EVP_PKEY **pkey, struct fault *fault)
 {
     const uint8_t *end = key->pkix;
-    OWNED(pkey_free) EVP_PKEY *pkey = d2i_PUBKEY(NULL, &end, (long)key->pkix_length);
-    OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = NULL;
 
-    if (pkey)
-        context = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
-    if (!context || EVP_PKEY_verify_init(context) != 1)
-        return no_memory(fault); /* the key is one we made */
-    if (EVP_PKEY_is_a(pkey, "RSA") && !prepare_rsa(context, request))
+    *pkey = d2i_PUBKEY(NULL, &end, (long)key->pkix_length);
+    return *pkey ? 0 : no_memory(fault);
+}
+
+int pubkey_verifier(EVP_PKEY *pkey, EVP_PKEY_CTX **context, struct fault *fault)
+{
+    OWNED(pkey_ctx_free) EVP_PKEY_CTX *made = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
+
+    if (!made || EVP_PKEY_verify_init(made) != 1)
+        return no_memory(fault);
+    *context = made;
+    made = NULL;
+    return 0;
+}
+
+int pubkey_check(EVP_PKEY_CTX *context, const struct hsm_request *request, const uint8_t *signature,
+                 size_t length, struct fault *fault)
+{
+    if (EVP_PKEY_is_a(EVP_PKEY_CTX_get0_pkey(context), "RSA") && !prepare_rsa(context, request))
         return refuse_and_clear(fault,
                                 "signature cannot be verified: hash or scheme is not usable");
     if (EVP_PKEY_verify(context, signature, length, request->digest, request->digest_length) != 1)
         return refuse_and_clear(fault, "signature does not verify with the public key");
     return 0;
+}
+
+int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *request,
+                  const uint8_t *signature, size_t length, struct fault *fault)
+{
+    OWNED(pkey_free) EVP_PKEY *pkey = NULL;
+    OWNED(pkey_ctx_free) EVP_PKEY_CTX *context = NULL;
+
+    if (pubkey_load(key, &pkey, fault) != 0 || pubkey_verifier(pkey, &context, fault) != 0)
+        return -1;
+    return pubkey_check(context, request, signature, length, fault);
 }

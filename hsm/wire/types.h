@@ -87,6 +87,7 @@ struct hsm_settings {
                                     cannot be read; never one where they are readable and wrong,
                                     but for LOCAL where the other two are right (NSS) */
     bool least;                  /* ask for a key with the least of attributes at once */
+    bool verify_always;          /* every signature, and not only as verify.h has it */
 };
 
 /* What hsm_open found. Strings are trimmed of PKCS#11's padding. */

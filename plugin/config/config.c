@@ -321,7 +321,8 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
 {
     *settings = (struct hsm_settings){.sessions = (uint32_t)config->max_sessions,
                                       .lenient = config->lenient,
-                                      .least = config->least};
+                                      .least = config->least,
+                                      .verify_always = config->verify_always};
     memcpy(settings->module, config->module, sizeof settings->module);
     memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
     memcpy(settings->token, config->token, sizeof settings->token);

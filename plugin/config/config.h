@@ -44,6 +44,7 @@ struct config_keymanager {
     bool replace_missing; /* missing_keys = "replace" */
     bool lenient;         /* attribute_check = "lenient" */
     bool least;           /* key_template = "least" */
+    bool verify_always;   /* verify_signatures = "always" */
     int64_t cka_id_length;
     int64_t label_max; /* 0 = no limit */
 };

@@ -14,6 +14,7 @@
 static const struct option_choice attribute_checks[] = {{"strict", false}, {"lenient", true}, {0}};
 static const struct option_choice key_templates[] = {{"full", false}, {"least", true}, {0}};
 static const struct option_choice missing_keys[] = {{"refuse", false}, {"replace", true}, {0}};
+static const struct option_choice verifications[] = {{"auto", false}, {"always", true}, {0}};
 static const struct option_choice id_lengths[] = {{"16", 16}, {"2", 2}, {0}};
 static const struct option_choice formats[] = {{"spiffe", BUNDLE_SPIFFE},
                                                {"jwks", BUNDLE_JWKS},
@@ -92,6 +93,10 @@ static const struct config_option keymanager_options[] = {
      .choices = key_templates,
      .help = "least asks for a key with fewer attributes, where the token fails and does not tell "
              "that it is for them"},
+    {"verify_signatures", OPTION_CHOICE, FIELD(keymanager.verify_always), .initial = "auto",
+     .choices = verifications,
+     .help = "auto verifies every RSA signature and, where the token is fast, every 64th of EC; "
+             "always verifies each"},
     {"cka_id_length", OPTION_CHOICE, FIELD(keymanager.cka_id_length), .initial = "16",
      .choices = id_lengths, .help = "bytes of CKA_ID; 2 for a token that has no room for 16"},
     {"label_max", OPTION_INTEGER, FIELD(keymanager.label_max), .initial = "0", .low = "40",

@@ -366,6 +366,82 @@ static void latency_is_each_sessions_own(void **state)
     run(step_latency);
 }
 
+/* ---- signatures ---- */
+
+/* What the module behind says of a signature with the private key; it has no part in the faults. */
+static CK_RV sign_and_verify(CK_OBJECT_HANDLE private_key, CK_OBJECT_HANDLE public_key)
+{
+    CK_MECHANISM mechanism = {.mechanism = CKM_ECDSA};
+    uint8_t digest[32] = {1};
+    uint8_t signature[64];
+    CK_ULONG length = sizeof signature;
+
+    OK(p11->C_SignInit(session, &mechanism, private_key));
+    OK(p11->C_Sign(session, digest, sizeof digest, signature, &length));
+    OK(p11->C_VerifyInit(session, &mechanism, public_key));
+    return p11->C_Verify(session, digest, sizeof digest, signature, length);
+}
+
+static CK_OBJECT_HANDLE find_private(const char *label)
+{
+    CK_OBJECT_CLASS class = CKO_PRIVATE_KEY;
+    char copy[16] = "";
+    CK_ATTRIBUTE wanted[] = {{CKA_CLASS, &class, sizeof class}, {CKA_LABEL, copy, strlen(label)}};
+    CK_OBJECT_HANDLE found = CK_INVALID_HANDLE;
+    CK_ULONG count = 0;
+
+    memcpy(copy, label, strlen(label));
+    OK(p11->C_FindObjectsInit(session, wanted, 2));
+    OK(p11->C_FindObjects(session, &found, 1, &count));
+    OK(p11->C_FindObjectsFinal(session));
+    return found;
+}
+
+static void step_renumber(void)
+{
+    CK_OBJECT_HANDLE one[2];
+    CK_OBJECT_HANDLE two[2];
+    CK_OBJECT_HANDLE found;
+
+    begin_with("");
+    OK(generate("one", one));
+    OK(generate("two", two));
+    OK(sign_and_verify(one[1], one[0]));
+    script("profile renumber 60000");
+    RV(CKR_SIGNATURE_INVALID, sign_and_verify(one[1], one[0]));
+    RV(CKR_OBJECT_HANDLE_INVALID, p11->C_DestroyObject(session, one[1]));
+    found = find_private("one");
+    CHECK(found != one[1]);
+    OK(sign_and_verify(found, one[0]));
+    script("");
+    OK(sign_and_verify(one[1], one[0]));
+    OK(sign_and_verify(found, one[0]));
+}
+
+static void handles_from_before_a_renumbering_reach_other_keys(void **state)
+{
+    (void)state;
+    run(step_renumber);
+}
+
+static void step_spoilt(void)
+{
+    CK_OBJECT_HANDLE keys[2];
+
+    begin_with("C_Sign 2 before bend\nC_Sign 3 before shorten");
+    OK(generate("spoilt", keys));
+    OK(sign_and_verify(keys[1], keys[0]));
+    RV(CKR_SIGNATURE_INVALID, sign_and_verify(keys[1], keys[0]));
+    RV(CKR_SIGNATURE_LEN_RANGE, sign_and_verify(keys[1], keys[0]));
+    OK(sign_and_verify(keys[1], keys[0]));
+}
+
+static void a_bent_signature_is_wrong_and_a_shortened_one_short(void **state)
+{
+    (void)state;
+    run(step_spoilt);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -382,6 +458,8 @@ int main(void)
         cmocka_unit_test(full_makes_no_keys),
         cmocka_unit_test(sessions_of_a_killed_process_count_for_a_while),
         cmocka_unit_test(latency_is_each_sessions_own),
+        cmocka_unit_test(handles_from_before_a_renumbering_reach_other_keys),
+        cmocka_unit_test(a_bent_signature_is_wrong_and_a_shortened_one_short),
     };
 
     return cmocka_run_group_tests(tests, make_token, remove_token);

@@ -144,7 +144,7 @@ static void signature_of_a_wrong_length_is_refused(void **state)
     bent.C_Sign = bad_sign_long;
     for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         plan.most = lengths[i];
-        assert_int_equal(sign_fault("a", &a).code, FAULT_INTERNAL);
+        assert_int_equal(sign_fault("a", &a).code, FAULT_UNAVAILABLE);
     }
 }
 
@@ -168,7 +168,7 @@ static struct object_pair find_pair(const char *name)
 static void set_known_handles(CK_OBJECT_HANDLE handle)
 {
     for (size_t i = 0; i < CACHE_SIZE; i++)
-        token->cache.entries[i].handle = handle;
+        token->cache.entries[i].value.handle = handle;
 }
 
 /* After a login the number of one key's handle may be another's. */

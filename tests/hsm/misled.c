@@ -206,10 +206,10 @@ static const struct hsm_key_name name = {.label = "a", .id = {1}, .id_length = 1
 static void *ask_after_a_new_login(void *context)
 {
     const struct cache_key key = {&name, fingerprint, 2};
-    CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE;
+    struct cache_value value = {.verifier = NULL};
     struct fault fault;
 
-    *(enum cache_answer *)context = cache_get(&cache, &key, &handle, &fault);
+    *(enum cache_answer *)context = cache_get(&cache, &key, &value, &fault);
     return NULL;
 }
 
@@ -228,17 +228,17 @@ static void a_handle_found_before_a_login_is_no_answer_to_who_came_after_it(void
 {
     const struct cache_key key = {&name, fingerprint, 1};
     enum cache_answer answer = CACHE_HIT;
-    CK_OBJECT_HANDLE handle;
+    struct cache_value value = {.handle = 7};
     struct fault fault;
     pthread_t thread;
 
     (void)state;
     cache_open(&cache);
-    assert_int_equal(cache_get(&cache, &key, &handle, &fault), CACHE_LOOK);
+    assert_int_equal(cache_get(&cache, &key, &value, &fault), CACHE_LOOK);
     assert_int_equal(pthread_create(&thread, NULL, ask_after_a_new_login, &answer), 0);
     while (!someone_waits())
         (void)usleep(1000);
-    cache_found(&cache, &key, 7);
+    cache_found(&cache, &key, &value);
     assert_int_equal(pthread_join(thread, NULL), 0);
     assert_int_equal(answer, CACHE_LOOK);
     cache_close(&cache);

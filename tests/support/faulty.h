@@ -23,6 +23,8 @@ enum faulty_action {
     FAULTY_EXIT,
     FAULTY_DIE,
     FAULTY_SPOIL,
+    FAULTY_BEND,
+    FAULTY_SHORTEN,
 };
 
 struct faulty_rule {
@@ -59,6 +61,7 @@ struct faulty_habits {
     uint64_t apart; /* so long other processes do not find a new object */
     uint64_t latency;
     uint64_t slow_generation;
+    uint64_t renumber;    /* every so often handles become others */
     uint64_t token_flags; /* CKF_.., beside the token's own */
     uint64_t token_flags_off;
     bool unpadded; /* texts end with a NUL, and something is behind it */
@@ -150,6 +153,7 @@ CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG
                    CK_OBJECT_HANDLE *object);
 CK_RV habit_copy(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
                  CK_ULONG count, CK_OBJECT_HANDLE *copy);
+CK_RV habit_destroy(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object);
 CK_RV habit_set_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
                            CK_ATTRIBUTE *attributes, CK_ULONG count);
 CK_RV habit_get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
@@ -186,6 +190,10 @@ void habit_begin(const struct faulty_habits *habits);
 
 /* This thread's next key pair is made, but not as asked for. */
 extern _Thread_local bool habit_spoils;
+
+/* This thread's next signature is wrong, or two bytes too short. */
+extern _Thread_local bool habit_bends;
+extern _Thread_local bool habit_shortens;
 
 /* Every call fails from now on, until C_Finalize and C_Initialize. */
 void habit_die(void);

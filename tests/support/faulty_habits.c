@@ -28,6 +28,8 @@ static atomic_bool logout_wanted;
 static atomic_bool logged_out; /* silently */
 
 _Thread_local bool habit_spoils;
+_Thread_local bool habit_bends;
+_Thread_local bool habit_shortens;
 
 static const struct faulty_habits *habits(void)
 {
@@ -297,6 +299,84 @@ static uint64_t name_of_object(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE objec
     return name_of(class, attributes, 3);
 }
 
+/* ---- handles ---- */
+
+enum { GENERATION_SHIFT = 32, OTHERS_MAX = 64 };
+
+static CK_OBJECT_HANDLE generation(void)
+{
+    uint64_t renumber = habits()->renumber;
+
+    return renumber == 0 ? 0 : 1 + (uint64_t)faulty_age() / (renumber * 1000000);
+}
+
+/* As the caller knows the object from now on. */
+static CK_OBJECT_HANDLE outer(CK_OBJECT_HANDLE real)
+{
+    return real | generation() << GENERATION_SHIFT;
+}
+
+static CK_OBJECT_HANDLE inner(CK_OBJECT_HANDLE handle)
+{
+    return handle & UINT32_MAX;
+}
+
+static bool is_stale(CK_OBJECT_HANDLE handle)
+{
+    return habits()->renumber > 0 && handle >> GENERATION_SHIFT != generation();
+}
+
+/* Of the candidates one that is another key of the same curve or length. */
+static CK_OBJECT_HANDLE pick_other(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
+                                   const CK_OBJECT_HANDLE *others, CK_ULONG count)
+{
+    for (CK_ULONG i = 0; i < count; i++) {
+        CK_BYTE values[2][2][NAME_MAX_BYTES] = {0};
+        CK_ULONG lengths[2] = {0};
+
+        for (int k = 0; k < 2; k++) {
+            CK_ATTRIBUTE wanted[] = {{CKA_EC_PARAMS, values[k][0], NAME_MAX_BYTES},
+                                     {CKA_MODULUS, values[k][1], NAME_MAX_BYTES}};
+
+            (void)faulty_real->C_GetAttributeValue(session, k == 0 ? object : others[i], wanted, 2);
+            lengths[k] = wanted[1].ulValueLen;
+        }
+        if (others[i] != object && lengths[0] == lengths[1] &&
+            memcmp(values[0][0], values[1][0], NAME_MAX_BYTES) == 0)
+            return others[i];
+    }
+    return object;
+}
+
+/* What a stale handle reaches, searched in a session of its own. */
+static CK_OBJECT_HANDLE find_other(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    CK_OBJECT_HANDLE others[OTHERS_MAX];
+    CK_OBJECT_CLASS class = CKO_DATA;
+    CK_KEY_TYPE type = CKK_EC;
+    CK_ATTRIBUTE alike[] = {{CKA_CLASS, &class, sizeof class}, {CKA_KEY_TYPE, &type, sizeof type}};
+    CK_SESSION_INFO info;
+    CK_SESSION_HANDLE own;
+    CK_ULONG count = 0;
+
+    if (faulty_real->C_GetAttributeValue(session, object, alike, 2) != CKR_OK ||
+        faulty_real->C_GetSessionInfo(session, &info) != CKR_OK ||
+        faulty_real->C_OpenSession(info.slotID, CKF_SERIAL_SESSION, NULL, NULL, &own) != CKR_OK)
+        return object;
+    if (faulty_real->C_FindObjectsInit(own, alike, 2) == CKR_OK) {
+        (void)faulty_real->C_FindObjects(own, others, OTHERS_MAX, &count);
+        (void)faulty_real->C_FindObjectsFinal(own);
+    }
+    object = pick_other(own, object, others, count);
+    (void)faulty_real->C_CloseSession(own);
+    return object;
+}
+
+static CK_OBJECT_HANDLE reached(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE handle)
+{
+    return is_stale(handle) ? find_other(session, inner(handle)) : inner(handle);
+}
+
 /* ---- objects ---- */
 
 static bool minds_newborns(void)
@@ -322,15 +402,29 @@ CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG
     attributes = cut(copy, attributes, count);
     if (minds_newborns())
         faulty_newborn(name_of(value, attributes, count), habits()->lag);
-    return faulty_real->C_CreateObject(session, attributes, count, object);
+    rv = faulty_real->C_CreateObject(session, attributes, count, object);
+    if (rv == CKR_OK)
+        *object = outer(*object);
+    return rv;
 }
 
 CK_RV habit_copy(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
                  CK_ULONG count, CK_OBJECT_HANDLE *copy)
 {
+    CK_RV rv;
+
     if (habits()->immutable)
         return CKR_FUNCTION_NOT_SUPPORTED;
-    return faulty_real->C_CopyObject(session, object, attributes, count, copy);
+    rv = faulty_real->C_CopyObject(session, reached(session, object), attributes, count, copy);
+    if (rv == CKR_OK)
+        *copy = outer(*copy);
+    return rv;
+}
+
+CK_RV habit_destroy(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object)
+{
+    return is_stale(object) ? CKR_OBJECT_HANDLE_INVALID
+                            : faulty_real->C_DestroyObject(session, inner(object));
 }
 
 CK_RV habit_set_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
@@ -338,7 +432,7 @@ CK_RV habit_set_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
 {
     if (habits()->immutable)
         return CKR_FUNCTION_NOT_SUPPORTED;
-    return faulty_real->C_SetAttributeValue(session, object, attributes, count);
+    return faulty_real->C_SetAttributeValue(session, reached(session, object), attributes, count);
 }
 
 static void spoil(CK_ATTRIBUTE *copy, CK_ULONG count)
@@ -376,8 +470,13 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
         faulty_newborn(name_of(CKO_PUBLIC_KEY, public, public_count), habits()->lag);
         faulty_newborn(name_of(CKO_PRIVATE_KEY, private, private_count), habits()->lag);
     }
-    return faulty_real->C_GenerateKeyPair(session, mechanism, public, public_count, private,
-                                          private_count, public_key, private_key);
+    rv = faulty_real->C_GenerateKeyPair(session, mechanism, public, public_count, private,
+                                        private_count, public_key, private_key);
+    if (rv == CKR_OK) {
+        *public_key = outer(*public_key);
+        *private_key = outer(*private_key);
+    }
+    return rv;
 }
 
 CK_RV habit_find_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count)
@@ -451,16 +550,20 @@ CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG 
                  habits()->own_login)
             *count = keep_visible(session, objects, *count);
     } while (*count == 0);
+    for (CK_ULONG i = 0; i < *count; i++)
+        objects[i] = outer(objects[i]);
     return rv;
 }
 
 CK_RV habit_sign_init(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE key)
 {
     const struct faulty_habits *now = habits();
-    int64_t age = now->newborn > 0 ? faulty_newborn_age(name_of_object(session, key)) : -1;
+    int64_t age;
 
     if (!habit_knows(session))
         return CKR_USER_NOT_LOGGED_IN;
+    key = reached(session, key);
+    age = now->newborn > 0 ? faulty_newborn_age(name_of_object(session, key)) : -1;
     if (age >= 0 && age < (int64_t)now->newborn * 1000000)
         return (CK_RV)now->newborn_rv;
     return faulty_real->C_SignInit(session, mechanism, key);
@@ -469,9 +572,18 @@ CK_RV habit_sign_init(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_OBJ
 CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature,
                  CK_ULONG *signature_length)
 {
+    CK_RV rv;
+
     if (habits()->latency > 0)
         faulty_sleep(habits()->latency);
-    return faulty_real->C_Sign(session, data, length, signature, signature_length);
+    rv = faulty_real->C_Sign(session, data, length, signature, signature_length);
+    if (rv == CKR_OK && habit_bends)
+        signature[*signature_length - 1] ^= 1;
+    if (rv == CKR_OK && habit_shortens)
+        *signature_length -= 2;
+    habit_bends = false;
+    habit_shortens = false;
+    return rv;
 }
 
 /* ---- EC points ---- */
@@ -550,6 +662,7 @@ CK_RV habit_get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
     CK_BYTE point[POINT_MAX];
     CK_RV result = CKR_OK;
 
+    object = reached(session, object);
     if (habits()->trouble.rv != CKR_OK && is_in_trouble(session, object))
         return (CK_RV)habits()->trouble.rv;
     if ((!habits()->raw_point && !habits()->no_public) || (habits()->one_attribute && count > 1))

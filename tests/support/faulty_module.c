@@ -24,6 +24,8 @@
  *             segv, abort, kill, exit  end the process: by a signal, SIGKILL or exit()
  *             spoil                    of C_GenerateKeyPair, before: its private key can be
  *                                      extracted, whatever was asked for
+ *             bend, shorten            of C_Sign, before: its signature has a wrong bit, or two
+ *                                      bytes too few
  *             die                      CKR_DEVICE_ERROR from this call on, for every call,
  *                                      until C_Finalize and C_Initialize
  *   LIMIT     once, times N            at most so often, in each process
@@ -50,6 +52,9 @@
  *   dangling N S      sessions N; those of a dead process count for S seconds more
  *   latency MS        of every C_Sign, whatever other sessions do
  *   slowgen MS        of every C_GenerateKeyPair
+ *   renumber MS       so often the objects get other handles; one from before reaches another
+ *                     object of its class and type, and is CKR_OBJECT_HANDLE_INVALID to
+ *                     C_DestroyObject. The end of the script makes all of them good
  *   newborn MS CKR    C_SignInit with a key younger than that
  *   sessions N        CKR_SESSION_COUNT beyond, over all processes
  *   idle MS           a session not used for so long is closed
@@ -126,7 +131,7 @@ static void *library;
       (CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE * attributes,              \
        CK_ULONG count, CK_OBJECT_HANDLE * copy),                                                   \
       (session, object, attributes, count, copy))                                                  \
-    X(C_DestroyObject, REAL(C_DestroyObject), session,                                             \
+    X(C_DestroyObject, habit_destroy, session,                                                     \
       (CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object), (session, object))                     \
     X(C_GetAttributeValue, habit_get_attributes, session,                                          \
       (CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE * attributes,              \

@@ -115,9 +115,11 @@ static const struct {
     enum faulty_action action;
     bool number; /* follows */
 } actions[] = {
-    {"sleep", FAULTY_SLEEP, true},  {"hang", FAULTY_HANG, false},   {"segv", FAULTY_SEGV, false},
-    {"abort", FAULTY_ABORT, false}, {"kill", FAULTY_KILL, false},   {"exit", FAULTY_EXIT, false},
-    {"die", FAULTY_DIE, false},     {"spoil", FAULTY_SPOIL, false},
+    {"sleep", FAULTY_SLEEP, true}, {"hang", FAULTY_HANG, false},
+    {"segv", FAULTY_SEGV, false},  {"abort", FAULTY_ABORT, false},
+    {"kill", FAULTY_KILL, false},  {"exit", FAULTY_EXIT, false},
+    {"die", FAULTY_DIE, false},    {"spoil", FAULTY_SPOIL, false},
+    {"bend", FAULTY_BEND, false},  {"shorten", FAULTY_SHORTEN, false},
 };
 
 /* The line being read, and what went wrong with it. */
@@ -388,6 +390,7 @@ static const struct {
     NUMBER("apart", apart),
     NUMBER("latency", latency),
     NUMBER("slowgen", slow_generation),
+    NUMBER("renumber", renumber),
     NUMBER("token-flags", token_flags),
     NUMBER("token-flags-off", token_flags_off),
     NUMBER("sessions", sessions),

@@ -334,6 +334,12 @@ static bool act(const struct faulty_rule *rule, const char *function, CK_RV *rv)
     case FAULTY_SPOIL:
         habit_spoils = true;
         break;
+    case FAULTY_BEND:
+        habit_bends = true;
+        break;
+    case FAULTY_SHORTEN:
+        habit_shortens = true;
+        break;
     case FAULTY_DIE:
         habit_die();
         *rv = CKR_DEVICE_ERROR;

@@ -45,6 +45,7 @@ static void the_quick_start_is_valid_and_the_rest_has_defaults(void **state)
     assert_int_equal(c->destroy_superseded_after, 24 * 3600 * CLOCK_SECOND);
     assert_false(c->lenient);
     assert_false(c->least);
+    assert_false(c->verify_always);
     assert_int_equal(c->cka_id_length, 16);
     assert_int_equal(c->label_max, 0);
 }
@@ -60,7 +61,7 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
         "call_timeout = \"1.5s\"\noperation_timeout = \"1m\"\n"
         "generate_timeout = \"29m60s\"\nkeep_alive = 0\n"
         "destroy_superseded = false\ndestroy_superseded_after = 0\nattribute_check = \"lenient\"\n"
-        "key_template = \"least\"\n"
+        "key_template = \"least\"\nverify_signatures = \"always\"\n"
         "cka_id_length = 2\nlabel_max = 800\n");
     assert_string_equal(c->key_identifier_value, "x");
     assert_string_equal(c->module_args, "configdir='sql:/nss'");
@@ -75,6 +76,7 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
     assert_int_equal(c->destroy_superseded_after, 0);
     assert_true(c->lenient);
     assert_true(c->least);
+    assert_true(c->verify_always);
     assert_int_equal(c->cka_id_length, 2);
     assert_int_equal(c->label_max, 800);
 }

@@ -31,6 +31,7 @@ static void types_are_strict_where_a_guess_could_be_wrong(void **state)
         {"label_max = -1", "label_max: expected 0 or integer from 40 to 800"},
         {"cka_id_length = 8", "cka_id_length: expected 16 or 2"},
         {"attribute_check = \"lax\"", "attribute_check: expected strict or lenient"},
+        {"verify_signatures = \"never\"", "verify_signatures: expected auto or always"},
         {"call_timeout = 25",
          "call_timeout: expected duration from 1s to 29s, found a number without a unit"},
         {"call_timeout = \"25\"",

@@ -52,6 +52,7 @@ static const struct frame *usual_open(void)
     frame->settings.sessions = 4;
     frame->settings.lenient = true;
     frame->settings.least = true;
+    frame->settings.verify_always = true;
     return frame;
 }
 

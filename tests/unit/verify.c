@@ -148,11 +148,50 @@ static void pss_salt_is_checked_where_it_was_given(void **state)
     EVP_PKEY_free(pkey);
 }
 
+/* One context for one signature after the other, also behind a wrong one: nothing of an earlier
+ * request may count. */
+static void a_kept_context_knows_nothing_of_earlier_requests(void **state)
+{
+    static const struct {
+        enum hsm_scheme scheme;
+        int32_t salt;
+        int made;
+    } turns[] = {{HSM_PLAIN, 0, 0}, {HSM_PSS, HSM_SALT_HASH, 32}, {HSM_PLAIN, 0, 0},
+                 {HSM_PSS, 20, 20}, {HSM_PSS, HSM_SALT_MAX, 222}, {HSM_PSS, HSM_SALT_HASH, 32}};
+    EVP_PKEY *pkey = EVP_RSA_gen(2048);
+    struct hsm_public_key key = key_of(pkey);
+    struct hsm_request other_hash = request_of(HSM_RSA_2048, HSM_PLAIN, 0);
+    EVP_PKEY_CTX *context;
+    EVP_PKEY *loaded;
+
+    (void)state;
+    assert_int_equal(pubkey_load(&key, &loaded, NULL), 0);
+    assert_int_equal(pubkey_verifier(loaded, &context, NULL), 0);
+    other_hash.hash = HSM_SHA512;
+    other_hash.digest_length = 64;
+    for (size_t i = 0; i < sizeof turns / sizeof turns[0]; i++) {
+        struct hsm_request request = request_of(HSM_RSA_2048, turns[i].scheme, turns[i].salt);
+        uint8_t signature[HSM_SIGNATURE_MAX];
+        size_t length = sign(pkey, &request, turns[i].made, signature, sizeof signature);
+
+        assert_int_equal(pubkey_check(context, &request, signature, length, NULL), 0);
+        signature[9] ^= 1;
+        assert_int_equal(pubkey_check(context, &request, signature, length, NULL), -1);
+        signature[9] ^= 1;
+        assert_int_equal(pubkey_check(context, &other_hash, signature, length, NULL), -1);
+        assert_int_equal(pubkey_check(context, &request, signature, length, NULL), 0);
+    }
+    EVP_PKEY_CTX_free(context);
+    EVP_PKEY_free(loaded);
+    EVP_PKEY_free(pkey);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ecdsa_signatures_verify_with_their_key_only),
         cmocka_unit_test(rsa_signatures_verify_with_their_padding_only),
+        cmocka_unit_test(a_kept_context_knows_nothing_of_earlier_requests),
         cmocka_unit_test(pss_salt_is_checked_where_it_was_given),
     };
 
