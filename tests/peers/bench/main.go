@@ -18,10 +18,11 @@ import (
 var (
 	binary  = flag.String("plugin", os.Getenv("SPIRE_HSM"), "the spire-hsm binary")
 	rawSign = flag.String("raw", "", "the raw_sign program")
+	base    = flag.String("base", "", "another spire-hsm, to compare its rates in section verify")
 	faulty  = flag.String("faulty", "", "faulty.so, for a slow token")
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
-	only    = flag.String("only", "", "sections, comma-separated: rates, generate, start, latency, stall, recover")
+	only    = flag.String("only", "", "sections, comma-separated: rates, verify, generate, start, latency, stall, recover")
 	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
@@ -34,6 +35,7 @@ type section struct {
 
 var sections = []section{
 	{"rates", measureRates},
+	{"verify", measureVerification},
 	{"generate", measureGeneration},
 	{"start", measureStart},
 	{"latency", measureLatency},

@@ -57,12 +57,16 @@ func slowed(token *softhsm.Token, script string) (module string, env []string, e
 
 // open loads and configures the plugin. With a script, its token is as slow as that says.
 func open(token *softhsm.Token, options, script string) (*host.Plugin, error) {
+	return openBinary(*binary, token, options, script)
+}
+
+func openBinary(path string, token *softhsm.Token, options, script string) (*host.Plugin, error) {
 	module, env, err := slowed(token, script)
 	if err != nil {
 		return nil, err
 	}
 	data := strings.Replace(token.PluginData(options), softhsm.Module(), module, 1)
-	p, err := host.Load(ctx, host.Options{Type: "KeyManager", Path: *binary, Env: env})
+	p, err := host.Load(ctx, host.Options{Type: "KeyManager", Path: path, Env: env})
 	if err != nil {
 		return nil, err
 	}
