@@ -65,6 +65,7 @@
  *     -> TestHalvesOfOurKeysStayAndOthersAreServed
  *     -> a_key_of_which_half_shows_is_served_from_the_record
  *     -> TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone
+ *     -> TestAStartWithARecordServesTheSameKeysThroughLastingTrouble
  *   a key is gone that SPIRE needs: no start, until the loss is accepted
  *     -> a_start_without_a_key_that_is_needed_is_refused
  *     -> a_loss_is_accepted_once_by_its_code
@@ -74,8 +75,11 @@
  *     -> a_start_without_another_key_goes_on
  *   the record is damaged: its copy is used, or the start refused
  *     -> a_damaged_record_is_no_reason_to_begin_anew
+ *   the process ends while it writes the record: the newest key, which is served
+ *     -> TestAPluginKilledWhileItWritesItsRecordServesTheNewestKeys
  *   the record cannot be written: keys are made all the same, and nothing more is destroyed
  *     -> one_server_started_again_and_again
+ *     -> TestAFullDiskUnderTheRecordStopsNoRotationAndDestroysNothing
  *   there is no record: the newest key is served, and nothing of before is destroyed
  *     -> without_a_record_the_newest_key_is_served_and_nothing_goes
  *   the role may not destroy: the old key stays, and the log says so
