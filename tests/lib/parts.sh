@@ -7,10 +7,11 @@ SPIRE_HSM=$(realpath "$SPIRE_HSM")
 SPIRE_HSM_SHA256=$(sha256sum <"$SPIRE_HSM" | cut -d ' ' -f 1)
 CONFIGURATION_DIRECTORY=$scratch/etc
 STATE_DIRECTORY=$scratch/state
+CACHE_DIRECTORY=$scratch/cache
 RUNTIME_DIRECTORY=$scratch/run
 SOFTHSM2_CONF=$scratch/etc/softhsm2.conf
-export SPIRE_HSM SPIRE_HSM_SHA256 CONFIGURATION_DIRECTORY STATE_DIRECTORY RUNTIME_DIRECTORY
-export SOFTHSM2_CONF
+export SPIRE_HSM SPIRE_HSM_SHA256 CONFIGURATION_DIRECTORY STATE_DIRECTORY CACHE_DIRECTORY
+export RUNTIME_DIRECTORY SOFTHSM2_CONF
 
 spire=$("$here/lib/spire.sh") || exit 1
 server_conf=$here/../examples/server.conf
@@ -19,13 +20,13 @@ oidc_conf=$here/real/oidc.conf
 server_socket=$RUNTIME_DIRECTORY/server.sock
 agent_socket=$RUNTIME_DIRECTORY/agent.sock
 oidc_socket=$RUNTIME_DIRECTORY/oidc.sock
-bundle=$RUNTIME_DIRECTORY/bundle.json
+bundle=$CACHE_DIRECTORY/bundle.json
 port=$(free_port)
 softhsm=/usr/lib/softhsm/libsofthsm2.so
 workload=spiffe://example.org/ns/default/sa/default
 issuer=https://oidc.example.org
 umask 077
-mkdir -p "$scratch/etc" "$scratch/state" "$scratch/run" "$scratch/tokens" "$scratch/tmp"
+mkdir -p "$scratch/etc" "$scratch/state" "$scratch/cache" "$scratch/run" "$scratch/tokens" "$scratch/tmp"
 export TMPDIR=$scratch/tmp # where go-plugin's sockets are
 
 ## The token

@@ -16,6 +16,7 @@ mkdir "$jwts" "$scratch/down"
 on() {
     local node=$1
     local -x STATE_DIRECTORY=$scratch/state/$1 RUNTIME_DIRECTORY=$scratch/run/$1
+    local -x CACHE_DIRECTORY=$scratch/cache/$1
     local server_socket=$RUNTIME_DIRECTORY/server.sock oidc_socket=$RUNTIME_DIRECTORY/oidc.sock
     shift
     "$@"
@@ -23,7 +24,7 @@ on() {
 
 # "6m" is as short as leaves an authority two minutes between being made and being used.
 conf_of_two() {
-    mkdir -p "$scratch"/{run,state}/{A,B}
+    mkdir -p "$scratch"/{run,state,cache}/{A,B}
     server_conf=$scratch/etc/server.conf
     sed -e 's|ca_ttl = .*|ca_ttl = "6m"|; s|svid_ttl = .*|svid_ttl = "1m"|' \
         -e 's|database_type = .*|database_type = "postgres"|' \

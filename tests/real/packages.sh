@@ -101,7 +101,7 @@ server_is_confined() {
     systemd-analyze security --offline=true --no-pager --threshold=15 "$units/spire-server.service"
 }
 
-files_are_made() { # the folder the server and discovery provider share
+files_are_made() { # the folder of the server's and others' sockets
     local root=$scratch/tmpfiles
     mkdir -p "$root/etc"
     printf 'spire:x:1000:1000::/:/bin/false\n' >"$root/etc/passwd"
@@ -221,7 +221,7 @@ check "manual pages are well formed" pages_are_well_formed
 check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
 check "systemd finds no fault with the units" units_verify
 check "the server's unit is confined: systemd's exposure level is 1.5 at most" server_is_confined
-check "the folder for sockets and bundle is made, open to readers" files_are_made
+check "the folder for sockets is made, open to others" files_are_made
 
 must "a server starts, with the listener the health unit asks" server_starts
 check "the health unit's command finds it alive" await 90 alive_says_the_unit

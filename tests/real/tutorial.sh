@@ -67,7 +67,7 @@ say "Part 1: SPIRE, its keys in a token"
 conf_with "s|https://oidc.example.org|$issuer|"
 must "a certificate authority for this run, in Let's Encrypt's place" tls_make
 must "a SoftHSM token, with the PIN in a file" token_make
-must "spire-server starts; KeyManager, BundlePublisher and Notifier are spire-hsm" server_start
+must "spire-server starts; KeyManager and BundlePublisher are spire-hsm" server_start
 check "its two keys are in the token; they cannot be taken out" token_holds 2
 must "the plugin has written the trust bundle to a file" await 5 bundle_is_whole
 must "the discovery provider serves that file over HTTPS" oidc_start
