@@ -316,6 +316,33 @@ func judgePEM(t *testing.T, file []byte, bundle *types.Bundle) {
 	sameX509(t, read, bundle.X509Authorities)
 }
 
+// What SPIRE signs with a key of this kind, and its discovery provider therefore says of it.
+var algorithms = map[string]string{
+	"P-256": "ES256", "P-384": "ES384", "P-521": "", "RSA-2048": "RS256", "RSA-4096": "RS256", "Ed25519": "",
+}
+
+func TestAKeySetForOIDCSaysWhatEachKeySignsWith(t *testing.T) {
+	bundle := &types.Bundle{TrustDomain: "example.org", SequenceNumber: 1}
+	for kind := range algorithms {
+		der, err := x509.MarshalPKIXPublicKey(newKey(t, kind).Public())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundle.JwtAuthorities = append(bundle.JwtAuthorities, &types.JWTKey{PublicKey: der, KeyId: kind})
+	}
+	keys := index(t, mustDump(t, "oidc", bundle))
+	if len(keys) != len(algorithms) {
+		t.Fatalf("%d keys, given %d", len(keys), len(algorithms))
+	}
+	for _, given := range bundle.JwtAuthorities {
+		key := keys["jwt "+given.KeyId]
+		sameKey(t, key.Key, given.PublicKey)
+		if key.Algorithm != algorithms[given.KeyId] || key.Use != "" {
+			t.Errorf("%s: %q, use %q", given.KeyId, key.Algorithm, key.Use)
+		}
+	}
+}
+
 func TestRealReadersReadWhatWasGiven(t *testing.T) {
 	authorities := newPool(t)
 	random := mathrand.New(mathrand.NewPCG(1, 2))
@@ -344,6 +371,11 @@ func TestUnknownAuthoritiesAreLeftOut(t *testing.T) {
 		SequenceNumber:  1,
 		X509Authorities: []*types.X509Certificate{{Asn1: newCertificate(t, key, 1)}},
 	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle.JwtAuthorities = []*types.JWTKey{{PublicKey: public, KeyId: "kid"}}
 	message, err := proto.Marshal(bundle)
 	if err != nil {
 		t.Fatal(err)
@@ -352,11 +384,15 @@ func TestUnknownAuthoritiesAreLeftOut(t *testing.T) {
 		message = protowire.AppendTag(message, field, protowire.BytesType)
 		message = protowire.AppendBytes(message, []byte("\x0a\x03new\x12\x03kid"))
 	}
-	file, err := dumpBytes(t, "spiffe", message)
-	if err != nil {
-		t.Fatal(err)
+	for _, format := range []string{"spiffe", "jwks", "pem", "oidc"} {
+		file, err := dumpBytes(t, format, message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(file, mustDump(t, format, bundle)) {
+			t.Errorf("%s: what is unknown has changed the file:\n%s", format, file)
+		}
 	}
-	judgeSPIFFE(t, file, bundle)
 }
 
 func spki(t *testing.T, algorithm asn1.ObjectIdentifier, parameters, key []byte) []byte {
