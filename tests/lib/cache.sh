@@ -77,7 +77,8 @@ go_progress() {
 
 # go_build WORK LDFLAGS MODULE VERSION PACKAGE...: the programs PACKAGE of MODULE.
 # The module's own go.sum comes first: `go get` looks up every module anew otherwise, and
-# not all of them can still be. The hashes are the module's, so checking stays on.
+# not all of them can still be. The hashes are the module's, so checking stays on. A version
+# that cannot be fetched at all is passed over with go_replace, as in `go mod edit -replace`.
 go_build() {
     local work=$1 ldflags=$2 module=$3 tag=$4 source total
     shift 4
@@ -89,6 +90,7 @@ go_build() {
     say "building $version into $home (some minutes, once)"
     go mod init spire-hsm/tools 2>/dev/null
     install -m 644 "$source/go.sum" go.sum
+    [ -z "${go_replace-}" ] || go mod edit -replace "$go_replace"
     go get -tool "${@/%/@$tag}" 2>&1 | go_progress
     total=$(go list -deps tool 2> >(go_progress) | wc -l)
     GOBIN=$work/bin go install -v -ldflags "$ldflags" tool 2>&1 | go_progress "$total"
