@@ -232,12 +232,30 @@ static void forget_attempt(struct attempt *attempt)
     scribe_commit(attempt->keymanager->scribe, NULL, NULL);
 }
 
+/* A library that can make no key any more may sign all the same, and a generation, which is never
+ * repeated, is no reason to replace its worker. So it is asked for here: at once, and then after
+ * ever more vain tries. */
+static void want_another_worker(struct attempt *attempt)
+{
+    unsigned stalls = ++attempt->stalls;
+
+    if ((stalls & (stalls - 1)) == 0)
+        supervisor_renew(attempt->keymanager->supervisor);
+}
+
 /* The request never reached the token: its label is still unused. */
 static void regenerate(struct attempt *attempt)
 {
     attempt->generations--;
     forget_attempt(attempt);
     generate(attempt);
+}
+
+static void wait_for_token(struct attempt *attempt, const struct fault *fault)
+{
+    if (fault->ckr != 0)
+        want_another_worker(attempt);
+    stall(attempt, regenerate, fault);
 }
 
 /* The token says no, and has made nothing. A full one gets room, if there is a condemned key. */
@@ -267,7 +285,7 @@ static void generated(void *context, const struct hsm_reply *reply)
     else if (reply->fault.code == FAULT_NONE || reply->fault.code == FAULT_ABORTED)
         look(attempt);
     else if (reply->fault.code == FAULT_UNAVAILABLE)
-        stall(attempt, regenerate, &reply->fault);
+        wait_for_token(attempt, &reply->fault);
     else
         refused(attempt, &reply->fault);
 }
