@@ -35,7 +35,7 @@ ROOMS   := $(filter-out %/main.o,$(OBJECTS))
 SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] $(foreach room,fuzz hsm support unit,tests/$(room)/*.[ch]))
 SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo tutorial test test-faults test-spire-1.14 test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
+.PHONY: all help deps demo tutorial test test-faults test-spire-1.15 test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
 all: $(BUILD)/spire-hsm $(BUILD)/spire-hsm-worker ## the plugin: build/spire-hsm and its worker (the default)
 
 $(BUILD)/spire-hsm: $(FRONT)
@@ -95,10 +95,10 @@ test-faults: ## of these the faults, two servers on one token and a soak; and th
 	$(again) all $(TESTS)
 	@BUILD=$(BUILD) tests/run ha runbook soak faults
 
-test-spire-1.14: ## what SPIRE has a say in, on its 1.14.5; all else runs on 1.15.3
+test-spire-1.15: ## what SPIRE has a say in, on its 1.15.3; all else runs on 1.14.5
 	@tests/lib/deps.sh build run tutorial test
 	$(again) all
-	@SPIRE_VERSION=1.14.5 BUILD=$(BUILD) tests/run runbook demo e2e agents static
+	@SPIRE_VERSION=1.15.3 BUILD=$(BUILD) tests/run runbook demo e2e agents static
 
 test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of soak
 	@+LONG=1 HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Prints the folder that holds spire-server, spire-agent and oidc-discovery-provider of
-# version $SPIRE_VERSION (1.15.3 if it is not set; 1.14.5 is tested as well): $SPIRE_BIN; or
+# version $SPIRE_VERSION (1.14.5 if it is not set; 1.15.3 is tested as well): $SPIRE_BIN; or
 # where PATH finds them; or a cache folder, into which they are built with Go when they are
 # not there yet (about five minutes, once).
-. "$(dirname "$0")/cache.sh" spire "${SPIRE_VERSION:-1.15.3}"
+. "$(dirname "$0")/cache.sh" spire "${SPIRE_VERSION:-1.14.5}"
 
-# A build of ours says "1.15.3-dev-unk", a release "1.15.3".
+# A build of ours says "1.14.5-dev-unk", a release "1.14.5".
 complete() {
     local program said
     for program in spire-server spire-agent oidc-discovery-provider; do
