@@ -87,6 +87,11 @@ static const char *family_of(const struct record_key *key)
     return NULL;
 }
 
+bool record_is_vital(const struct record_key *key)
+{
+    return family_of(key) != NULL;
+}
+
 /* Only what is SERVED counts: a key that was condemned while it signed may have been the wrong
  * one to condemn, and to need one key more costs less than to need one less. */
 static uint32_t last_in_use(const struct record *record, const char *family)

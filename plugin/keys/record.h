@@ -122,6 +122,9 @@ bool record_made_here(const struct record *record, const struct hsm_key_name *na
  * trust when it makes another in its place; the other ids are a blip. */
 bool record_is_needed(const struct record *record, const struct record_key *key);
 
+/* Is it of such an id, whether needed or not? */
+bool record_is_vital(const struct record_key *key);
+
 /* How many CONDEMNED there are of that id; the one that was condemned first, or NULL. */
 size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest);
 

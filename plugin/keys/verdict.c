@@ -42,7 +42,7 @@ static bool is_back(struct record *record, const struct record_key *served,
     const struct record_key *key = record_find(record, &item->name);
 
     return key && key->state == RECORD_MISSING && is_the_same(item, key) &&
-           (!served || (key->in_use && !served->in_use));
+           (!served || (record_is_vital(key) && key->in_use && !served->in_use));
 }
 
 bool verdict_is_gone(const struct record_key *key, const struct inventory_item *item)
@@ -74,7 +74,17 @@ static struct inventory_item *recorded(struct record *record, struct inventory *
     return NULL;
 }
 
-static enum verdict of_recorded(const struct record_key *key, const struct inventory_item *served,
+/* An attempt of an earlier place may be one that goes on there: a record can be copied in the midst
+ * of it. */
+static bool is_overtaken(const struct record *record, const struct inventory_item *served,
+                         const struct inventory_item *item)
+{
+    return served && is_whole(served) && item->label.generation < served->label.generation &&
+           record_made_here(record, &item->name);
+}
+
+static enum verdict of_recorded(const struct record *record, const struct record_key *key,
+                                const struct inventory_item *served,
                                 const struct inventory_item *item)
 {
     switch (key->state) {
@@ -83,9 +93,7 @@ static enum verdict of_recorded(const struct record_key *key, const struct inven
     case RECORD_SERVED:
         return served && key->made ? VERDICT_CONDEMNED : VERDICT_WAITS;
     case RECORD_ATTEMPTED:
-        return served && is_whole(served) && item->label.generation < served->label.generation
-                   ? VERDICT_STRAY
-                   : VERDICT_WAITS;
+        return is_overtaken(record, served, item) ? VERDICT_STRAY : VERDICT_WAITS;
     case RECORD_MISSING: /* displaced, and its successor in use */
     case RECORD_FOUND:
     default:
@@ -112,7 +120,7 @@ static enum verdict by_record(struct record *record, const struct inventory_item
     if (item == served)
         return is_whole(item) ? VERDICT_SERVE : VERDICT_LIST;
     if (key)
-        return of_recorded(key, served, item);
+        return of_recorded(record, key, served, item);
     if (served && is_whole(served) && item->label.generation < served->label.generation)
         return of_unrecorded(record, item);
     if (item->state == HSM_COMPLETE && !record_knows(record, &item->name) &&

@@ -6,14 +6,16 @@
  *   served is                                           the first of these that there is
  *     the newest whole one that the record attempted,   a process ended before it wrote down that
  *     or that bears our mark, above the SERVED one      it serves it; SPIRE may know it
- *     a MISSING one that is whole again                 if it was in use, and its successor, if
- *                                                       there is one, never was
+ *     a MISSING one that is whole again                 if it has no successor; or is a CA key (or
+ *                                                       an agent's) that was in use, and its
+ *                                                       successor never was: SPIRE finds the
+ *                                                       journal of that time again
  *     the SERVED one                                    LIST where it is not proven whole
  *
  *   and of the others
  *     CONDEMNED in the record, or SERVED till now       VERDICT_CONDEMNED: superseded
  *       and made by us
- *     ATTEMPTED, and older than the proven served one   VERDICT_STRAY: nobody was ever served it
+ *     ATTEMPTED here, older than the proven served one  VERDICT_STRAY: nobody was ever served it
  *     not of the record, our mark, and older than       CONDEMNED if it is whole, STRAY if it is
  *       the proven served one                           not and was made here: a lost attempt
  *     not of the record, whole, no mark of ours, and    VERDICT_STRANGER: another process has our

@@ -47,9 +47,9 @@ static const struct row {
 };
 
 /* The same with a record. On the token also: 0 nothing, x whole, but another key. In the record: s
- * served, S served and in use, m, M missing likewise, c condemned, a attempted, f found, k not in
- * it, but with our mark, - not in it. And the verdicts: L listed, C condemned, Y stray, X a
- * stranger's. */
+ * served, S served and in use, m, M missing likewise, A attempted in another place, c condemned, a
+ * attempted, f found, k not in it, but with our mark, - not in it. And the verdicts: L listed, C
+ * condemned, Y stray, X a stranger's. */
 static const struct recorded_row {
     const char *token;
     const char *record;
@@ -74,7 +74,8 @@ static const struct recorded_row {
     {"0w", "as", ".S", "it was never made"},
     {"ww", "sa", "SY", "an attempt that was overtaken was served to nobody"},
     {"wh", "sa", "SY", "likewise a half of it"},
-    {"hw", "sa", "L.", "but not while the served one is not whole"},
+    {"wh", "sA", "S.", "but not one of another place, where it may be going on"},
+    {"hw", "sa", "L.", "nor while the served one is not whole"},
     {"Ww", "sa", "L.", "likewise"},
     {"ww", "ks", "SC", "a later start than the record's made it: a record restored"},
     {"ww", "kS", "SC", "likewise"},
@@ -187,6 +188,7 @@ static void write_down(char letter, const struct inventory_item *item, struct re
         key.state = RECORD_CONDEMNED;
         break;
     case 'a':
+    case 'A':
         key.state = RECORD_ATTEMPTED;
         break;
     case 'f':
@@ -208,7 +210,7 @@ static void name_all(const struct recorded_row *row, const struct record *record
         struct inventory_item *item = &inventory->items[i];
         uint8_t number = item->name.id[0];
 
-        if (row->record[i] == 'k')
+        if (row->record[i] == 'k' || row->record[i] == 'a')
             assert_int_equal(label_new_id(item->label.generation, HSM_ID_MAX,
                                           &record->makers[0].maker, &item->name, &fault),
                              0);
