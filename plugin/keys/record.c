@@ -340,6 +340,7 @@ bool record_take_place(struct record *record, const char *place, const uint8_t r
         record->maker_count++;
     memmove(record->makers + 1, record->makers, (record->maker_count - 1) * sizeof made);
     record->makers[0] = made;
+    record->moved = true;
     return true;
 }
 
@@ -347,6 +348,7 @@ void record_settle_makers(struct record *record)
 {
     uint32_t most = highest(record) > 0 ? highest(record) : 1; /* 0 would be no end */
 
+    record->moved = false;
     for (size_t i = 1; i < record->maker_count; i++)
         if (record->makers[i].until > most)
             record->makers[i].until = most;

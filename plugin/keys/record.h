@@ -75,6 +75,7 @@ struct record {
     char token_serial[HSM_TOKEN_SERIAL_MAX + 1];
     struct record_maker makers[RECORD_MAKERS]; /* newest first */
     size_t maker_count;
+    bool moved;              /* no start in this place has come to its end yet. Not written down */
     struct record_key *keys; /* owned, in no order */
     size_t count;
     size_t room;
@@ -154,7 +155,8 @@ int record_serve(struct record *record, const struct record_key *key, bool lost,
 bool record_take_place(struct record *record, const char *place, const uint8_t random[32],
                        uint32_t now);
 
-/* A start has come to its end: earlier makers tell no key that is newer than all in the record. */
+/* A start has come to its end: it has not moved any more, and earlier makers tell no key that is
+ * newer than all in the record. */
 void record_settle_makers(struct record *record);
 
 #endif

@@ -25,7 +25,9 @@ static bool is_the_same(const struct inventory_item *item, const struct record_k
                                     sizeof key->public_key.fingerprint) == 0;
 }
 
-/* One that the record, or its mark, says is ours to serve above the one that was. */
+/* One that the record, or its mark, says is ours to serve above the one that was. A record that was
+ * restored does not know what it made later, in the place before; but once it has served something
+ * here, what is newer and of that place is of another process, that goes on there. */
 static bool is_successor(struct record *record, const struct record_key *served,
                          const struct inventory_item *item)
 {
@@ -33,7 +35,10 @@ static bool is_successor(struct record *record, const struct record_key *served,
 
     if (!is_whole(item) || (served && item->label.generation <= served->label.generation))
         return false;
-    return key ? key->state == RECORD_ATTEMPTED : record_knows(record, &item->name);
+    if (key)
+        return key->state == RECORD_ATTEMPTED;
+    return record_made_here(record, &item->name) ||
+           (record->moved && record_knows(record, &item->name));
 }
 
 static bool is_back(struct record *record, const struct record_key *served,

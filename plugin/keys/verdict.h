@@ -3,14 +3,13 @@
  *
  * With a record (record.h), of one key id:
  *
- *   served is                                           the first of these that there is
- *     the newest whole one that the record attempted,   a process ended before it wrote down that
- *     or that bears our mark, above the SERVED one      it serves it; SPIRE may know it
- *     a MISSING one that is whole again                 if it has no successor; or is a CA key (or
- *                                                       an agent's) that was in use, and its
- *                                                       successor never was: SPIRE finds the
- *                                                       journal of that time again
- *     the SERVED one                                    LIST where it is not proven whole
+ *   served is the first of these that there is
+ *     1. the newest whole one above the SERVED one that the record attempted, or that bears the
+ *        mark of this place: a process ended before it wrote down that it serves it, and SPIRE may
+ *        know it. At the first start in a place the marks of earlier places count as well
+ *     2. a MISSING one that is whole again, if it has no successor. A CA key (or an agent's) that
+ *        was in use also if its successor never was: SPIRE finds its journal of that time again
+ *     3. the SERVED one; VERDICT_LIST where it is not proven whole
  *
  *   and of the others
  *     CONDEMNED in the record, or SERVED till now       VERDICT_CONDEMNED: superseded
