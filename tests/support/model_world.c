@@ -232,7 +232,9 @@ static void check_destroying(const struct server *server, const struct object *o
     if (object->maker != server && !take_turns() && object->state != HSM_HALF &&
         world.sharing != COPIES)
         violated(server, "destroys a key that the other one made", object);
-    if (needed(object) && (world.sharing != COPIES || world.seconds - object->made < DAY_S))
+    /* what a disk has lost may be taken for an attempt by its maker, and be another's by a copy */
+    if (needed(object) &&
+        (world.sharing != COPIES || (world.lost == 0 && world.seconds - object->made < DAY_S)))
         violated(server, "destroys a key that another start needs", object);
 }
 
