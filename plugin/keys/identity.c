@@ -341,7 +341,7 @@ static void take_scope(const struct config *config, struct identity *identity)
 static int take_place(const struct identity *held, struct identity *identity, struct fault *fault)
 {
     struct identity place = {.lock = -1};
-    char path[IDENTITY_PLACE_MAX];
+    char path[IDENTITY_PLACE_MAX] = "";
     const struct source source = place_of(path);
 
     identity_place(&identity->scope, path);

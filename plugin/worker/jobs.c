@@ -99,10 +99,6 @@ static bool has_room(struct jobs *jobs, const struct hsm_request *request, struc
     const struct suspect *suspect;
     uint64_t subject;
 
-    if (TAILQ_EMPTY(&jobs->free)) {
-        (void)fault_set(why, FAULT_UNAVAILABLE, "too many requests wait for the token");
-        return false;
-    }
     if (jobs->patience.count == 0)
         return true;
     subject = subject_of(request);
@@ -125,11 +121,14 @@ static uint32_t next_number(const struct job *job)
 struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request, int64_t now,
                      struct fault *why)
 {
-    struct job *job;
+    struct job *job = TAILQ_FIRST(&jobs->free);
 
+    if (!job) {
+        (void)fault_set(why, FAULT_UNAVAILABLE, "too many requests wait for the token");
+        return NULL;
+    }
     if (!has_room(jobs, request->request, why))
         return NULL;
-    job = TAILQ_FIRST(&jobs->free);
     job->number = next_number(job);
     if (!encode(job, request->request)) {
         (void)fault_set(why, FAULT_UNAVAILABLE, "out of memory");
