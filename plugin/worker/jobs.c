@@ -64,12 +64,15 @@ static bool encode(struct job *job, const struct hsm_request *request)
 {
     struct frame frame = {.kind = FRAME_REQUEST, .number = job->number, .request = *request};
     uint8_t bytes[FRAME_MAX];
+    size_t length = frame_encode(&frame, bytes);
+    uint8_t *copy = malloc(length);
 
-    job->length = frame_encode(&frame, bytes);
-    job->frame = malloc(job->length);
-    if (job->frame)
-        memcpy(job->frame, bytes, job->length);
-    return job->frame != NULL;
+    if (!copy)
+        return false;
+    memcpy(copy, bytes, length);
+    job->frame = copy;
+    job->length = length;
+    return true;
 }
 
 /* FNV-1a */
