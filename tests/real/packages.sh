@@ -76,7 +76,7 @@ pages_are_well_formed() {
 page_has_all_options() {
     local command
     man -l -Tascii -E UTF-8 "$packaging/man/spire-hsm.1" 2>/dev/null | col -bx >"$scratch/page"
-    for command in "" check keys prune bundle; do
+    for command in "" check keys prune accept evidence bench bundle; do
         # shellcheck disable=SC2086 # no command is no argument
         "$SPIRE_HSM" $command --help
     done >"$scratch/help"
