@@ -27,7 +27,8 @@ static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *hand
     if (rv == CKR_OK)
         return 0;
     (void)rv_fault(rv, "C_OpenSession", fault);
-    if (rv_class(rv) == RV_FULL && fault)
+    /* a code that has no business here says nothing about the request that needs the session */
+    if (fault && (rv_class(rv) == RV_FULL || fault->code == FAULT_INTERNAL))
         fault->code = FAULT_UNAVAILABLE;
     return -1;
 }
