@@ -2,6 +2,7 @@
 #include "tests/support/keymanager_token.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -109,14 +110,19 @@ static void make_public_key(enum hsm_key_type type, struct hsm_public_key *key)
 
 void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence there)
 {
+    static pthread_mutex_t places = PTHREAD_MUTEX_INITIALIZER; /* a worker has several threads */
     struct object *object = token->objects;
+    struct hsm_public_key key;
 
+    make_public_key(type, &key);
+    (void)pthread_mutex_lock(&places);
     while (object->there)
         object++;
     memcpy(object->label, name->label, sizeof object->label);
     memcpy(object->id, name->id, sizeof object->id);
-    make_public_key(type, &object->public_key);
+    object->public_key = key;
     object->there = there;
+    (void)pthread_mutex_unlock(&places);
 }
 
 static void tell(const struct object *object, struct hsm_reply *reply)
