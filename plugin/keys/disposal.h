@@ -24,10 +24,11 @@ enum disposal_kind {
 
 struct disposal;
 
-/* Its owner may read nothing of it; it fills in the first four before disposals_open. */
+/* Its owner fills in what stands above the mutex: supervisor and scribe before disposals_allow, all
+ * else before disposals_open. The rest is disposal.c's. */
 struct disposals {
     const struct config_keymanager *config;
-    struct supervisor *supervisor; /* may be given later, before `allowed` */
+    struct supervisor *supervisor;
     struct scribe *scribe;
     struct rivals *rivals;
     /* Are keys being made? SoftHSM shows half of what it has while objects come and go. */

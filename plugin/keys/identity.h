@@ -36,9 +36,9 @@ struct identity {
 /* Reads or makes the identity and takes the lock, waiting up to 12 s for a process that
  * is on its way out. `held` is the identity in force, or NULL: the same file is not
  * locked against ourselves, and written back if it has vanished, as a new identity in its
- * place would forget every key. A file is never removed, nor one that is there replaced. On
- * If the record has the identity (config.record_file), a file that vanished is written back from
- * there. On success the caller closes with identity_close. */
+ * place would forget every key. If the record has the identity (config.record_file), a file that
+ * vanished is written back from there. A file is never removed, nor one that is there replaced.
+ * On success the caller closes with identity_close. */
 int identity_open(const struct config *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 
