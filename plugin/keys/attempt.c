@@ -29,11 +29,7 @@ static void generate(struct attempt *attempt);
 
 static void fail(struct attempt *attempt, const struct fault *fault)
 {
-    struct fault named = *fault;
-
-    (void)fault_prefix(&named, "failed to generate key \"%s\" (%s)", attempt->label.key_id,
-                       hsm_key_type_name(attempt->type));
-    rotation_conclude(attempt, NULL, &named);
+    rotation_conclude(attempt, NULL, fault);
 }
 
 /* What this attempt may have left, or may yet show. */

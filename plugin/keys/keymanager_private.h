@@ -89,7 +89,7 @@ void rotation_abandon(struct keymanager *keymanager);
 bool rotation_is_busy(struct keymanager *keymanager);
 
 /* attempt.c: makes a key and has it served, ending in rotation_conclude (key or fault), which
- * answers the waiters and frees the attempt. */
+ * puts the key id before the fault, answers the waiters and frees the attempt. */
 void attempt_begin(struct attempt *attempt);
 void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
                        const struct fault *fault);

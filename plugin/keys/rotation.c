@@ -57,13 +57,24 @@ static void pick(struct waiters *from, enum hsm_key_type type, bool same, struct
     }
 }
 
+static void name_failure(struct fault *fault, const char *key_id, enum hsm_key_type type)
+{
+    (void)fault_prefix(fault, "failed to generate key \"%s\" (%s)", key_id,
+                       hsm_key_type_name(type));
+}
+
 void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
                        const struct fault *fault)
 {
     struct keymanager *keymanager = attempt->keymanager;
+    struct fault named = {.code = FAULT_NONE};
     struct waiters served = TAILQ_HEAD_INITIALIZER(served);
     struct waiters others = TAILQ_HEAD_INITIALIZER(others);
 
+    if (fault) {
+        named = *fault;
+        name_failure(&named, attempt->label.key_id, attempt->type);
+    }
     lock(keymanager);
     LIST_REMOVE(attempt, link);
     pick(&attempt->waiters, attempt->type, true, &served);
@@ -72,7 +83,7 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
         key->unclaimed = TAILQ_EMPTY(&served);
     (void)pthread_cond_broadcast(&keymanager->drained);
     unlock(keymanager);
-    answer_all(&served, key, fault);
+    answer_all(&served, key, fault ? &named : NULL);
     enter_all(keymanager, &others);
     free(attempt);
     keymanager_release(keymanager);
@@ -316,8 +327,7 @@ static void answer_expired(struct keymanager *keymanager, struct waiter *waiter,
                         "next request for this key takes its result");
     if (fault.code != FAULT_DEADLINE_EXCEEDED)
         fault.code = FAULT_UNAVAILABLE; /* even a refused PIN: it gets well without us */
-    (void)fault_prefix(&fault, "failed to generate key \"%s\" (%s)", waiter->key_id,
-                       hsm_key_type_name(waiter->type));
+    name_failure(&fault, waiter->key_id, waiter->type);
     answer(waiter, NULL, &fault);
 }
 
