@@ -8,6 +8,7 @@
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
 #include "plugin/keys/catalogue.h"
+#include "plugin/keys/generations.h"
 
 /* What can be told by name. */
 struct names {
@@ -46,11 +47,9 @@ static void date(int64_t age, char text[32])
 /* A second key in one second is a generation ahead. */
 static int64_t age_of(uint32_t generation)
 {
-    uint32_t now = 0;
+    uint32_t now = generations_now();
 
-    if (label_next_generation(time(NULL), 0, &now, NULL) != 0 || now < generation)
-        return 0;
-    return (int64_t)now - generation;
+    return now < generation ? 0 : (int64_t)now - generation;
 }
 
 static void tell_public_key(const struct inventory_item *item, struct line *line)

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "plugin/command/command_private.h"
+#include "plugin/keys/generations.h"
 
 enum { LOOKS_MAX = 15 };
 
@@ -79,10 +80,9 @@ int command_trial_destroy(struct command_trials *trials, const struct hsm_key_na
 bool command_trial_is_leftover(const struct command_trials *trials,
                                const struct inventory_item *item)
 {
-    uint32_t now;
+    uint32_t now = generations_now();
 
-    return label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
-           label_same_scope(&item->label.scope, &trials->scope) &&
+    return label_same_scope(&item->label.scope, &trials->scope) &&
            strcmp(item->label.key_id, LABEL_TRIAL_KEY_ID) == 0 && item->label.generation < now &&
            now - item->label.generation > trial_age;
 }

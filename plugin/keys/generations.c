@@ -37,10 +37,16 @@ int generations_next(struct generations *generations, uint32_t *generation, stru
     return result;
 }
 
-bool generations_is_past(uint32_t generation, int64_t age)
+uint32_t generations_now(void)
 {
     uint32_t now;
 
-    return age == 0 || (label_next_generation(time(NULL), 0, &now, NULL) == 0 &&
-                        now >= generation && now - generation >= age / CLOCK_SECOND);
+    return label_next_generation(time(NULL), 0, &now, NULL) == 0 ? now : 0;
+}
+
+bool generations_is_past(uint32_t generation, int64_t age)
+{
+    uint32_t now = generations_now();
+
+    return age == 0 || (now > 0 && now >= generation && now - generation >= age / CLOCK_SECOND);
 }

@@ -22,6 +22,9 @@ void generations_saw(struct generations *generations, uint32_t generation);
 /* A new one, which counts as seen. FAULT_INTERNAL: none are left (label.h). */
 int generations_next(struct generations *generations, uint32_t *generation, struct fault *fault);
 
+/* The present as a generation, by the calendar's clock; 0: there is none for it. */
+uint32_t generations_now(void);
+
 /* Is this generation at least so old, by the calendar's clock? `age` in ns, 0 is always past. */
 bool generations_is_past(uint32_t generation, int64_t age);
 

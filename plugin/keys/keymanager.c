@@ -2,7 +2,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <openssl/rand.h>
 
@@ -118,15 +117,13 @@ static bool shares_record(const struct keymanager *before, const struct keymanag
 static int take_place(struct keymanager *keymanager, struct fault *fault)
 {
     uint8_t random[sizeof keymanager->identity.maker.key];
-    uint32_t now = 0;
 
-    (void)label_next_generation(time(NULL), 0, &now, NULL);
     if (RAND_bytes(random, sizeof random) != 1)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for the record");
     if (keymanager->identity.maker.known) /* the place of a value has its own */
         memcpy(random, keymanager->identity.maker.key, sizeof random);
     (void)record_take_place(scribe_edit(keymanager->scribe), keymanager->identity.place, random,
-                            now);
+                            generations_now());
     scribe_leave(keymanager->scribe);
     explicit_bzero(random, sizeof random);
     return 0;
