@@ -38,14 +38,6 @@ static bool is_there(struct command_token *token, const struct record_key *key, 
                    sizeof key->public_key.fingerprint) == 0);
 }
 
-static void add_name(struct command_start *start, const struct record_key *key)
-{
-    size_t used = strlen(start->names);
-
-    (void)snprintf(start->names + used, sizeof start->names - used, "%skey \"%s\" (label %s)",
-                   used > 0 ? ", " : "", key->label.key_id, key->name.label);
-}
-
 static bool is_lost(void *context, const struct record_key *key)
 {
     struct command_start *start = context;
@@ -74,7 +66,7 @@ int command_start_of(struct command_token *token, struct record *record,
         start->missing += gone[i];
         start->lost += gone[i] && record_is_needed(record, key);
         if (gone[i])
-            add_name(start, key);
+            loss_add_name(key, start->names, sizeof start->names);
     }
     record_loss_code(record, is_lost, start, start->code);
     start->gone = NULL;

@@ -189,18 +189,15 @@ static bool is_lost(void *context, const struct record_key *key)
 
 static bool name_loss(struct start *start, char names[NAMES_MAX], char code[RECORD_CODE + 1])
 {
-    size_t used = 0;
-
     names[0] = '\0';
     for (size_t i = 0; i < start->record.count; i++) {
         const struct record_key *key = &start->record.keys[i];
 
-        if (key->state == RECORD_SERVED && is_lost(start, key) && used < NAMES_MAX)
-            used += (size_t)snprintf(names + used, NAMES_MAX - used, "%skey \"%s\" (label %s)",
-                                     used > 0 ? ", " : "", key->label.key_id, key->name.label);
+        if (key->state == RECORD_SERVED && is_lost(start, key))
+            loss_add_name(key, names, NAMES_MAX);
     }
     record_loss_code(&start->record, is_lost, start, code);
-    return used > 0;
+    return names[0] != '\0';
 }
 
 /* The operator may accept a loss while a start waits. */

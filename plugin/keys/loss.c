@@ -45,6 +45,14 @@ bool loss_is_accepted(const struct config_keymanager *config, const char *record
     return fd >= 0 && holds(fd, path, code);
 }
 
+void loss_add_name(const struct record_key *key, char *names, size_t room)
+{
+    size_t used = strlen(names);
+
+    (void)snprintf(names + used, room - used, "%skey \"%s\" (label %s)", used > 0 ? ", " : "",
+                   key->label.key_id, key->name.label);
+}
+
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault)
 {

@@ -16,6 +16,9 @@
 bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
                       const char *code);
 
+/* Adds the key to a list of names for a sentence, "" at first, as far as `room` bytes go. */
+void loss_add_name(const struct record_key *key, char *names, size_t room);
+
 /* FAULT_FAILED_PRECONDITION: which keys (`names`, for a sentence), what it means, what to do. */
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault);
