@@ -88,18 +88,13 @@ static enum census_state state_of_whole(struct inventory *server, struct invento
     return CENSUS_DUPLICATE;
 }
 
-static bool is_half(const struct inventory_item *item)
-{
-    return item->state == HSM_HALF || item->state == HSM_BARE;
-}
-
 enum census_state census_state(struct inventory *server, struct inventory_item *item)
 {
     if (item->state == HSM_DUPLICATE)
         return CENSUS_DUPLICATE;
     if (!item->proven || item->state == HSM_ABSENT)
         return CENSUS_UNKNOWN;
-    if (is_half(item))
+    if (inventory_is_half(item->state))
         return CENSUS_HALF;
     return item->state == HSM_UNFIT ? CENSUS_UNFIT : state_of_whole(server, item);
 }

@@ -38,7 +38,7 @@ int command_trial_name(struct command_trials *trials, struct hsm_key_name *name,
 static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
 {
     return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
-           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
+           inventory_may_be_late(reply->state);
 }
 
 int command_trial_make(struct command_trials *trials, const struct hsm_key_name *name,

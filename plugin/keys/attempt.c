@@ -194,8 +194,7 @@ static void look_later(struct attempt *attempt)
 
 static bool is_late(const struct attempt *attempt, const struct hsm_reply *reply)
 {
-    return attempt->late_looks > 0 &&
-           (reply->state == HSM_ABSENT || reply->state == HSM_HALF || reply->state == HSM_BARE);
+    return attempt->late_looks > 0 && inventory_may_be_late(reply->state);
 }
 
 static void looked(void *context, const struct hsm_reply *reply)

@@ -3,6 +3,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool inventory_is_half(enum hsm_state state)
+{
+    return state == HSM_HALF || state == HSM_BARE;
+}
+
+bool inventory_may_be_late(enum hsm_state state)
+{
+    return state == HSM_ABSENT || inventory_is_half(state);
+}
+
 static struct inventory_item *append(struct inventory *inventory)
 {
     if (inventory->count == inventory->room) {

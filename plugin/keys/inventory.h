@@ -28,6 +28,11 @@ struct inventory {
     bool out_of_memory; /* or of INVENTORY_MAX: something is missing */
 };
 
+/* Does a token in this state show one half of a key alone? Or not all of it, which a cluster that
+ * lags may yet do? */
+bool inventory_is_half(enum hsm_state state);
+bool inventory_may_be_late(enum hsm_state state);
+
 /* Takes in a key that should be there: HSM_ABSENT until it is seen. Before all others. */
 void inventory_expect(struct inventory *inventory, const struct label *label,
                       const struct hsm_key_name *name);

@@ -9,7 +9,7 @@ bool verdict_is_public_half(const struct inventory_item *item)
 
 bool verdict_is_half(const struct inventory_item *item)
 {
-    return item->proven && (item->state == HSM_HALF || item->state == HSM_BARE);
+    return item->proven && inventory_is_half(item->state);
 }
 
 static bool is_whole(const struct inventory_item *item)
