@@ -60,19 +60,18 @@ static void enqueue(struct jobs *jobs, struct job *job)
         TAILQ_INSERT_HEAD(queue, job, link);
 }
 
-static bool encode(struct job *job, const struct hsm_request *request)
+/* Malloc'd; NULL: out of memory. */
+static uint8_t *encode(uint32_t number, const struct hsm_request *request, size_t *length)
 {
-    struct frame frame = {.kind = FRAME_REQUEST, .number = job->number, .request = *request};
+    struct frame frame = {.kind = FRAME_REQUEST, .number = number, .request = *request};
     uint8_t bytes[FRAME_MAX];
-    size_t length = frame_encode(&frame, bytes);
-    uint8_t *copy = malloc(length);
+    uint8_t *copy;
 
-    if (!copy)
-        return false;
-    memcpy(copy, bytes, length);
-    job->frame = copy;
-    job->length = length;
-    return true;
+    *length = frame_encode(&frame, bytes);
+    copy = malloc(*length);
+    if (copy)
+        memcpy(copy, bytes, *length);
+    return copy;
 }
 
 /* FNV-1a */
@@ -125,6 +124,7 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
                      struct fault *why)
 {
     struct job *job = TAILQ_FIRST(&jobs->free);
+    uint8_t *frame;
 
     if (!job) {
         (void)fault_set(why, FAULT_UNAVAILABLE, "too many requests wait for the token");
@@ -133,11 +133,13 @@ struct job *jobs_add(struct jobs *jobs, const struct supervisor_request *request
     if (!has_room(jobs, request->request, why))
         return NULL;
     job->number = next_number(job);
-    if (!encode(job, request->request)) {
+    frame = encode(job->number, request->request, &job->length);
+    if (!frame) {
         (void)fault_set(why, FAULT_UNAVAILABLE, "out of memory");
         return NULL;
     }
     TAILQ_REMOVE(&jobs->free, job, link);
+    job->frame = frame;
     job->op = request->request->op;
     job->order = jobs->orders++;
     job->subject = subject_of(request->request);
