@@ -24,6 +24,7 @@ static const int64_t lag_patience = 15 * CLOCK_SECOND; /* of a reconfiguration *
 static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
+static const int64_t steady_time = CLOCK_SECOND;
 static const int64_t log_interval = 10 * CLOCK_SECOND;
 static const int64_t fresh_age = 30 * CLOCK_SECOND;
 static const int64_t half_made_age = 3600 * CLOCK_SECOND;
@@ -34,7 +35,9 @@ struct start {
     int64_t begun;
     int64_t deadline;
     unsigned looks;
-    int64_t patience;     /* ns: the most that one of them was worth */
+    int64_t patience; /* ns: the most that one of them was worth */
+    size_t shown;     /* items of ours in the latest look, and since when as many */
+    int64_t shown_since;
     struct record record; /* as it was at the beginning */
     bool by_token;        /* ids without a key are served by the token: a loss was accepted */
     unsigned older;       /* whole keys of ours that are not served */
@@ -158,11 +161,26 @@ static bool is_one_id_half(struct inventory *inventory)
     return false;
 }
 
+/* A look in whose middle a token's trouble ends shows a part of the keys, and each of those whole:
+ * without a record only a second look, and a third, can tell. A token that shows less shows fewer.
+ */
+static bool is_steady(struct start *start)
+{
+    size_t count = start->stock.inventory.count;
+
+    if (count != start->shown) {
+        start->shown = count;
+        start->shown_since = clock_now();
+    }
+    return clock_now() - start->shown_since >= steady_time;
+}
+
 /* A token shows less than it has while a member of a cluster is away, or while its operators have
  * not presented their cards. */
 static struct doubt doubt_token(struct start *start)
 {
     struct inventory *inventory = &start->stock.inventory;
+    bool steady = is_steady(start);
     struct doubt doubt = {.is_one = false};
 
     (void)fault_set(&doubt.fault, FAULT_UNAVAILABLE, "the token shows less than it may have");
@@ -171,6 +189,8 @@ static struct doubt doubt_token(struct start *start)
     else if (is_one_id_half(inventory) ||
              (start->keymanager->identity.existed && inventory->count == 0))
         doubt.patience = doubt_patience;
+    if (inventory->count > 0 && !steady)
+        doubt.patience = start->keymanager->config.startup_wait;
     doubt.is_one = doubt.patience > 0;
     return doubt;
 }

@@ -103,6 +103,22 @@ func TestAStartThroughLastingTroubleForgetsNoKeyAndDestroysNone(t *testing.T) {
 	}
 }
 
+// Trouble that ends in the middle of a look shows one key whole and none of the others.
+func TestAStartThatIsShownSomeKeysAloneForAMomentForgetsNoOther(t *testing.T) {
+	for _, part := range []string{"x509", "JWT"} {
+		for _, milliseconds := range []int{100, 600} {
+			script := fmt.Sprintf("profile hide both %d %s", milliseconds, part)
+			t.Run(script, func(t *testing.T) {
+				t.Parallel()
+				token, keys := restore(t)
+				module := faulty.Wrap(t, token)
+				module.Play(t, "%s", script)
+				serves(t, startIn(t, token, module), keys)
+			})
+		}
+	}
+}
+
 // A start that is not shown a key for longer than it waits forgets it, and SPIRE makes another. The
 // key that was there must be there still when the token shows it again.
 func TestAKeyThatAStartDidNotSeeIsNotDestroyedByTheNext(t *testing.T) {
