@@ -154,6 +154,14 @@ deb_has() { # PATH...
     done
 }
 
+# In the package dh_compress has packed the long ones.
+every_document_is_packed() {
+    (cd "$here/.." && find docs examples -type f | sort) >"$scratch/documents"
+    tar -tzf "$here/../build/spire-hsm-$("$packaging/version.sh").tar.gz" | sed 's|^[^/]*/||' | sort >"$scratch/tarball"
+    sed -n -e 's/\.gz$//' -e 's|^\./usr/share/doc/spire-hsm/||p' "$scratch/listing" | sort >"$scratch/package"
+    ! { comm -23 "$scratch/documents" "$scratch/tarball" && comm -23 "$scratch/documents" "$scratch/package"; } | grep .
+}
+
 deb_starts_nothing() { # no unit, nothing that runs when it is installed
     not grep -E '^\./(etc|lib|usr/lib)/' "$scratch/listing" &&
         [ "$(dpkg-deb --ctrl-tarfile "$deb" | tar -t | sort | xargs)" = "./ ./control ./md5sums" ]
@@ -210,6 +218,7 @@ check "program, command, pages, example and units are where they belong" deb_has
     usr/libexec/spire-hsm usr/libexec/spire-hsm-worker usr/bin/spire-hsm usr/share/man/man1/spire-hsm.1.gz \
     usr/share/man/man5/spire-hsm.conf.5.gz usr/share/doc/spire-hsm/examples/server.conf \
     usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf
+check "all of docs/ and examples/ is in it, and in the tarball" every_document_is_packed
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
 must "a token is made" token_make
