@@ -124,10 +124,24 @@ static void crash_and_restart(void)
     open_keymanager();
 }
 
+/* Of each test's own: the scribe of the one before may be at its last write. */
+static unsigned tests_begun;
+
+static void name_files(unsigned test)
+{
+    const char *path = getenv(token_variable);
+
+    (void)snprintf(config.keymanager.key_identifier_file,
+                   sizeof config.keymanager.key_identifier_file, "%s.%u.id", path, test);
+    (void)snprintf(config.keymanager.record_file, sizeof config.keymanager.record_file,
+                   "%s.%u.keys", path, test);
+}
+
 static int start(void **state)
 {
     (void)state;
     memset(token, 0, sizeof *token);
+    name_files(++tests_begun);
     config.keymanager.destroy_superseded = true;
     config.keymanager.destroy_superseded_after = 0;
     keymanager = NULL;
@@ -143,6 +157,14 @@ static void remove_beside(const char *suffix)
     (void)unlink(path);
 }
 
+static void remove_files(void)
+{
+    remove_beside("");
+    remove_beside("~");
+    remove_beside(".accept");
+    (void)unlink(config.keymanager.key_identifier_file);
+}
+
 static int end(void **state)
 {
     (void)state;
@@ -151,10 +173,8 @@ static int end(void **state)
     keymanager_release(keymanager);
     while (waitpid(-1, NULL, 0) > 0)
         continue;
-    remove_beside("");
-    remove_beside("~");
-    remove_beside(".accept");
-    return unlink(config.keymanager.key_identifier_file);
+    remove_files();
+    return 0;
 }
 
 /* ---- rotation ---- */
@@ -741,10 +761,6 @@ static int prepare(void **state)
                                                    .generate_timeout = PATIENCE_S * CLOCK_SECOND,
                                                    .cka_id_length = HSM_ID_MAX,
                                                    .keep_condemned = KEPT};
-    (void)snprintf(config.keymanager.key_identifier_file,
-                   sizeof config.keymanager.key_identifier_file, "%s.id", path);
-    (void)snprintf(config.keymanager.record_file, sizeof config.keymanager.record_file, "%s.keys",
-                   path);
     if (sized != 0 || map_token(path) != 0 || setenv(token_variable, path, 1) != 0)
         return -1;
     program_is("/proc/self/exe", NULL); /* this program is its own worker */
@@ -755,6 +771,10 @@ static int prepare(void **state)
 static int clear_up(void **state)
 {
     (void)state;
+    for (unsigned test = 1; test <= tests_begun; test++) {
+        name_files(test);
+        remove_files();
+    }
     return unlink(getenv(token_variable));
 }
 
