@@ -27,8 +27,10 @@ static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *hand
     if (rv == CKR_OK)
         return 0;
     (void)rv_fault(rv, "C_OpenSession", fault);
-    /* a code that has no business here says nothing about the request that needs the session */
-    if (fault && (rv_class(rv) == RV_FULL || fault->code == FAULT_INTERNAL))
+    /* A code that has no business here says nothing about the request that needs the session; nor
+     * does any other, once the token has opened one. */
+    if (fault && (rv_class(rv) == RV_FULL || fault->code == FAULT_INTERNAL ||
+                  (pool->logins > 0 && rv_class(rv) == RV_PERMANENT)))
         fault->code = FAULT_UNAVAILABLE;
     return -1;
 }

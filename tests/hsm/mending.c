@@ -349,6 +349,28 @@ static void no_session_at_all_is_an_error_not_a_wait(void **state)
     must_sign("a", &a);
 }
 
+static CK_RV no_more_sessions(CK_SLOT_ID slot, CK_FLAGS flags, void *context, CK_NOTIFY notify,
+                              CK_SESSION_HANDLE_PTR session)
+{
+    (void)slot, (void)flags, (void)context, (void)notify, (void)session;
+    return CKR_ATTRIBUTE_SENSITIVE;
+}
+
+static void a_session_that_is_refused_is_no_verdict_on_the_key(void **state)
+{
+    struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
+    struct fault fault;
+
+    (void)state;
+    assert_int_equal(real->C_CloseAllSessions(token->pool.slot), CKR_OK);
+    bent.C_OpenSession = no_more_sessions;
+    fault = sign_fault("a", &a);
+    assert_int_equal(fault.ckr, CKR_ATTRIBUTE_SENSITIVE);
+    assert_int_equal(fault.code, FAULT_UNAVAILABLE);
+    bent.C_OpenSession = real->C_OpenSession;
+    must_sign("a", &a);
+}
+
 /* ---- absence ---- */
 
 static void ignore(void *context, const struct hsm_item *item)
@@ -473,6 +495,7 @@ int main(void)
         TEST(hint_at_another_key_is_not_believed),
         TEST(fewer_sessions_than_wished_for_make_do),
         TEST(no_session_at_all_is_an_error_not_a_wait),
+        TEST(a_session_that_is_refused_is_no_verdict_on_the_key),
         TEST(token_that_went_away_is_not_an_empty_one),
         TEST(token_in_the_place_of_another_is_not_an_empty_one),
         TEST(empty_token_is_empty),
