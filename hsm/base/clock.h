@@ -18,4 +18,15 @@ static inline int64_t clock_now(void)
     return now.tv_sec * CLOCK_SECOND + now.tv_nsec;
 }
 
+/* Of two times. */
+static inline int64_t clock_later(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+static inline int64_t clock_sooner(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
 #endif

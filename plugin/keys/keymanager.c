@@ -37,11 +37,6 @@ void keymanager_log_event(const struct keymanager *keymanager, const char *event
               keymanager->info.label, NULL);
 }
 
-static int64_t later(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* ---- life ---- */
 
 static void free_keymanager(void *context)
@@ -172,7 +167,7 @@ static int load(struct keymanager *keymanager, struct keymanager *before, const 
 
     if (supervisor_wait(keymanager->supervisor, deadline, cancel, &keymanager->info, fault) != 0)
         return -1;
-    deadline = later(deadline, clock_now() + loading_time);
+    deadline = clock_later(deadline, clock_now() + loading_time);
     if (before && rotation_drain(before, deadline, cancel, fault) != 0)
         return -1;
     return loading_run(keymanager, before, deadline, cancel, fault);

@@ -233,11 +233,6 @@ static bool accepts_loss(struct start *start)
 
 /* ---- looking until there is no doubt, or time is up ---- */
 
-static int64_t later(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 static struct doubt look(struct start *start)
 {
     struct stock *stock = &start->stock;
@@ -247,7 +242,7 @@ static struct doubt look(struct start *start)
 
     stock->record = start->keymanager->recorded ? &start->record : NULL;
     stock->step_limit = start->keymanager->patience;
-    if (stock_look(stock, later(start->deadline, clock_now() + look_limit), walk_limit,
+    if (stock_look(stock, clock_later(start->deadline, clock_now() + look_limit), walk_limit,
                    &failed.fault) != 0)
         return failed;
     if (stock->walked)
@@ -267,7 +262,7 @@ static int64_t pause_after(unsigned looks)
  * look could not see at all is believed after two of them, by different workers. */
 static bool is_time_up(struct start *start, const struct doubt *doubt)
 {
-    int64_t patience = start->patience = later(start->patience, doubt->patience);
+    int64_t patience = start->patience = clock_later(start->patience, doubt->patience);
 
     if (*start->stock.cancel || start->looks < 2)
         return *start->stock.cancel;
@@ -275,7 +270,7 @@ static bool is_time_up(struct start *start, const struct doubt *doubt)
         return true;
     if (start->before && patience > lag_patience)
         patience = lag_patience;
-    return clock_now() - start->begun >= later(patience, doubt_patience);
+    return clock_now() - start->begun >= clock_later(patience, doubt_patience);
 }
 
 static bool is_definite(const struct doubt *doubt)

@@ -76,11 +76,6 @@ void stock_pause(struct stock *stock, int64_t pause)
     (void)pthread_mutex_unlock(&stock->mutex);
 }
 
-static int64_t sooner(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ---- walking ---- */
 
 static void scanned_item(void *context, const struct hsm_item *item)
@@ -253,16 +248,16 @@ static int look_by_record(struct stock *stock, int64_t deadline, int64_t walk_li
                           struct fault *fault)
 {
     struct fault slow;
-    int64_t until = sooner(deadline, clock_now() + stock->step_limit);
+    int64_t until = clock_sooner(deadline, clock_now() + stock->step_limit);
 
     if (expect(stock) != 0)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     if (prove_wanted(stock, until, fault) != 0)
         return -1;
-    if (walk(stock, sooner(deadline, clock_now() + walk_limit), &slow) != 0)
+    if (walk(stock, clock_sooner(deadline, clock_now() + walk_limit), &slow) != 0)
         inventory_forget_seen(&stock->inventory);
     stock->fault.code = FAULT_NONE;
-    return prove_wanted(stock, sooner(deadline, clock_now() + stock->step_limit), fault);
+    return prove_wanted(stock, clock_sooner(deadline, clock_now() + stock->step_limit), fault);
 }
 
 int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct fault *fault)

@@ -253,11 +253,6 @@ static int64_t execution_limit(struct supervisor *s, uint32_t number)
     return job ? supervisor_limit(s, job->op) : CLOCK_NEVER;
 }
 
-static int64_t latest(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* The first opening has what is left of startup_wait. A token that was open before should open as
  * fast as it does anything else, or as it did then; each further try may take longer, so that a
  * slow one is not kept from opening for ever. */
@@ -266,17 +261,17 @@ static int64_t opening_limit(const struct supervisor *s)
     int64_t limit = s->options.operation_limit;
 
     if (s->info.sessions == 0)
-        return latest(open_limit, s->begun + s->options.startup_wait - s->since);
+        return clock_later(open_limit, s->begun + s->options.startup_wait - s->since);
     for (unsigned i = 0; i < s->starts.fruitless && limit < open_limit; i++)
         limit *= 2;
-    return latest(limit < open_limit ? limit : open_limit, 2 * s->first_took);
+    return clock_later(limit < open_limit ? limit : open_limit, 2 * s->first_took);
 }
 
 /* With the mutex held: has a worker that executes nothing left lying what it was sent? It was
  * stopped, or has no threads any more. */
 static bool is_deaf(const struct supervisor *s, int64_t now)
 {
-    int64_t since = latest(latest(s->heard, s->last_activity), s->forgiven);
+    int64_t since = clock_later(clock_later(s->heard, s->last_activity), s->forgiven);
 
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++)
         if (atomic_load(&s->child.page->slots[i].number) != 0)
@@ -287,14 +282,14 @@ static bool is_deaf(const struct supervisor *s, int64_t now)
 static bool overdue(struct supervisor *s, int64_t now)
 {
     bool overdue =
-        s->worker == WORKER_OPENING && now - latest(s->since, s->forgiven) > opening_limit(s);
+        s->worker == WORKER_OPENING && now - clock_later(s->since, s->forgiven) > opening_limit(s);
 
     supervisor_lock(s);
     overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
     for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {
         struct frame_slot *slot = &s->child.page->slots[i];
         uint32_t number = atomic_load(&slot->number);
-        int64_t started = latest(atomic_load(&slot->started), s->forgiven);
+        int64_t started = clock_later(atomic_load(&slot->started), s->forgiven);
 
         /* read again: the thread may have gone on to its next request in between */
         if (number != 0 && started < now - execution_limit(s, number) &&
