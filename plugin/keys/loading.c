@@ -161,8 +161,8 @@ static bool is_one_id_half(struct inventory *inventory)
     return false;
 }
 
-/* A look in whose middle a token's trouble ends shows a part of the keys, and each of those whole:
- * without a record only a second look, and a third, can tell. A token that shows less shows fewer.
+/* Have all looks of the last second shown as many items? A look in whose middle a token's trouble
+ * ends shows a part of the keys, each of them whole: without a record only further looks can tell.
  */
 static bool is_steady(struct start *start)
 {
