@@ -16,6 +16,7 @@
 #include "hsm/base/file.h"
 #include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
+#include "hsm/wire/uri.h"
 
 /* ---- sources ---- */
 
@@ -156,6 +157,35 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
         return 0;
     pin_wipe(pin);
     return -1;
+}
+
+/* ---- a look ---- */
+
+/* What a network disk remembers of a file may outlive its server: only to open it asks there. */
+static void look_at_file(const char *path, struct file_stamp *stamp)
+{
+    OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+    if (fd >= 0)
+        (void)file_stamp_open(fd, stamp);
+    else
+        (void)file_stamp_path(path, stamp);
+}
+
+void pin_look(const struct hsm_settings *settings, struct file_stamp *stamp)
+{
+    OWNED(uri_free) struct p11_kit_uri *uri = NULL;
+    char source[HSM_PATH_MAX];
+    const char *path = NULL;
+
+    memset(stamp, 0, sizeof *stamp);
+    if (settings->pin_kind == HSM_PIN_FILE)
+        path = settings->pin_text;
+    else if (settings->pin_kind == HSM_PIN_NONE &&
+             uri_parse(settings->token, &uri, source, NULL) == 0)
+        (void)uri_pin_path(source, &path, NULL);
+    if (path)
+        look_at_file(path, stamp);
 }
 
 /* ---- the memory of a refusal ---- */

@@ -30,6 +30,10 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
 
 void pin_wipe(struct pin *pin);
 
+/* What the PIN's file looks like: the one that pin_text or the URI's pin-source names. All zero
+ * where there is none. Blocks for as long as its file system does. */
+void pin_look(const struct hsm_settings *settings, struct file_stamp *stamp);
+
 /* The memory, of one refusal: the latest. `file` is the copy of it that outlives the
  * process, "" = there is none. All zero but `file` to begin with. */
 struct pin_latch {

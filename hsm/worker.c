@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/pin.h"
 #include "hsm/wire/frame.h"
 
 /* How long a call into the module may go on after the front has gone: a key that is
@@ -276,6 +277,22 @@ static int begin_work(struct worker *worker, int page, struct fault *fault)
     return 0;
 }
 
+/* A PIN that was refused is tried again only from a file that was touched since. */
+static int look_at_pin(struct frame_page *page, const struct hsm_settings *settings,
+                       struct fault *fault)
+{
+    struct file_stamp now;
+
+    atomic_store(&page->looking, clock_now());
+    pin_look(settings, &now);
+    atomic_store(&page->looking, 0);
+    if (page->refused && file_stamp_untouched(&now, &page->pin))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "the PIN's file has not changed");
+    page->refused = false;
+    page->pin = now;
+    return 0;
+}
+
 /* No copy of the settings is left here, the token has its own. */
 static int open_token(struct worker *worker, struct fault *fault)
 {
@@ -286,7 +303,8 @@ static int open_token(struct worker *worker, struct fault *fault)
 
     if (length == 0)
         return fault_set(fault, FAULT_CANCELLED, "front is gone");
-    if (decode(bytes, length, FRAME_OPEN, &open, fault) == 0)
+    if (decode(bytes, length, FRAME_OPEN, &open, fault) == 0 &&
+        look_at_pin(worker->page, &open.settings, fault) == 0)
         done = hsm_open(&open.settings, &worker->token, &worker->info, fault);
     explicit_bzero(bytes, sizeof bytes);
     explicit_bzero(&open, sizeof open);

@@ -16,6 +16,7 @@
 #ifndef HSM_WIRE_FRAME_H
 #define HSM_WIRE_FRAME_H
 
+#include "hsm/base/file_stamp.h"
 #include "hsm/wire/types.h"
 
 enum {
@@ -77,6 +78,13 @@ struct frame_page {
     struct frame_slot slots[HSM_SESSIONS_MAX];
     uint64_t open_files; /* RLIMIT_NOFILE's soft limit as the front was given it, 0 = leave it;
                             written before the worker starts */
+    /* The PIN's file. The front never asks its file system for anything: it may hang. The front
+     * writes `refused` and `pin` before OPEN: what the file looked like when the PIN was refused.
+     * The worker looks at it before it opens the token, and goes no further if that has not
+     * changed; else it clears `refused`, and `pin` is what it saw. */
+    bool refused;
+    struct file_stamp pin;
+    _Atomic int64_t looking; /* since when it has been looking, clock_now(); 0 = it is not */
 };
 
 #endif

@@ -1,7 +1,6 @@
-/* What front and worker both do with settings: wiping them, and a look at the PIN's source. */
+/* What front and worker both do with settings. */
 #include <string.h>
 
-#include "hsm/base/scope.h"
 #include "hsm/wire/types.h"
 #include "hsm/wire/uri.h"
 
@@ -10,18 +9,8 @@ void hsm_settings_wipe(struct hsm_settings *settings)
     explicit_bzero(settings, sizeof *settings);
 }
 
-void hsm_pin_stamp(const struct hsm_settings *settings, struct file_stamp *stamp)
+bool hsm_pin_is_filed(const struct hsm_settings *settings)
 {
-    OWNED(uri_free) struct p11_kit_uri *uri = NULL;
-    char source[HSM_PATH_MAX];
-    const char *path = NULL;
-
-    memset(stamp, 0, sizeof *stamp);
-    if (settings->pin_kind == HSM_PIN_FILE)
-        path = settings->pin_text;
-    else if (settings->pin_kind == HSM_PIN_NONE &&
-             uri_parse(settings->token, &uri, source, NULL) == 0)
-        (void)uri_pin_path(source, &path, NULL);
-    if (path)
-        (void)file_stamp_path(path, stamp);
+    return settings->pin_kind == HSM_PIN_FILE ||
+           (settings->pin_kind == HSM_PIN_NONE && uri_has_pin_source(settings->token));
 }

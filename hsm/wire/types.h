@@ -199,9 +199,8 @@ const char *hsm_rv_name(uint64_t ckr);
  * the token? */
 bool hsm_refused_pin(uint64_t ckr);
 
-/* What the PIN's source looks like, without a look into it: the file's that pin_text or the
- * URI's pin-source names. All zero for a source without looks, or one that is not there. */
-void hsm_pin_stamp(const struct hsm_settings *settings, struct file_stamp *stamp);
+/* Is the PIN in a file, of pin_text or of the URI's pin-source? Asks no file system. */
+bool hsm_pin_is_filed(const struct hsm_settings *settings);
 
 /* Bytes of a digest of `hash`, 0 for a number that is no hash of ours. */
 size_t hsm_hash_length(enum hsm_hash hash);

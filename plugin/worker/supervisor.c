@@ -178,7 +178,7 @@ static void take_frame(struct supervisor *s, const struct frame *frame)
     if (s->worker == WORKER_OPENING && frame->kind == FRAME_READY)
         supervisor_worker_ready(s, &frame->info);
     else if (s->worker == WORKER_OPENING && frame->kind == FRAME_REPLY)
-        supervisor_worker_refused(s, &frame->reply.fault);
+        supervisor_worker_unopened(s, &frame->reply.fault);
     else if (s->worker == WORKER_READY && frame->kind == FRAME_REPLY)
         take_reply(s, frame);
     else if (s->worker == WORKER_READY && frame->kind == FRAME_ITEM)
@@ -279,10 +279,19 @@ static bool is_deaf(const struct supervisor *s, int64_t now)
     return s->jobs.sent > 0 && now - since > s->options.operation_limit;
 }
 
+/* To look at a file takes no longer than anything else, however slowly the token opens. */
+static bool hangs_at_pin(const struct supervisor *s, int64_t now)
+{
+    int64_t since = atomic_load(&s->child.page->looking);
+
+    return since > 0 && now - clock_later(since, s->forgiven) > s->options.operation_limit;
+}
+
 static bool overdue(struct supervisor *s, int64_t now)
 {
     bool overdue =
-        s->worker == WORKER_OPENING && now - clock_later(s->since, s->forgiven) > opening_limit(s);
+        s->worker == WORKER_OPENING &&
+        (hangs_at_pin(s, now) || now - clock_later(s->since, s->forgiven) > opening_limit(s));
 
     supervisor_lock(s);
     overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
@@ -306,7 +315,10 @@ static void end_overdue(struct supervisor *s, int64_t now)
 
     if (!overdue(s, now))
         return;
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the PKCS#11 module hangs; its worker was ended");
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s; its worker was ended",
+                    s->worker == WORKER_OPENING && hangs_at_pin(s, now)
+                        ? "the PIN file does not answer, as its file system hangs"
+                        : "the PKCS#11 module hangs");
     supervisor_worker_refused(s, &fault);
     supervisor_worker_leave(s, LEAVING_HUNG);
     child_kill(&s->child);

@@ -51,8 +51,9 @@ struct supervisor {
     int64_t last_tick;
     int64_t forgiven; /* limits count from here: this process itself stood still until then */
     int64_t heard;    /* when something last came from the worker */
-    bool pin_refused; /* to the latest worker, and what its source looked like before */
-    struct file_stamp pin_stamp;
+    bool pin_refused; /* and what its file looked like then: no worker may try it again */
+    struct file_stamp pin;
+    bool unchanged;           /* the latest worker only saw that this is still so */
     struct child left_behind; /* pid 0 = none */
 };
 
@@ -78,12 +79,13 @@ int64_t supervisor_limit(const struct supervisor *s, enum hsm_op op);
 
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.
- * next_start: when the next one may be started. refused: why the token is not open. reap: see
- * whether one that was left behind has ended. */
+ * next_start: when the next one may be started. refused: why the token is not open; unopened: the
+ * worker says so. reap: see whether one that was left behind has ended. */
 void supervisor_worker_step(struct supervisor *s);
 int64_t supervisor_next_start(struct supervisor *s);
 void supervisor_worker_ready(struct supervisor *s, const struct hsm_token_info *info);
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault);
+void supervisor_worker_unopened(struct supervisor *s, const struct fault *fault);
 void supervisor_worker_leave(struct supervisor *s, enum leaving why);
 void supervisor_worker_reap(struct supervisor *s, int patience_ms);
 

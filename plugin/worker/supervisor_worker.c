@@ -113,7 +113,7 @@ static void bury(struct supervisor *s, const char *how)
     s->tried = true;
     set_worker(s, WORKER_NONE);
     supervisor_unlock(s);
-    if (!s->retired && !s->abandoned && s->info.sessions > 0) {
+    if (!s->retired && !s->abandoned && s->info.sessions > 0 && !s->unchanged) {
         log_write(LOG_WARN, "PKCS#11 worker ended; starting another", "how", how, "in_flight",
                   in_flight, "reason", s->reason.message, NULL);
         metrics_count(METRIC_WORKER_ENDED);
@@ -167,26 +167,34 @@ static void await_end(struct supervisor *s)
 /* ---- the beginning of a worker ---- */
 
 /* A refused PIN is not tried again, by any worker, until its source has changed: HSMs count
- * the tries and lock. */
+ * the tries and lock. Whether a file has changed, a worker looks. */
 static bool pin_is_still_wrong(const struct supervisor *s)
 {
-    struct file_stamp stamp;
-
-    if (!s->pin_refused)
-        return false;
-    hsm_pin_stamp(&s->options.settings, &stamp);
-    return file_stamp_untouched(&stamp, &s->pin_stamp);
+    return s->pin_refused && !hsm_pin_is_filed(&s->options.settings);
 }
 
 void supervisor_worker_refused(struct supervisor *s, const struct fault *fault)
 {
-    s->pin_refused = hsm_refused_pin(fault->ckr);
     supervisor_lock(s);
     s->reason = *fault;
     s->explained = true;
     s->tried = true;
     (void)pthread_cond_broadcast(&s->changed);
     supervisor_unlock(s);
+}
+
+void supervisor_worker_unopened(struct supervisor *s, const struct fault *fault)
+{
+    const struct frame_page *page = s->child.page;
+
+    if (page->refused) { /* what the token said then is still the reason */
+        s->explained = true;
+        s->unchanged = true;
+        return;
+    }
+    s->pin_refused = hsm_refused_pin(fault->ckr);
+    s->pin = page->pin;
+    supervisor_worker_refused(s, fault);
 }
 
 static void send_open(struct supervisor *s)
@@ -221,12 +229,14 @@ static void begin(struct supervisor *s)
     struct child child;
     struct fault fault;
 
-    hsm_pin_stamp(&s->options.settings, &s->pin_stamp);
     starts_begun(&s->starts, throw_dice(), clock_now());
     if (child_spawn(s->options.lock, SUPERVISOR_TICK_MS, &child, &fault) != 0) {
         cannot_start(s, &fault);
         return;
     }
+    s->unchanged = false;
+    child.page->refused = s->pin_refused;
+    child.page->pin = s->pin;
     supervisor_lock(s);
     s->child = child;
     s->explained = false;

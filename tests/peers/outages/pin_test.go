@@ -167,6 +167,7 @@ func TestAPINThatIsChangedForGoodFailsCallsWithTheReason(t *testing.T) {
 	_, err := load.Generate(p, "x509-CA-B", p256)
 	expect(t, err, codes.Unavailable, "PIN")
 	b.expectLogins(t, "with the old PIN", 2)
+	expectEnds(t, p, 2) // that was killed and that was refused; to look at the file is no event
 	b.setPIN(t, b.PIN)
 	l.Await(100)
 	l.EndFailing("was refused", codes.Unavailable)
