@@ -22,18 +22,21 @@
 #include "hsm/wire/frame.h"
 
 /* How long a call into the module may go on after the front has gone: a key that is
- * being written should be whole, but a module that hangs must not keep us for ever. */
-enum { LEAVE_SECONDS = 10 };
+ * being written, or a token file at a login, should be whole, but a module that hangs must not
+ * keep us for ever. We hold the identity lock, for which the next server waits. */
+enum { LEAVE_SECONDS = 2, LEAVE_SECONDS_WRITING = 10 };
 
 struct worker {
     int socket;
     struct frame_page *page;
     struct hsm_token *token;
     struct hsm_token_info info;
+    atomic_bool opening;
     struct server {
         pthread_t thread;
         struct worker *worker;
         struct frame_slot *slot;
+        atomic_bool writes; /* what it executes changes the token */
     } servers[HSM_SESSIONS_MAX];
     uint32_t server_count;
 };
@@ -119,17 +122,32 @@ static bool front_is_gone(const struct worker *worker, int patience_ms)
     return poll(&front, 1, patience_ms) > 0;
 }
 
+static bool may_write(const struct worker *worker)
+{
+    for (size_t i = 0; i < HSM_SESSIONS_MAX; i++)
+        if (atomic_load(&worker->servers[i].writes))
+            return true;
+    return atomic_load(&worker->opening);
+}
+
+static void rest_a_second(void)
+{
+    struct timespec left = {.tv_sec = 1};
+
+    while (nanosleep(&left, &left) != 0 && errno == EINTR)
+        continue;
+}
+
 /* Waits for the front to go, then gives the calls in progress their time. The process
  * usually ends before that. */
 static void *watch_front(void *context)
 {
     const struct worker *worker = context;
-    struct timespec left = {.tv_sec = LEAVE_SECONDS};
 
     while (!front_is_gone(worker, -1))
         continue;
-    while (nanosleep(&left, &left) != 0 && errno == EINTR)
-        continue;
+    for (int i = 0; i < LEAVE_SECONDS || (i < LEAVE_SECONDS_WRITING && may_write(worker)); i++)
+        rest_a_second();
     _exit(EXIT_FAILURE);
 }
 
@@ -215,18 +233,21 @@ static void send_item(void *context, const struct hsm_item *item)
 }
 
 /* What the slot says while this runs is what a death or a time limit is blamed on. */
-static int execute(const struct server *server, const struct frame *request)
+static int execute(struct server *server, const struct frame *request)
 {
     const struct worker *worker = server->worker;
     struct scan scan = {worker, request->number};
     struct frame reply = {.kind = FRAME_REPLY, .number = request->number};
+    enum hsm_op op = request->request.op;
     int sent;
 
+    atomic_store(&server->writes, op == HSM_GENERATE || op == HSM_DESTROY);
     atomic_store(&server->slot->started, clock_now());
     atomic_store(&server->slot->number, request->number);
     hsm_execute(worker->token, &request->request, &reply.reply, send_item, &scan);
     sent = send_frame(worker, &reply);
     atomic_store(&server->slot->number, 0);
+    atomic_store(&server->writes, false);
     return sent;
 }
 
@@ -241,7 +262,7 @@ static bool too_late(const struct worker *worker, const struct hsm_request *requ
  * went is not begun. */
 static void *serve_requests(void *context)
 {
-    const struct server *server = context;
+    struct server *server = context;
     const struct worker *worker = server->worker;
     uint8_t bytes[FRAME_MAX];
     struct frame request;
@@ -319,7 +340,8 @@ static int start_servers(struct worker *worker, struct fault *fault)
         struct server *server = &worker->servers[i];
         int error;
 
-        *server = (struct server){.worker = worker, .slot = &worker->page->slots[i]};
+        server->worker = worker;
+        server->slot = &worker->page->slots[i];
         error = pthread_create(&server->thread, NULL, serve_requests, server);
         if (error != 0 && i == 0)
             return fault_errno(fault, FAULT_UNAVAILABLE, error, "worker cannot start a thread");
@@ -334,6 +356,7 @@ static int serve_until_gone(struct worker *worker, struct fault *fault)
 {
     struct frame ready = {.kind = FRAME_READY, .info = worker->info};
 
+    atomic_store(&worker->opening, false);
     hsm_on_wait(worker->token, begin_again);
     if (start_servers(worker, fault) != 0)
         return -1;
@@ -350,6 +373,7 @@ int hsm_worker(int socket, int page)
     int done;
 
     worker.socket = socket;
+    worker.opening = true;
     keep_descriptors(socket, page);
     harden();
     done = begin_work(&worker, page, &fault);
