@@ -25,7 +25,6 @@ static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that 
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t steady_time = CLOCK_SECOND;
-static const int64_t log_interval = 10 * CLOCK_SECOND;
 static const int64_t fresh_age = 30 * CLOCK_SECOND;
 static const int64_t half_made_age = 3600 * CLOCK_SECOND;
 
@@ -282,15 +281,11 @@ static bool is_definite(const struct doubt *doubt)
 static struct doubt look_until_told(struct start *start)
 {
     struct doubt doubt;
-    int64_t log_at = 0;
 
     while ((doubt = look(start)).is_one) {
         if (is_definite(&doubt) || is_time_up(start, &doubt) || accepts_loss(start))
             return doubt;
-        if (clock_now() >= log_at) {
-            log_fault(LOG_WARN, &doubt.fault, "waiting for the keys on the token", NULL);
-            log_at = clock_now() + log_interval;
-        }
+        stock_tell(&start->stock, &doubt.fault);
         stock_pause(&start->stock, pause_after(start->looks));
         if (doubt.gone && (start->looks == 1 || start->looks % RENEW_EVERY == 0))
             supervisor_renew(start->keymanager->supervisor);

@@ -6,8 +6,12 @@
 
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
+#include "plugin/report/log.h"
 
 enum { PROOFS_OUT_MAX = 64 };
+
+static const int64_t tell_interval = 10 * CLOCK_SECOND;
+static const int64_t quiet_time = 2 * CLOCK_SECOND;
 
 void stock_open(struct stock *stock)
 {
@@ -42,6 +46,30 @@ static void end(struct stock *stock, const struct fault *fault, bool told)
     (void)pthread_mutex_unlock(&stock->mutex);
 }
 
+void stock_tell(struct stock *stock, const struct fault *why)
+{
+    if (clock_now() < stock->tell_at)
+        return;
+    log_fault(LOG_WARN, why, "waiting for the keys on the token", NULL);
+    stock->tell_at = clock_now() + tell_interval;
+}
+
+/* What fails is asked again and again, out of our sight, for as long as the look may take. */
+static void tell_of_trouble(struct stock *stock)
+{
+    int64_t lasts = clock_now() - stock->begun;
+    struct fault trouble;
+
+    if (lasts < quiet_time)
+        return;
+    if (supervisor_trouble(stock->supervisor, &trouble)) {
+        stock_tell(stock, &trouble);
+    } else if (lasts >= tell_interval) {
+        (void)fault_set(&trouble, FAULT_UNAVAILABLE, "it is still being searched");
+        stock_tell(stock, &trouble);
+    }
+}
+
 /* Waits until no more than `most` are out. What is out refers to the stock, so even a
  * cancelled wait lasts until all have come back: abandoning the supervisor sees to that. */
 static int wait_for(struct stock *stock, unsigned most, struct fault *fault)
@@ -57,6 +85,8 @@ static int wait_for(struct stock *stock, unsigned most, struct fault *fault)
         (void)pthread_mutex_unlock(&stock->mutex);
         if (cancel)
             supervisor_abandon(stock->supervisor);
+        else
+            tell_of_trouble(stock);
         (void)pthread_mutex_lock(&stock->mutex);
     }
     result = stock->fault.code == FAULT_NONE ? 0 : -1;
@@ -265,6 +295,7 @@ int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct
     int result;
 
     stock->fault.code = FAULT_NONE; /* nothing is out that could end with another */
+    stock->begun = clock_now();
     stock->walked = false;
     stock->told = 0;
     inventory_clear(&stock->inventory);

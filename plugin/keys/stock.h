@@ -4,7 +4,7 @@
  * With a record the keys it names are looked for by their exact names, and proven first; a walk
  * over the token then finds what it does not name. A proof that fails leaves its item unproven,
  * with the reason in `why`. Without a record there is the walk alone, and a proof that fails is a
- * look that fails. Blocks: for the slow lane. */
+ * look that fails. Blocks: for the slow lane. The log is told of a look that lasts. */
 #ifndef PLUGIN_KEYS_STOCK_H
 #define PLUGIN_KEYS_STOCK_H
 
@@ -31,6 +31,8 @@ struct stock {
     int64_t walk;  /* ns that the walk took */
 
     /* stock.c's */
+    int64_t begun;   /* the look */
+    int64_t tell_at; /* the log has one line in 10 s at most */
     bool cancelled;
     pthread_mutex_t mutex;
     pthread_cond_t changed;
@@ -47,6 +49,9 @@ int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct
 
 /* Proves the newest of every id as long as that one is not fit, as without a record. */
 int stock_prove_candidates(struct stock *stock, int64_t deadline, struct fault *fault);
+
+/* One line in the log, unless there was one within 10 s: the start waits, and why. */
+void stock_tell(struct stock *stock, const struct fault *why);
 
 /* Waits; shorter if *cancel is set. */
 void stock_pause(struct stock *stock, int64_t pause);

@@ -353,6 +353,24 @@ const struct fault *jobs_reason(struct jobs *jobs, const struct job *job)
     return suspect ? &suspect->reason : NULL;
 }
 
+static const struct fault *trouble_in(struct jobs *jobs, const struct job_queue *queue)
+{
+    const struct job *job;
+
+    TAILQ_FOREACH (job, queue, link)
+        if (job->tries > 0 && jobs_reason(jobs, job))
+            return jobs_reason(jobs, job);
+    return NULL;
+}
+
+const struct fault *jobs_trouble(struct jobs *jobs)
+{
+    const struct fault *quick = trouble_in(jobs, &jobs->quick);
+    const struct fault *slow = quick ? quick : trouble_in(jobs, &jobs->slow);
+
+    return slow ? slow : trouble_in(jobs, &jobs->at_worker);
+}
+
 /* ---- the end ---- */
 
 void jobs_abandon(struct jobs *jobs, struct job *job)

@@ -101,6 +101,9 @@ int64_t jobs_due(struct jobs *jobs, const struct job *job);
 /* Why a job's subject fails; NULL: it does not. */
 const struct fault *jobs_reason(struct jobs *jobs, const struct job *job);
 
+/* The same of the first that has failed and is not answered yet; NULL: none has. */
+const struct fault *jobs_trouble(struct jobs *jobs);
+
 /* JOB_SENT -> JOB_ABANDONED; queued ones are released. */
 void jobs_abandon(struct jobs *jobs, struct job *job);
 

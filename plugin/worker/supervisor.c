@@ -560,6 +560,20 @@ bool supervisor_away(struct supervisor *s, struct fault *fault)
     return away;
 }
 
+bool supervisor_trouble(struct supervisor *s, struct fault *fault)
+{
+    const struct fault *reason;
+
+    if (supervisor_away(s, fault))
+        return true;
+    supervisor_lock(s);
+    reason = jobs_trouble(&s->jobs);
+    if (reason)
+        *fault = *reason;
+    supervisor_unlock(s);
+    return reason != NULL;
+}
+
 unsigned supervisor_restarts(const struct supervisor *s)
 {
     return s->restarts;

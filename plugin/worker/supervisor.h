@@ -102,6 +102,10 @@ void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info)
 /* Is there no worker with an open token just now? Then fault says why. */
 bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
 
+/* What keeps requests waiting: why there is no worker, or why one of them has failed, which is
+ * asked again and not told of it otherwise. false: nothing does. */
+bool supervisor_trouble(struct supervisor *supervisor, struct fault *fault);
+
 /* How many workers have been started in place of one that ended. For tests. */
 unsigned supervisor_restarts(const struct supervisor *supervisor);
 

@@ -526,6 +526,11 @@ bool supervisor_away(struct supervisor *supervisor, struct fault *fault)
     return false;
 }
 
+bool supervisor_trouble(struct supervisor *supervisor, struct fault *fault)
+{
+    return supervisor_away(supervisor, fault);
+}
+
 void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info)
 {
     (void)supervisor_wait(supervisor, 0, NULL, info, NULL);

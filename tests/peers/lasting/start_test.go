@@ -170,3 +170,37 @@ func TestAStartWaitsForAKeyThatCannotSignForAWhile(t *testing.T) {
 		})
 	}
 }
+
+// A person at 3 a.m. has this line alone.
+func TestAStartThatWaitsForItsKeysSaysSoWhileItDoes(t *testing.T) {
+	const line = "waiting for the keys on the token"
+	for script, reason := range map[string]string{
+		"profile unreadable CKR_DEVICE_ERROR both 5000":  "CKR_DEVICE_ERROR",
+		"profile unreadable CKR_GENERAL_ERROR both 5000": "CKR_GENERAL_ERROR",
+		"C_FindObjects before CKR_DEVICE_ERROR for 5000": "CKR_DEVICE_ERROR",
+	} {
+		for _, recorded := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, recorded %v", script, recorded), func(t *testing.T) {
+				t.Parallel()
+				token, keys := restore(t)
+				module := faulty.Wrap(t, token)
+				module.Play(t, "")
+				if recorded {
+					scene.Must(t, startIn(t, token, module).Close())
+				}
+				module.Play(t, "%s", script)
+				p := startIn(t, token, module)
+				var said []string
+				for _, l := range p.Logs.Lines() {
+					if l.Message == line {
+						said = append(said, l.Fields["error"])
+					}
+				}
+				if len(said) == 0 || !strings.Contains(strings.Join(said, "\n"), reason) {
+					t.Errorf("%q is said with %q; want %q", line, said, reason)
+				}
+				serves(t, p, keys)
+			})
+		}
+	}
+}
