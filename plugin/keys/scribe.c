@@ -145,16 +145,18 @@ static void conclude(struct scribe *scribe, uint64_t commit)
     answer(&taken, true);
 }
 
-/* Likewise. With nobody left to tick, those who wait are answered here. Who has come to wait in the
- * meantime is owed an attempt. */
+/* Likewise. Who waits may yet see the disk recover, but not when it fails for the second time. With
+ * nobody left to tick, all are answered here. Who has come to wait in the meantime is owed an
+ * attempt. */
 static void put_off(struct scribe *scribe, uint64_t commit, bool last, const struct fault *fault)
 {
     const bool worse = worsen(scribe, TROUBLE_FAILED);
+    const uint64_t in_vain = worse ? 0 : commit;
     struct waiters taken;
 
     scribe->retry_at = scribe->asked > commit ? 0 : clock_now() + retry_pause;
     scribe->given_up = last;
-    take_waiters(scribe, last ? UINT64_MAX : 0, INT64_MIN, &taken);
+    take_waiters(scribe, last ? UINT64_MAX : in_vain, INT64_MIN, &taken);
     unlock(scribe);
     if (worse)
         log_fault(LOG_WARN, fault, "record_file cannot be written and is tried again every 5 s",
@@ -341,7 +343,8 @@ void scribe_leave(struct scribe *scribe)
     unlock(scribe);
 }
 
-/* Somebody waits: now is worth an attempt, whatever the last one came to. */
+/* Somebody waits: now is worth an attempt, whatever the last one came to. While one hangs, though,
+ * the tick sends away who comes. */
 static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
 {
     struct waiter *waiter = malloc(sizeof *waiter);
@@ -352,7 +355,7 @@ static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
     if (!waiter)
         return false;
     waiter->commit = scribe->committed;
-    waiter->until = clock_now() + patience;
+    waiter->until = clock_now() + (scribe->trouble == TROUBLE_SLOW ? 0 : patience);
     waiter->done = done;
     waiter->context = context;
     TAILQ_INSERT_TAIL(&scribe->waiters, waiter, link);

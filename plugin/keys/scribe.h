@@ -61,8 +61,9 @@ struct record *scribe_edit(struct scribe *scribe);
 void scribe_leave(struct scribe *scribe);
 
 /* Gives it back changed. `done` comes exactly once, on any thread, possibly before this returns:
- * `written` is true when the change is on the disk, false when 2 s have passed without. With a
- * NULL `done` nobody waits, and the change may go to the disk with the next one. */
+ * `written` is true when the change is on the disk, false when 2 s have passed without; or sooner,
+ * when a write hangs already or the last one failed and this one does, too. With a NULL `done`
+ * nobody waits, and the change may go to the disk with the next one. */
 typedef void scribe_done(void *context, bool written);
 void scribe_commit(struct scribe *scribe, scribe_done *done, void *context);
 

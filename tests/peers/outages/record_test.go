@@ -123,7 +123,7 @@ func TestAPluginKilledWhileItWritesItsRecordServesTheNewestKeys(t *testing.T) {
 
 // ---- its disk ----
 
-// A rotation waits twice for the disk, as long as the scribe is patient, and then goes on.
+// The first rotation waits for the disk, once, as long as the scribe is patient; then they go on.
 func TestAFullDiskUnderTheRecordStopsNoRotationAndDestroysNothing(t *testing.T) {
 	t.Parallel()
 	faults(t, 1)
