@@ -19,10 +19,11 @@ var (
 	binary  = flag.String("plugin", os.Getenv("SPIRE_HSM"), "the spire-hsm binary")
 	rawSign = flag.String("raw", "", "the raw_sign program")
 	base    = flag.String("base", "", "another spire-hsm, to compare its rates in section verify")
+	peer    = flag.String("peer", "", "tests/peers/rival, built, for section peer")
 	faulty  = flag.String("faulty", "", "faulty.so, for a slow token")
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
-	only    = flag.String("only", "", "sections, comma-separated: rates, verify, generate, start, latency, stall, recover")
+	only    = flag.String("only", "", "sections, comma-separated: rates, verify, peer, generate, start, latency, stall, recover")
 	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
@@ -36,6 +37,7 @@ type section struct {
 var sections = []section{
 	{"rates", measureRates},
 	{"verify", measureVerification},
+	{"peer", measurePeer},
 	{"generate", measureGeneration},
 	{"start", measureStart},
 	{"latency", measureLatency},
@@ -45,10 +47,10 @@ var sections = []section{
 
 func main() {
 	flag.Parse()
-	for _, path := range []*string{binary, rawSign, faulty} {
+	for _, path := range []*string{binary, rawSign, peer, faulty} {
 		absolute, err := filepath.Abs(*path)
 		if _, missing := os.Stat(absolute); *path == "" || err != nil || missing != nil {
-			fmt.Fprintln(os.Stderr, "bench: -plugin, -raw and -faulty are paths of programs; see make bench")
+			fmt.Fprintln(os.Stderr, "bench: -plugin, -raw, -peer and -faulty are paths of programs; see make bench")
 			os.Exit(2)
 		}
 		*path = absolute

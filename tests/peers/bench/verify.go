@@ -68,8 +68,7 @@ func (s *side) open() (end func(), err error) {
 	}, nil
 }
 
-// compare the sides in turns, and print a row; share is that of the last side's rate.
-func compare(sides []*side, op operation, callers int) error {
+func takeTurns(sides []*side, op operation, callers int) error {
 	for _, s := range sides {
 		s.results = nil
 	}
@@ -81,6 +80,14 @@ func compare(sides []*side, op operation, callers int) error {
 			}
 			s.results = append(s.results, result)
 		}
+	}
+	return nil
+}
+
+// compare the sides in turns, and print a row; share is that of the last side's rate.
+func compare(sides []*side, op operation, callers int) error {
+	if err := takeTurns(sides, op, callers); err != nil {
+		return err
 	}
 	fmt.Printf("%-11s %4d", op.name, callers)
 	var c cell
