@@ -171,7 +171,7 @@ void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJEC
         struct cache_entry *entry = &cache->entries[i];
 
         if (entry->state == CACHE_KNOWN && entry->waiting == 0 &&
-            (handle == CK_INVALID_HANDLE || entry->value.handle == handle) && is_named(entry, name))
+            (handle == HANDLE_NONE || entry->value.handle == handle) && is_named(entry, name))
             entry->state = CACHE_EMPTY;
     }
     (void)pthread_mutex_unlock(&cache->lock);

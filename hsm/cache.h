@@ -9,8 +9,7 @@
 
 #include <pthread.h>
 
-#include <p11-kit/pkcs11.h>
-
+#include "hsm/module.h"
 #include "hsm/verify.h"
 #include "hsm/wire/types.h"
 
@@ -69,7 +68,7 @@ void cache_found(struct cache *cache, const struct cache_key *key, const struct 
 void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault);
 
 /* This handle is no good any more: another thread may have found the new one by now, which
- * stays. CK_INVALID_HANDLE: whichever it is, the key is to go. */
+ * stays. HANDLE_NONE: whichever it is, the key is to go. */
 void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJECT_HANDLE handle);
 
 #endif

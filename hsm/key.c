@@ -36,9 +36,8 @@ static int find_pair(const struct call *call, const struct session *session,
     if (found->private_keys.count == 0 && session_check_since(pool, session, logins, fault) != 0)
         return -1;
     pair->private_key =
-        found->private_keys.count > 0 ? found->private_keys.handles[0] : CK_INVALID_HANDLE;
-    pair->public_key =
-        found->public_keys.count > 0 ? found->public_keys.handles[0] : CK_INVALID_HANDLE;
+        found->private_keys.count > 0 ? found->private_keys.handles[0] : HANDLE_NONE;
+    pair->public_key = found->public_keys.count > 0 ? found->public_keys.handles[0] : HANDLE_NONE;
     return 0;
 }
 
@@ -298,7 +297,7 @@ static int prove_whole(const struct call *call, const struct session *session,
 {
     struct hsm_token *token = call->token;
     enum hsm_key_type wanted = call->request->type;
-    enum hsm_state without = pair->public_key == CK_INVALID_HANDLE ? HSM_BARE : HSM_UNFIT;
+    enum hsm_state without = pair->public_key == HANDLE_NONE ? HSM_BARE : HSM_UNFIT;
     struct cache_key cached = {&call->request->key, NULL, token->pool.logins};
     OWNED(verifier_release) struct verifier *verifier = NULL;
     struct hsm_public_key key;
@@ -430,7 +429,7 @@ static int read_names(const struct session *session, const CK_OBJECT_HANDLE halv
 {
     for (size_t i = 0; i < 2; i++) {
         naming[i] = OBJECT_NAMED;
-        if (halves[i] != CK_INVALID_HANDLE &&
+        if (halves[i] != HANDLE_NONE &&
             object_naming(session, halves[i], name, &naming[i], fault) != 0)
             return -1;
     }
@@ -461,7 +460,7 @@ static int check_names(const struct call *call, const struct session *session,
         }
     }
     for (size_t i = 0; i < 2; i++)
-        if (halves[i] != CK_INVALID_HANDLE && object_destroy(session, halves[i], fault) != 0)
+        if (halves[i] != HANDLE_NONE && object_destroy(session, halves[i], fault) != 0)
             return outcome_unknown(fault);
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
                      "the token changes labels or ids (of %zu and %u bytes); the key it made "
@@ -592,6 +591,6 @@ static int destroy_step(const struct call *call, const struct session *session, 
 
 int key_destroy(const struct call *call, struct fault *fault)
 {
-    cache_forget(&call->token->cache, &call->request->key, CK_INVALID_HANDLE);
+    cache_forget(&call->token->cache, &call->request->key, HANDLE_NONE);
     return token_step(call, destroy_step, fault);
 }

@@ -11,6 +11,9 @@
 
 #include "hsm/wire/types.h"
 
+/* No session, no object. Some libraries count from 0, which is the standard's own word for it. */
+#define HANDLE_NONE (~(CK_ULONG)0)
+
 struct module {
     CK_FUNCTION_LIST *calls; /* NULL: not loaded */
     bool initialized;

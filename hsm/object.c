@@ -361,7 +361,7 @@ int object_generate(const struct session *session, enum hsm_key_type type,
 {
     struct key_request request;
     CK_MECHANISM mechanism = {0};
-    struct object_pair made = {CK_INVALID_HANDLE, CK_INVALID_HANDLE};
+    struct object_pair made = {HANDLE_NONE, HANDLE_NONE};
     CK_RV rv;
 
     fill_request(&request, type, name, tier);
@@ -389,7 +389,7 @@ static int read_both(const struct session *session, CK_OBJECT_HANDLE handle, boo
     struct object_value second;
     decode_fn *decode = rsa ? pubkey_from_rsa : pubkey_from_ec;
 
-    if (handle == CK_INVALID_HANDLE)
+    if (handle == HANDLE_NONE)
         return fault_set(fault, FAULT_INTERNAL, "there is no public key object");
     if (object_read(session, handle, rsa ? CKA_MODULUS : CKA_EC_PARAMS, &first, fault) != 0)
         return -1;
@@ -432,14 +432,14 @@ int object_public_key(const struct session *session, const struct object_pair *p
     struct fault other = {0};
 
     if (read_key_type(session,
-                      pair->private_key != CK_INVALID_HANDLE ? pair->private_key : pair->public_key,
+                      pair->private_key != HANDLE_NONE ? pair->private_key : pair->public_key,
                       &type, fault) != 0)
         return -1;
     if (type != CKK_EC && type != CKK_RSA)
         return fault_set(fault, FAULT_INTERNAL, "it is neither an EC nor an RSA key");
     if (read_both(session, pair->public_key, type == CKK_RSA, key, &why) == 0)
         return 0;
-    if (why.ckr == CKR_OK && pair->private_key != CK_INVALID_HANDLE &&
+    if (why.ckr == CKR_OK && pair->private_key != HANDLE_NONE &&
         (read_both(session, pair->private_key, type == CKK_RSA, key, &other) == 0 ||
          (other.ckr == CKR_OK && read_info(session, pair->private_key, key, &other) == 0)))
         return 0;

@@ -32,7 +32,7 @@ struct object_halves {
 
 struct object_pair {
     CK_OBJECT_HANDLE private_key;
-    CK_OBJECT_HANDLE public_key; /* CK_INVALID_HANDLE: none, the private one must do */
+    CK_OBJECT_HANDLE public_key; /* HANDLE_NONE: none, the private one must do */
 };
 
 /* One attribute per call: of several, one that the token does not know may spoil all. */

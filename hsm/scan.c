@@ -30,7 +30,7 @@ struct handles {
 
 struct findings {
     struct handles objects;
-    CK_OBJECT_HANDLE readable; /* one that can be read, or CK_INVALID_HANDLE */
+    CK_OBJECT_HANDLE readable; /* one that can be read, or HANDLE_NONE */
     struct fault unreadable;   /* what came of the latest that cannot */
     struct record *records;    /* owned */
     size_t record_count;
@@ -323,7 +323,7 @@ static int explain_unreadable(const struct session *session, struct findings *fi
         return -1;
     findings->nameless += (uint32_t)left->count;
     findings->unreadable_count = (uint32_t)left->count;
-    if (left->count == 0 || (findings->readable != CK_INVALID_HANDLE &&
+    if (left->count == 0 || (findings->readable != HANDLE_NONE &&
                              read_attributes(session, findings->readable, &glimpse, fault) == 0))
         return 0;
     if (enumerate_class(session, CKO_PRIVATE_KEY, &keys, fault) != 0 ||
@@ -411,7 +411,7 @@ static void emit_items(const struct call *call, const struct findings *findings,
 
 static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
 {
-    OWNED(release_findings) struct findings findings = {.readable = CK_INVALID_HANDLE};
+    OWNED(release_findings) struct findings findings = {.readable = HANDLE_NONE};
     uint32_t logins = call->token->pool.logins;
 
     if (session_check(&call->token->pool, session, fault) != 0 ||

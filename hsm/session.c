@@ -259,7 +259,7 @@ static int open_anchor(struct session_pool *pool, struct fault *fault)
         pool->logins++;
         return 0;
     }
-    pool->anchor = CK_INVALID_HANDLE;
+    pool->anchor = HANDLE_NONE;
     return -1;
 }
 
@@ -268,11 +268,11 @@ static int login_locked(struct session_pool *pool, struct fault *fault)
 {
     enum told told = TOLD_NOTHING;
 
-    if (pool->anchor != CK_INVALID_HANDLE && ask_state(pool, pool->anchor, &told, fault) != 0) {
+    if (pool->anchor != HANDLE_NONE && ask_state(pool, pool->anchor, &told, fault) != 0) {
         close_session(pool, pool->anchor);
-        pool->anchor = CK_INVALID_HANDLE;
+        pool->anchor = HANDLE_NONE;
     }
-    if (pool->anchor == CK_INVALID_HANDLE) {
+    if (pool->anchor == HANDLE_NONE) {
         if (open_anchor(pool, fault) != 0)
             return -1;
         (void)ask_state(pool, pool->anchor, &told, NULL);
@@ -342,7 +342,7 @@ int session_pool_open(struct session_pool *pool, struct module *module,
     memset(pool, 0, sizeof *pool);
     pool->module = module;
     pool->slot = token->slot;
-    pool->anchor = CK_INVALID_HANDLE;
+    pool->anchor = HANDLE_NONE;
     pool->flags = CKF_SERIAL_SESSION | CKF_RW_SESSION;
     pool->said = token->info.flags;
     module_text(token->info.serialNumber, sizeof token->info.serialNumber, pool->serial);
@@ -366,7 +366,7 @@ void session_pool_close(struct session_pool *pool)
 {
     for (uint32_t i = 0; i < pool->idle_count; i++)
         close_session(pool, pool->idle[i]);
-    if (pool->anchor != CK_INVALID_HANDLE) {
+    if (pool->anchor != HANDLE_NONE) {
         if (pool->needs_login)
             (void)MODULE_CALL(pool->module, C_Logout, pool->anchor);
         close_session(pool, pool->anchor);

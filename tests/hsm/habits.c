@@ -115,6 +115,7 @@ static const struct habit {
     {"profile narrow", "has numbers and truth in four bytes"},
     {"profile no-lengths\nprofile narrow", "has numbers in four bytes and does not say so"},
     {"profile one-object", "finds one object at a time"},
+    {"profile from-zero", "counts sessions and objects from zero"},
     {"profile rawpoint\nprofile one-object", "has points without DER, one at a time"},
     {"C_GetMechanismInfo before CKR_FUNCTION_NOT_SUPPORTED", "does not tell of mechanisms"},
     {"C_GetMechanismInfo before CKR_MECHANISM_INVALID", "knows none of its mechanisms"},

@@ -265,7 +265,7 @@ static void short_signature_is_made_anew(void **state)
         fail_next(1, CKR_OK);
         must_sign("a", &a);
         assert_int_equal(plan.calls, 2);
-        cache_forget(&token->cache, &request.key, CK_INVALID_HANDLE);
+        cache_forget(&token->cache, &request.key, HANDLE_NONE);
     }
     fail_next(1000, CKR_OK);
     must_refuse("a", &a, "62 bytes where 64 are right");
@@ -338,7 +338,7 @@ static void a_key_that_the_cache_has_no_room_for_leaves_nothing_behind(void **st
         verifier_release(&value.verifier);
     }
     assert_int_equal(cache_get(&cache, &key, &taken, &fault), CACHE_HIT);
-    cache_forget(&cache, &name, CK_INVALID_HANDLE);
+    cache_forget(&cache, &name, HANDLE_NONE);
     cache_close(&cache);
     verifier_release(&taken.verifier); /* the last one who shares it */
     assert_null(taken.verifier);

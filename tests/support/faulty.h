@@ -1,7 +1,8 @@
 /* The parts of faulty.so. What it is for and how it is told stands in faulty_module.c.
  *
  * faulty_script.c reads scripts, faulty_state.c decides which of a script's faults is due,
- * faulty_habits.c and faulty_hints.c are the profiles, faulty_module.c the PKCS#11 functions. */
+ * faulty_habits.c, faulty_hints.c and faulty_zero.c are the profiles, faulty_module.c the PKCS#11
+ * functions. */
 #ifndef TESTS_FAULTY_H
 #define TESTS_FAULTY_H
 
@@ -76,6 +77,8 @@ struct faulty_habits {
     bool one_object;
     bool not_present;
     bool rude;
+    bool from_zero;
+    bool leaky;
     bool moving;
     struct faulty_trouble {
         uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
@@ -175,6 +178,14 @@ CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATT
 
 /* The module's own number of a slot, and back. */
 CK_SLOT_ID hint_slot(CK_SLOT_ID slot);
+
+/* faulty_zero.c: what stands between the habits and the module; and whether it is wanted, after
+ * C_Initialize. */
+CK_FUNCTION_LIST *zero_behind(CK_FUNCTION_LIST *real);
+void zero_start(bool wanted);
+
+/* Loses a descriptor and some memory, as a leaky library does; false: there is none left. */
+bool hint_leak(void);
 
 /* After C_Initialize: what a rude library does to its process. */
 void hint_start(void);

@@ -125,7 +125,9 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
     faulty_sessions_lock();
     (void)pthread_mutex_lock(&lock);
     held = faulty_sessions_held(now->linger);
-    if (session_count < FAULTY_SESSIONS && (now->sessions == 0 || held < now->sessions))
+    if (!hint_leak())
+        rv = CKR_HOST_MEMORY;
+    else if (session_count < FAULTY_SESSIONS && (now->sessions == 0 || held < now->sessions))
         rv = faulty_real->C_OpenSession(hint_slot(slot), flags, application, notify, session);
     if (rv == CKR_OK) {
         sessions[session_count++] = (struct open_session){*session, slot, faulty_now(), false};
@@ -577,6 +579,8 @@ CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_B
     if (habits()->latency > 0)
         faulty_sleep(habits()->latency);
     rv = faulty_real->C_Sign(session, data, length, signature, signature_length);
+    if (rv == CKR_OK && !hint_leak())
+        rv = CKR_HOST_MEMORY;
     if (rv == CKR_OK && habit_bends)
         signature[*signature_length - 1] ^= 1;
     if (rv == CKR_OK && habit_shortens)

@@ -2,10 +2,12 @@
  * its own. What it does is right all the same. */
 #include "tests/support/faulty.h"
 
+#include <fcntl.h>
 #include <locale.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -37,6 +39,18 @@ static void *live_on(void *unused)
     return unused;
 }
 
+/* On purpose nobody has it any more. */
+bool hint_leak(void)
+{
+    enum { LOST = 4096 };
+    static char *volatile lost;
+
+    if (!habits()->leaky)
+        return true;
+    lost = calloc(1, LOST);
+    return lost && open("/dev/null", O_RDONLY | O_CLOEXEC) >= 0;
+}
+
 void hint_start(void)
 {
     static const struct itimerval often = {{0, 10000}, {0, 10000}};
@@ -44,6 +58,7 @@ void hint_start(void)
     pthread_t thread;
 
     moved = habits()->moving;
+    zero_start(habits()->from_zero);
     if (!habits()->rude)
         return;
     (void)printf("a line from the library\n");

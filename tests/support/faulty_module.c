@@ -78,6 +78,9 @@
  *   rude              the library writes to stdout, changes folder, umask and locale, uses SIGALRM
  *                     and SIGCHLD for itself, and has a thread of its own
  *   one-object        C_FindObjects hands out one at a time, and refuses to be asked for more
+ *   from-zero         the first session and the first object have the handle 0
+ *   leaky             each session and each signature costs a descriptor and 4 KiB for good; with
+ *                     none left they are CKR_HOST_MEMORY
  *   id-length N, label-length N   longer ones are cut, silently
  *
  * Beside the script: SCRIPT.page, what processes share; SCRIPT.fired, a line "PID line N
@@ -216,6 +219,7 @@ static void load(void)
                       path ? path : "is not set, and so");
         return;
     }
+    faulty_real = zero_behind(faulty_real);
     list = *faulty_real;
 #define ENTER(name, target, its_session, parameters, arguments) list.name = wrap_##name;
     FUNCTIONS(ENTER)

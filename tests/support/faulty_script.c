@@ -385,6 +385,8 @@ static const struct {
     FLAG("one-object", one_object),
     FLAG("not-present", not_present),
     FLAG("rude", rude),
+    FLAG("from-zero", from_zero),
+    FLAG("leaky", leaky),
     FLAG("moving", moving),
     NUMBER("lag", lag),
     NUMBER("apart", apart),

@@ -33,6 +33,7 @@ var habits = []struct{ profile, options string }{
 	{"one-attribute\nprofile exact", ""},
 	{"no-lengths\nprofile narrow", ""},
 	{"one-object", ""},
+	{"from-zero", ""},
 	{"rude", ""},
 	{"moving", ""},
 	{"slowgen 1\nC_Initialize before sleep 700\nC_Login before sleep 700", ""},

@@ -14,7 +14,7 @@ import (
 var odd = []string{
 	"profile token-flags-off 0xffffffff", "profile token-flags 0x2", "profile unpadded", "profile not-present",
 	"profile plain-start", "profile blank-mechanisms", "profile stateless", "profile exact", "profile one-attribute",
-	"profile narrow", "profile rawpoint", "profile one-object", "profile rude", "profile moving",
+	"profile narrow", "profile rawpoint", "profile one-object", "profile from-zero", "profile rude", "profile moving",
 	"C_GetMechanismList before CKR_FUNCTION_NOT_SUPPORTED", "C_GenerateRandom before CKR_FUNCTION_NOT_SUPPORTED",
 	"C_GetInfo before CKR_FUNCTION_NOT_SUPPORTED", "C_GetSlotInfo before CKR_FUNCTION_NOT_SUPPORTED",
 }
