@@ -187,16 +187,22 @@ static void send_bytes(const struct front *front, const uint8_t *bytes, size_t l
     assert_int_equal(send(front->socket, bytes, length, MSG_NOSIGNAL), length);
 }
 
-static void send_open(const struct front *front, const char *module, const char *pin)
+static void send_open_with(const struct front *front, const char *module, enum hsm_pin_kind kind,
+                           const char *pin)
 {
     struct frame frame = {.kind = FRAME_OPEN};
     uint8_t bytes[FRAME_MAX];
 
     (void)strcpy(frame.settings.module, module);
     (void)strcpy(frame.settings.pin_text, pin);
-    frame.settings.pin_kind = HSM_PIN_INLINE;
+    frame.settings.pin_kind = kind;
     frame.settings.sessions = SESSIONS;
     send_bytes(front, bytes, frame_encode(&frame, bytes));
+}
+
+static void send_open(const struct front *front, const char *module, const char *pin)
+{
+    send_open_with(front, module, HSM_PIN_INLINE, pin);
 }
 
 static void send_request(const struct front *front, uint32_t number, enum hsm_op op,
@@ -276,6 +282,42 @@ static void refused_token_is_told_and_the_worker_leaves(void **state)
     assert_string_equal(reply.reply.fault.message, "PIN refused");
     assert_int_equal(recv(front->socket, &byte, 1, 0), 0);
     assert_int_equal(WEXITSTATUS(status_of(front)), EXIT_FAILURE);
+}
+
+/* The token is opened (and says no) only if the file looks otherwise than `before`. */
+static void open_after_refusal(const struct front *front, const char *path,
+                               const struct file_stamp *before, bool opened)
+{
+    struct file_stamp now;
+    struct frame reply;
+
+    front->page->refused = true;
+    front->page->pin = *before;
+    send_open_with(front, "good", HSM_PIN_FILE, path);
+    reply = receive(front, FRAME_REPLY);
+    assert_string_equal(reply.reply.fault.message,
+                        opened ? "PIN refused" : "the PIN's file has not changed");
+    assert_int_equal(front->page->refused, !opened);
+    assert_int_equal(file_stamp_path(path, &now), 0);
+    assert_true(file_stamp_untouched(&front->page->pin, &now));
+    assert_int_equal(front->page->looking, 0);
+}
+
+static void a_pin_that_was_refused_is_left_alone_until_its_file_has_changed(void **state)
+{
+    char path[] = "/tmp/worker-pin-XXXXXX";
+    int file = mkstemp(path);
+    struct file_stamp before;
+
+    assert_true(file >= 0);
+    assert_int_equal(file_stamp_open(file, &before), 0);
+    open_after_refusal(*state, path, &before, false);
+    assert_int_equal(end(state), 0);
+    assert_int_equal(start(state), 0);
+    assert_int_equal(write(file, "1", 1), 1);
+    open_after_refusal(*state, path, &before, true);
+    (void)close(file);
+    (void)unlink(path);
 }
 
 static void front_of_another_build_is_refused(void **state)
@@ -478,6 +520,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(ready_tells_what_was_opened_and_requests_are_answered),
         TEST(refused_token_is_told_and_the_worker_leaves),
+        TEST(a_pin_that_was_refused_is_left_alone_until_its_file_has_changed),
         TEST(front_of_another_build_is_refused),
         TEST(as_many_calls_run_at_once_as_there_are_sessions),
         TEST(page_is_clear_when_nothing_is_executed),
