@@ -576,6 +576,7 @@ static int destroy_step(const struct call *call, const struct session *session, 
     struct object_halves left;
     struct object_pair pair;
 
+    call->reply->items = 0;
     for (int round = 0; round < DESTROY_ROUNDS; round++) {
         if (find_pair(call, session, &left, &pair, fault) != 0)
             return -1;
@@ -584,6 +585,7 @@ static int destroy_step(const struct call *call, const struct session *session, 
         if (check_expected(call, session, &left, &pair, fault) != 0 ||
             object_destroy_halves(session, &left, fault) != 0)
             return -1;
+        call->reply->items += left.private_keys.count + left.public_keys.count;
     }
     return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is not seen gone",
                      call->request->key.label, DESTROY_ROUNDS);

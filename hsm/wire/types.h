@@ -172,7 +172,7 @@ struct hsm_reply {
     struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;
-    uint32_t items;      /* SCAN: items emitted */
+    uint32_t items;      /* SCAN: items emitted. DESTROY: objects destroyed, 0 = none was there */
     uint32_t nameless;   /* SCAN: key objects with neither label nor id (crashed writes) */
     uint32_t unreadable; /* SCAN: those of the nameless that the token failed to read just now:
                             one may be a key of ours */

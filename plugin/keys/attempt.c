@@ -256,13 +256,12 @@ static void wait_for_token(struct attempt *attempt, const struct fault *fault)
 /* The token says no, and has made nothing. A full one gets room, if there is a condemned key. */
 static void refused(struct attempt *attempt, const struct fault *fault)
 {
-    if (fault->code == FAULT_RESOURCE_EXHAUSTED && attempt->generations < GENERATIONS_MAX &&
-        disposals_make_room(&attempt->keymanager->disposals)) {
-        stall(attempt, generate, fault);
-        return;
-    }
     forget_attempt(attempt);
-    fail(attempt, fault);
+    if (fault->code == FAULT_RESOURCE_EXHAUSTED && attempt->generations < GENERATIONS_MAX &&
+        disposals_make_room(&attempt->keymanager->disposals))
+        stall(attempt, generate, fault);
+    else
+        fail(attempt, fault);
 }
 
 /* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another

@@ -221,41 +221,59 @@ static struct disposal *next_due(struct disposals *disposals, int64_t now)
     return NULL;
 }
 
+/* It is on its way, and nothing speaks against that yet. */
+static bool makes_room(const struct disposal *disposal)
+{
+    return disposal->hurried && disposal->looks == 0 && disposal->failures == 0;
+}
+
+static bool is_older(const struct disposal *disposal, const struct disposal *other)
+{
+    return disposal->since != other->since ? disposal->since < other->since
+                                           : disposal->label.generation < other->label.generation;
+}
+
 bool disposals_make_room(struct disposals *disposals)
 {
     struct disposal *oldest = NULL;
     struct disposal *disposal;
+    bool pending = false;
 
     lock(disposals);
-    LIST_FOREACH (disposal, &disposals->list, link)
+    LIST_FOREACH (disposal, &disposals->list, link) {
+        pending = pending || makes_room(disposal);
         if (disposal->kind == DISPOSE_SUPERSEDED && !disposal->hurried &&
-            (!oldest || disposal->since < oldest->since))
+            (!oldest || is_older(disposal, oldest)))
             oldest = disposal;
-    if (oldest)
+    }
+    if (oldest && !pending)
         oldest->hurried = true;
     unlock(disposals);
-    return oldest != NULL;
+    return pending || oldest;
 }
 
 /* ---- destroying ---- */
 
 /* The next one follows at once, unless keys are being made; nor after a refusal, which comes from
- * within supervisor_submit. */
+ * within supervisor_submit. One that was to make room, and had gone in an earlier process, has made
+ * none: then another has its turn. */
 static void disposed(void *context, const struct hsm_reply *reply)
 {
     struct disposal *disposal = context;
     struct disposals *disposals = disposal->disposals;
-    bool go_on = reply->fault.code == FAULT_NONE && !disposals->is_busy(disposals->context);
+    bool done = reply->fault.code == FAULT_NONE;
+    bool go_on = done && !disposals->is_busy(disposals->context);
+    bool in_vain;
     bool settled;
     bool gone;
 
     lock(disposals);
+    in_vain = done && reply->items == 0 && makes_room(disposal);
     settled = is_settled(disposal, &reply->fault);
     disposals->out = false;
     if (!disposals->silent)
         log_outcome(disposal, &reply->fault, settled);
-    gone =
-        reply->fault.code == FAULT_NONE && disposal->looks == 1 && disposal->kind != DISPOSE_STRAY;
+    gone = done && disposal->looks == 1 && disposal->kind != DISPOSE_STRAY;
     if (settled)
         LIST_REMOVE(disposal, link);
     unlock(disposals);
@@ -265,7 +283,7 @@ static void disposed(void *context, const struct hsm_reply *reply)
         write_down(disposal, &reply->fault);
         free(disposal);
     }
-    if (go_on)
+    if (go_on || (in_vain && disposals_make_room(disposals)))
         disposals_tick(disposals);
 }
 

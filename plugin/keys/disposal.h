@@ -58,7 +58,8 @@ void disposals_allow(struct disposals *disposals, bool allowed);
 /* At the end of the process: what still fails is no news. */
 void disposals_hush(struct disposals *disposals);
 
-/* The token is full: the key that was condemned first goes now. false: there is none that may. */
+/* The token is full: the key that was condemned first goes now, one at a time. false: there is none
+ * that may. */
 bool disposals_make_room(struct disposals *disposals);
 
 void disposals_tick(struct disposals *disposals);

@@ -246,13 +246,18 @@ static void destroyed_key_is_gone_for_good(void **state)
     struct hsm_public_key a = room_generate(token, "a", HSM_EC_P256);
     struct hsm_request destroy = room_request(HSM_DESTROY, "a", HSM_KEY_NONE);
     struct hsm_request request = room_signature("a", &a, HSM_SHA256, 0);
+    struct hsm_reply reply;
 
     (void)state;
     (void)room_generate(token, "b", HSM_EC_P256);
     (void)sign(token, &request, &a);
-    assert_int_equal(room_must(token, &destroy).state, HSM_ABSENT);
+    reply = room_must(token, &destroy);
+    assert_int_equal(reply.state, HSM_ABSENT);
+    assert_int_equal(reply.items, 2);
     assert_int_equal(room_execute(token, &request).fault.code, FAULT_NOT_FOUND);
-    assert_int_equal(room_must(token, &destroy).state, HSM_ABSENT); /* once more does no harm */
+    reply = room_must(token, &destroy); /* once more does no harm */
+    assert_int_equal(reply.state, HSM_ABSENT);
+    assert_int_equal(reply.items, 0);
     hsm_close(token);
     token = open_token();
     assert_int_equal(room_state(token, "a"), HSM_ABSENT);

@@ -51,6 +51,7 @@ struct faulty_habits {
     bool logout;
     bool dead;
     bool full;
+    uint64_t room; /* objects that the token holds at most */
     uint64_t newborn;    /* so long a new key does not sign .. */
     uint64_t newborn_rv; /* .. but answers this */
     uint64_t id_length;

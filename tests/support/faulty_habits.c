@@ -386,6 +386,24 @@ static bool minds_newborns(void)
     return habits()->lag > 0 || habits()->apart > 0 || habits()->newborn > 0;
 }
 
+/* Is there no room for so many more? Counted in the caller's session, which is not searching. */
+static bool is_full(CK_SESSION_HANDLE session, uint64_t more)
+{
+    CK_OBJECT_HANDLE batch[OTHERS_MAX];
+    uint64_t room = habits()->room;
+    uint64_t held = 0;
+    CK_ULONG count = 0;
+
+    if (habits()->full || room == 0)
+        return habits()->full;
+    if (faulty_real->C_FindObjectsInit(session, NULL, 0) != CKR_OK)
+        return false;
+    while (faulty_real->C_FindObjects(session, batch, OTHERS_MAX, &count) == CKR_OK && count > 0)
+        held += count;
+    (void)faulty_real->C_FindObjectsFinal(session);
+    return held + more > room;
+}
+
 CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count,
                    CK_OBJECT_HANDLE *object)
 {
@@ -394,7 +412,7 @@ CK_RV habit_create(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG
     CK_ATTRIBUTE copy[ATTRIBUTES_MAX];
     CK_RV rv;
 
-    if (habits()->full)
+    if (is_full(session, 1))
         return CKR_DEVICE_MEMORY;
     if (class && class->ulValueLen == sizeof value)
         memcpy(&value, class->pValue, sizeof value);
@@ -455,7 +473,7 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
     CK_ATTRIBUTE private_copy[ATTRIBUTES_MAX];
     CK_RV rv;
 
-    if (habits()->full)
+    if (is_full(session, 2))
         return CKR_DEVICE_MEMORY;
     if (!habit_knows(session))
         return CKR_USER_NOT_LOGGED_IN;

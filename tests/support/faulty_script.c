@@ -388,6 +388,7 @@ static const struct {
     FLAG("from-zero", from_zero),
     FLAG("leaky", leaky),
     FLAG("moving", moving),
+    NUMBER("room", room),
     NUMBER("lag", lag),
     NUMBER("apart", apart),
     NUMBER("latency", latency),

@@ -152,6 +152,10 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
         put(&request->key, request->type, HALF);
         (void)raise(SIGKILL);
     }
+    if (token->room > 0 && objects() >= token->room) {
+        (void)fault_set(&reply->fault, FAULT_RESOURCE_EXHAUSTED, "CKR_DEVICE_MEMORY");
+        return;
+    }
     put(&request->key, request->type, WHOLE);
     atomic_fetch_add(&token->generated, 1);
     if (once(DIES_AFTER_GENERATING))
@@ -189,6 +193,7 @@ static void destroy(const struct hsm_request *request, struct object *object,
     }
     if (token->misbehaviour != REFUSES_TO_DESTROY) {
         object->there = ABSENT;
+        reply->items = 1;
         return;
     }
     atomic_fetch_add(&token->refused, 1);

@@ -63,6 +63,7 @@ extern struct token {
     struct object objects[OBJECTS];
     _Atomic enum misbehaviour misbehaviour;
     atomic_bool gate;
+    atomic_uint room; /* for so many objects; 0 = for all */
     atomic_uint generated;
     atomic_uint refused;
     atomic_uint destroyed_in_vain; /* DESTROY of what was not there */

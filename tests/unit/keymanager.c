@@ -439,6 +439,41 @@ static void of_one_key_id_no_more_are_kept_than_are_to_be(void **state)
     assert_int_equal(objects(), KEPT + 1);
 }
 
+static void on_a_full_token_the_key_condemned_first_goes_before_its_day(void **state)
+{
+    struct answer made[5];
+
+    (void)state;
+    config.keymanager.destroy_superseded_after = DAY;
+    open_keymanager();
+    for (size_t i = 0; i < 3; i++)
+        made[i] = make_key();
+    token->room = 3;
+    for (size_t i = 3; i < 5; i++) {
+        made[i] = make_key();
+        assert_string_equal(sign_once().label, made[i].label);
+        assert_null(lookup(made[i - 3].label));
+        assert_non_null(lookup(made[i - 2].label));
+        assert_non_null(lookup(made[i - 1].label));
+    }
+    assert_int_equal(objects(), 3);
+}
+
+static void a_full_token_with_nothing_condemned_says_so(void **state)
+{
+    struct answer only = make_key();
+    struct answer refused;
+
+    (void)state;
+    token->room = 1;
+    ask(&refused, PATIENCE_S * CLOCK_SECOND);
+    hear(&refused, FAULT_RESOURCE_EXHAUSTED);
+    assert_string_equal(sign_once().label, only.label);
+    assert_left(only.label);
+    token->room = 0;
+    assert_left(make_key().label);
+}
+
 /* ---- losses ---- */
 
 static void fails_to_open(enum fault_code code, const char *text, struct fault *fault)
@@ -797,6 +832,8 @@ int main(int argc, char **argv)
         PLAY(a_restart_goes_on_with_what_was_condemned),
         PLAY(what_the_record_does_not_know_stays_at_a_start),
         PLAY(of_one_key_id_no_more_are_kept_than_are_to_be),
+        PLAY(on_a_full_token_the_key_condemned_first_goes_before_its_day),
+        PLAY(a_full_token_with_nothing_condemned_says_so),
         PLAY(a_start_without_a_key_that_is_needed_is_refused),
         PLAY(a_loss_is_accepted_once_by_its_code),
         PLAY(a_loss_is_accepted_by_a_file_beside_the_record),

@@ -41,6 +41,37 @@ func TestAFullTokenSaysSoAndGoesOnServingWhatItHas(t *testing.T) {
 	b.expectPairs(t, 2)
 }
 
+// A server whose upstream authority is away makes a key at each start, and ends.
+func TestACrashLoopOnATokenWithRoomFor20ObjectsGoesOnMakingKeys(t *testing.T) {
+	t.Parallel()
+	const room = 20
+	starts := either(6, 40)
+	faults(t, starts)
+	b := newFaulty(t, "", fmt.Sprintf("profile room %d\n", room))
+	b.Data = withDefaults(b.Data)
+	told := map[string]*keymanagerv1.PublicKey{}
+	for range starts {
+		p := b.Ready(t)
+		found := served(t, p)
+		for id, key := range told {
+			if found[id].GetFingerprint() != key.Fingerprint {
+				t.Errorf("%s is not the key that was made last", id)
+			}
+		}
+		for _, id := range []string{"x509-CA-A", "x509-CA-B", "JWT-Signer-A"} {
+			told[id] = scene.Generate(t, p, id, p256)
+			scene.Sign(t, p, told[id])
+		}
+		p.Kill()
+	}
+	if n := len(b.named(t)); n > room {
+		t.Errorf("%d objects on the token", n)
+	}
+	if starts*3*2 <= room {
+		t.Error("the token was never full")
+	}
+}
+
 // newSmall has its token on a disk of its own.
 func newSmall(t *testing.T) *bench {
 	t.Helper()
