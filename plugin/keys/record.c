@@ -116,29 +116,6 @@ bool record_is_needed(const struct record *record, const struct record_key *key)
            key->label.generation >= last_in_use(record, family);
 }
 
-static bool is_before(const struct record_key *a, const struct record_key *b)
-{
-    return a->since != b->since ? a->since < b->since : a->label.generation < b->label.generation;
-}
-
-size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest)
-{
-    struct record_key *first = NULL;
-    size_t count = 0;
-
-    for (size_t i = 0; i < record->count; i++) {
-        struct record_key *key = &record->keys[i];
-
-        if (key->state != RECORD_CONDEMNED || strcmp(key->label.key_id, key_id) != 0)
-            continue;
-        count++;
-        if (!first || is_before(key, first))
-            first = key;
-    }
-    *oldest = first;
-    return count;
-}
-
 /* ---- what is missing ---- */
 
 static int compare_names(const struct hsm_key_name *a, const struct hsm_key_name *b)
@@ -245,6 +222,13 @@ static void forget_oldest(struct record *record, enum record_state state, size_t
 
 int record_put(struct record *record, const struct record_key *key)
 {
+    static const struct {
+        enum record_state state;
+        size_t most;
+    } bounds[] = {{RECORD_MISSING, RECORD_MISSING_MAX},
+                  {RECORD_CONDEMNED, RECORD_CONDEMNED_MAX},
+                  {RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX},
+                  {RECORD_FOUND, RECORD_FOUND_MAX}};
     struct record_key *there = record_find(record, &key->name);
 
     if (!there && reserve(record) != 0)
@@ -252,8 +236,8 @@ int record_put(struct record *record, const struct record_key *key)
     if (!there)
         there = &record->keys[record->count++];
     *there = *key;
-    forget_oldest(record, RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX, &key->name);
-    forget_oldest(record, RECORD_FOUND, RECORD_FOUND_MAX, &key->name);
+    for (size_t i = 0; i < sizeof bounds / sizeof bounds[0]; i++)
+        forget_oldest(record, bounds[i].state, bounds[i].most, &key->name);
     return 0;
 }
 

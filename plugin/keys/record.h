@@ -33,6 +33,10 @@ enum {
     RECORD_BYTES_MAX = 1 << 22, /* a larger file is none of ours */
     RECORD_ATTEMPTED_MAX = 64,  /* of one scope; the oldest is forgotten: prune finds it */
     RECORD_FOUND_MAX = 256,     /* likewise */
+    RECORD_MISSING_MAX = 256,   /* of a token that begins empty with each start */
+    RECORD_CONDEMNED_MAX = 256, /* keep_condemned's most of four ids. More there are where the role
+                                   may not destroy, or a crash loop leaves no time to see them gone;
+                                   what bears our mark is condemned again by the next start */
 };
 
 enum record_state {
@@ -126,9 +130,6 @@ bool record_is_needed(const struct record *record, const struct record_key *key)
 /* Is it of such an id, whether needed or not? */
 bool record_is_vital(const struct record_key *key);
 
-/* How many CONDEMNED there are of that id; the one that was condemned first, or NULL. */
-size_t record_condemned(struct record *record, const char *key_id, struct record_key **oldest);
-
 /* What SERVED keys are missing, as 8 characters that stand for exactly those: hex of a SHA-256 over
  * their labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each
  * SERVED key, more than once, and always answers the same. */
@@ -140,7 +141,7 @@ void record_loss_code(const struct record *record, record_test *is_missing, void
 /* ---- changing ---- */
 
 /* Adds a copy of *key, or replaces the one of its name (label and id). Beyond the bounds above the
- * oldest ATTEMPTED or FOUND one is forgotten. Of each id at most one is SERVED, which record_serve
+ * oldest one of a state is forgotten. Of each id at most one is SERVED, which record_serve
  * sees to. -1: out of memory, nothing changed. */
 int record_put(struct record *record, const struct record_key *key);
 void record_remove(struct record *record, const struct hsm_key_name *name);

@@ -878,23 +878,6 @@ static void a_code_stands_for_one_loss(void **state)
     assert_string_equal(codes[2], again);
 }
 
-/* ---- condemned ---- */
-
-static void the_first_condemned_is_the_oldest(void **state)
-{
-    OWNED(record_close) struct record record = full();
-    struct record_key *oldest;
-
-    (void)state;
-    put(&record, condemned("x509-CA-A", 5, 500));
-    put(&record, condemned("x509-CA-A", 4, 400));
-    put(&record, condemned("x509-CA-A", 3, 401));
-    assert_int_equal(record_condemned(&record, "x509-CA-A", &oldest), 4);
-    assert_int_equal(oldest->label.generation, 4);
-    assert_int_equal(record_condemned(&record, "x509-CA-B", &oldest), 0);
-    assert_null(oldest);
-}
-
 /* ---- changing ---- */
 
 static void a_key_that_is_put_again_is_replaced(void **state)
@@ -928,10 +911,13 @@ static void the_oldest_beyond_a_bound_is_forgotten(void **state)
     static const struct {
         enum record_state state;
         uint32_t most;
-    } rows[] = {{RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX}, {RECORD_FOUND, RECORD_FOUND_MAX}};
+    } rows[] = {{RECORD_ATTEMPTED, RECORD_ATTEMPTED_MAX},
+                {RECORD_FOUND, RECORD_FOUND_MAX},
+                {RECORD_CONDEMNED, RECORD_CONDEMNED_MAX},
+                {RECORD_MISSING, RECORD_MISSING_MAX}};
 
     (void)state;
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         OWNED(record_close) struct record record = empty();
         struct record_key first = key_of(rows[i].state, "a", 1);
         struct record_key late = key_of(rows[i].state, "a", 0); /* not the one that goes */
@@ -1148,7 +1134,6 @@ int main(void)
         cmocka_unit_test(ours_is_what_we_wrote_down_or_marked),
         cmocka_unit_test(the_keys_that_no_start_does_without),
         cmocka_unit_test(a_code_stands_for_one_loss),
-        cmocka_unit_test(the_first_condemned_is_the_oldest),
         cmocka_unit_test(a_key_that_is_put_again_is_replaced),
         cmocka_unit_test(the_oldest_beyond_a_bound_is_forgotten),
         cmocka_unit_test(what_was_served_is_condemned_if_it_is_ours),
