@@ -12,13 +12,16 @@ int command_record(const struct config *config, const struct label_scope *scope,
                    struct record *record, bool *there, struct fault *fault)
 {
     enum scribe_found found = SCRIBE_NOTHING;
+    char code[RECORD_CODE + 1];
 
     *there = false;
     record_open(scope, record);
     if (config->keymanager.record_file[0] == '\0')
         return 0;
     if (scribe_read(config->keymanager.record_file, scope, record, &found, fault) != 0)
-        return -1;
+        return scribe_is_damaged(config->keymanager.record_file, scope, code)
+                   ? loss_refuse_damage(code, fault)
+                   : -1;
     *there = found == SCRIBE_RECORD;
     return 0;
 }
@@ -85,6 +88,18 @@ static int look(const struct config *config, struct record *record, struct comma
     return command_start_of(&token, record, start, fault);
 }
 
+/* A start would be refused, and this loss can be accepted; anything else could not be looked at. */
+static int tell_damage(const struct config *config, const struct label_scope *scope,
+                       const struct fault *fault)
+{
+    char code[RECORD_CODE + 1];
+
+    if (!scribe_is_damaged(config->keymanager.record_file, scope, code))
+        return -1;
+    (void)printf("%s\n", fault->message);
+    return COMMAND_WRONG;
+}
+
 static int show(const struct config *config, const struct label_scope *scope, struct fault *fault)
 {
     OWNED(record_close) struct record record = {.keys = NULL};
@@ -92,7 +107,7 @@ static int show(const struct config *config, const struct label_scope *scope, st
     bool there;
 
     if (command_record(config, scope, &record, &there, fault) != 0)
-        return -1;
+        return tell_damage(config, scope, fault);
     if (!there)
         return fault_set(fault, FAULT_NOT_FOUND,
                          "there is no record of this server's keys: a start serves what the token "
@@ -121,8 +136,8 @@ static int accept_loss(const struct config *config, const char *code, struct fau
                          "\"%s\" is no code: expected the 8 characters from the refusal", code);
     if (loss_accept(config->keymanager.record_file, code, fault) != 0)
         return -1;
-    (void)printf("accepted: the start that waits now, or the next one, goes on without the keys "
-                 "that %s stands for, and no others\n",
+    (void)printf("accepted: the start that waits now, or the next one, goes on without what %s "
+                 "stands for, and nothing else\n",
                  code);
     return COMMAND_FINE;
 }

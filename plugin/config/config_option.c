@@ -59,7 +59,9 @@ static const struct config_option keymanager_options[] = {
              "every agent of a server without UpstreamAuthority"},
     {"accept_loss", OPTION_STRING, FIELD(keymanager.accept_loss), .type = "code of 8 characters",
      .check = value_check_code,
-     .help = "the code from the refusal of such a start: go on once, without exactly those keys"},
+     .help = "the code from a refused start: go on once, without exactly the keys, or the damaged "
+             "record, "
+             "that it stands for"},
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
      .help = "sessions with the token, which is how many signatures it makes at a time"},

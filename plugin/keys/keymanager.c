@@ -9,6 +9,7 @@
 #include "hsm/base/condition.h"
 #include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/keys/loss.h"
 #include "plugin/report/log.h"
 
 /* Reserved for the token itself after it has come back: scanning and proving get at
@@ -124,6 +125,27 @@ static int take_place(struct keymanager *keymanager, struct fault *fault)
     return 0;
 }
 
+/* Where both the file and its copy are damaged the operator may say that they are lost. */
+static int read_record(struct keymanager *keymanager, enum scribe_found *found, struct fault *fault)
+{
+    const char *path = keymanager->config.record_file;
+    const struct label_scope *scope = &keymanager->identity.scope;
+    char code[RECORD_CODE + 1];
+
+    if (scribe_open(path, scope, &keymanager->scribe, found, fault) == 0)
+        return 0;
+    if (!scribe_is_damaged(path, scope, code))
+        return -1;
+    if (!loss_is_accepted(&keymanager->config, path, code))
+        return loss_refuse_damage(code, fault);
+    log_fault(LOG_WARN, fault,
+              "the loss of record_file is accepted: the record begins anew with the keys on the "
+              "token",
+              "path", path, "code", code, NULL);
+    *found = SCRIBE_NOTHING;
+    return scribe_open_anew(path, scope, &keymanager->scribe, fault);
+}
+
 static int open_record(struct keymanager *keymanager, struct keymanager *before,
                        struct fault *fault)
 {
@@ -131,8 +153,7 @@ static int open_record(struct keymanager *keymanager, struct keymanager *before,
 
     if (shares_record(before, keymanager))
         keymanager->scribe = scribe_hold(before->scribe);
-    else if (scribe_open(keymanager->config.record_file, &keymanager->identity.scope,
-                         &keymanager->scribe, &found, fault) != 0)
+    else if (read_record(keymanager, &found, fault) != 0)
         return -1;
     keymanager->recorded = found == SCRIBE_RECORD;
     keymanager->rivals.scribe = keymanager->scribe;

@@ -65,6 +65,15 @@ int loss_refuse(const char *names, const struct hsm_token_info *token, const cha
                      names, token->label, token->serial, code, code);
 }
 
+int loss_refuse_damage(const char *code, struct fault *fault)
+{
+    return fault_prefix(fault,
+                        "it is not known which keys this server must find. Restore the record; if "
+                        "it is lost, begin anew with the keys on the token by accept_loss = \"%s\" "
+                        "in plugin_data or by: spire-hsm accept %s",
+                        code, code);
+}
+
 int loss_accept(const char *record_path, const char *code, struct fault *fault)
 {
     char path[HSM_PATH_MAX];

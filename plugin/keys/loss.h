@@ -1,6 +1,8 @@
-/* Keys that a start needs and does not find, and the operator's word that they are lost.
+/* What a start needs and does not find, keys or the record itself, and the operator's word that it
+ * is lost.
  *
- * A loss has a code (record_loss_code), which stands for exactly these keys. It is accepted by
+ * A loss has a code, which stands for exactly these keys (record_loss_code), or for what is left of
+ * the record and its copy (scribe_is_damaged). It is accepted by
  * `accept_loss` in plugin_data, by a file beside the record, `<record>.accept`, that holds the
  * code (`spire-hsm accept` makes it, as a start that waits holds the identity's lock), or always,
  * by missing_keys = "replace". The code means nothing later: another loss has another code. */
@@ -22,6 +24,10 @@ void loss_add_name(const struct record_key *key, char *names, size_t room);
 /* FAULT_FAILED_PRECONDITION: which keys (`names`, for a sentence), what it means, what to do. */
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault);
+
+/* Of record_file and its copy, of which neither can be read: puts in front of the fault that says
+ * so how to go on without them. Returns -1. */
+int loss_refuse_damage(const char *code, struct fault *fault);
 
 /* The operator's word, for the start that waits or the next one; and its end. */
 int loss_accept(const char *record_path, const char *code, struct fault *fault);

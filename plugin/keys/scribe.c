@@ -267,8 +267,8 @@ static void set_out(struct scribe *scribe)
     scribe->hour_at = scribe->opened + hour;
 }
 
-static int open_file(const char *path, const struct label_scope *scope, struct scribe *scribe,
-                     enum scribe_found *found, struct fault *fault)
+static int name_file(const char *path, const struct label_scope *scope, struct scribe *scribe,
+                     struct fault *fault)
 {
     const size_t length = strlen(path);
 
@@ -277,21 +277,27 @@ static int open_file(const char *path, const struct label_scope *scope, struct s
     memcpy(scribe->path, path, length + 1);
     scribe->file.path = scribe->path;
     record_open(scope, &scribe->record);
-    *found = SCRIBE_NOTHING;
-    return has_file(scribe)
-               ? scribe_file_read(&scribe->file, true, scope, &scribe->record, found, fault)
-               : 0;
+    return 0;
 }
 
-int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
-                enum scribe_found *found, struct fault *fault)
+bool scribe_is_damaged(const char *path, const struct label_scope *scope,
+                       char code[RECORD_CODE + 1])
+{
+    return *path != '\0' && scribe_file_is_damaged(path, scope, code);
+}
+
+/* `found` NULL: whatever is there. */
+static int open_scribe(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                       enum scribe_found *found, struct fault *fault)
 {
     struct scribe *made = calloc(1, sizeof *made);
-    enum scribe_found what;
+    enum scribe_found what = SCRIBE_NOTHING;
 
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    if (open_file(path, scope, made, &what, fault) != 0) {
+    if (name_file(path, scope, made, fault) != 0 ||
+        (has_file(made) && found &&
+         scribe_file_read(&made->file, true, scope, &made->record, &what, fault) != 0)) {
         free(made);
         return -1;
     }
@@ -301,8 +307,21 @@ int scribe_open(const char *path, const struct label_scope *scope, struct scribe
         return -1;
     }
     *scribe = made;
-    *found = what;
+    if (found)
+        *found = what;
     return 0;
+}
+
+int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                enum scribe_found *found, struct fault *fault)
+{
+    return open_scribe(path, scope, scribe, found, fault);
+}
+
+int scribe_open_anew(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                     struct fault *fault)
+{
+    return open_scribe(path, scope, scribe, NULL, fault);
 }
 
 struct scribe *scribe_hold(struct scribe *scribe)

@@ -37,6 +37,17 @@ enum scribe_found {
 int scribe_open(const char *path, const struct label_scope *scope, struct scribe **scribe,
                 enum scribe_found *found, struct fault *fault);
 
+/* Is a record there no more, as the file and its copy are damaged, or one of them is while the
+ * other is missing or has no section for this scope? Then `code` stands for exactly what they hold.
+ */
+bool scribe_is_damaged(const char *path, const struct label_scope *scope,
+                       char code[RECORD_CODE + 1]);
+
+/* As scribe_open, but does not look at the files: for those whose damage was accepted. The first
+ * write replaces the file. */
+int scribe_open_anew(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                     struct fault *fault);
+
 /* What is at the path, for commands: no thread, no mending, no lock. *record is the caller's. */
 int scribe_read(const char *path, const struct label_scope *scope, struct record *record,
                 enum scribe_found *found, struct fault *fault);

@@ -8,8 +8,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <openssl/sha.h>
+
 #include "hsm/base/clock.h"
 #include "hsm/base/file.h"
+#include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
 #include "plugin/report/log.h"
 
@@ -214,6 +217,54 @@ int scribe_file_read(struct scribe_file *file, bool mend, const struct label_sco
     *record = read;
     *found = known ? SCRIBE_RECORD : SCRIBE_NOTHING;
     return 0;
+}
+
+/* ---- damage ---- */
+
+/* Of the content; zeros where there is none. */
+static bool digest_of(const char *path, uint8_t digest[SHA256_DIGEST_LENGTH])
+{
+    OWNED(scope_close) int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    OWNED(scope_free) char *bytes = malloc(RECORD_BYTES_MAX + 1);
+    size_t length;
+
+    memset(digest, 0, SHA256_DIGEST_LENGTH);
+    if (fd < 0)
+        return errno == ENOENT;
+    return bytes && read_all(fd, bytes, &length) == 0 &&
+           SHA256((const uint8_t *)bytes, length, digest);
+}
+
+static bool damage_code(const char *path, const char *copy, char code[RECORD_CODE + 1])
+{
+    uint8_t digests[2 * SHA256_DIGEST_LENGTH];
+    uint8_t digest[SHA256_DIGEST_LENGTH];
+
+    if (!digest_of(path, digests) || !digest_of(copy, digests + SHA256_DIGEST_LENGTH) ||
+        !SHA256(digests, sizeof digests, digest))
+        return false;
+    hex_encode(digest, RECORD_CODE / 2, code);
+    return true;
+}
+
+bool scribe_file_is_damaged(const char *path, const struct label_scope *scope,
+                            char code[RECORD_CODE + 1])
+{
+    OWNED(record_close) struct record record;
+    char beside[COPY_MAX + 1];
+    const struct source main = {"record_file", path, false};
+    const struct source copy = {"its copy", beside, false};
+    struct fault fault;
+    bool known;
+    enum look look;
+
+    (void)snprintf(beside, sizeof beside, "%s~", path);
+    record_open(scope, &record);
+    look = look_at(&main, &record, &known, &fault);
+    if (look == LOOK_GOOD || look == LOOK_REFUSED)
+        return false;
+    return look_at_copy(&copy, look == LOOK_DAMAGED, &record, &known, &fault) == LOOK_DAMAGED &&
+           damage_code(path, beside, code);
 }
 
 /* ---- writing ---- */

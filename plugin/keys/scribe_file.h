@@ -15,6 +15,10 @@ struct scribe_file {
 int scribe_file_read(struct scribe_file *file, bool mend, const struct label_scope *scope,
                      struct record *record, enum scribe_found *found, struct fault *fault);
 
+/* As scribe_is_damaged. */
+bool scribe_file_is_damaged(const char *path, const struct label_scope *scope,
+                            char code[RECORD_CODE + 1]);
+
 /* The record that is there becomes `path~` by a second link, once the new one is whole on the
  * disk; without that where the file system has no links. */
 int scribe_file_write(struct scribe_file *file, const char *bytes, size_t length,

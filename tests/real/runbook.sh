@@ -108,6 +108,14 @@ loss_accepted() {
     [ -n "$code" ] && "$SPIRE_HSM" accept --config "$server_conf" --expand-env "$code"
 }
 
+# Half of a file is what a disk leaves of it.
+record_damaged() {
+    local file
+    for file in "$record" "$record~"; do
+        truncate -s $(($(stat -c %s "$file") / 2)) "$file" || return 1
+    done
+}
+
 conf_for_outages
 must "a token is made" token_make
 must "spire-server starts" server_start
@@ -173,6 +181,36 @@ cp -a "$STATE_DIRECTORY" "$scratch/new-host"
 mv "$STATE_DIRECTORY" "$scratch/old-host"
 STATE_DIRECTORY=$scratch/new-host
 must "it starts there, with its datastore and its identity" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+
+section "The record is lost"
+record=$STATE_DIRECTORY/hsm-id.keys
+must "the server stops" stop server
+check "the active X.509 authority is on the token" token_has_x509_authority
+check "what is left is damaged" record_damaged
+check "the server does not start" refused_saying "Restore the record"
+check "the loss is accepted" loss_accepted
+must "it starts" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+must "the server stops" stop server
+rm "$record" "$record~"
+must "nothing is left: it starts" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+
+section "The record is older than the token"
+must "the server stops" stop server
+cp -a "$record" "$scratch/older"
+must "it starts" server_start
+check "all is rotated" rotate_all
+remember_authorities
+must "the server stops" stop server
+cp -a "$scratch/older" "$record"
+must "it starts" server_start
 check "it finds its CA journal" found_its_journal
 check "the authorities are those of before" same_authorities
 check "a minted JWT-SVID verifies" mints

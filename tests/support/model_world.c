@@ -360,6 +360,23 @@ int scribe_open(const char *path, const struct label_scope *scope, struct scribe
     return 0;
 }
 
+bool scribe_is_damaged(const char *path, const struct label_scope *scope,
+                       char code[RECORD_CODE + 1])
+{
+    (void)path;
+    (void)scope;
+    (void)code;
+    return false;
+}
+
+int scribe_open_anew(const char *path, const struct label_scope *scope, struct scribe **scribe,
+                     struct fault *fault)
+{
+    enum scribe_found found;
+
+    return scribe_open(path, scope, scribe, &found, fault);
+}
+
 int scribe_identity(const char *path, const char *trust_domain,
                     uint8_t identity[CONFIG_IDENTITY_MAX], size_t *length, struct fault *fault)
 {

@@ -641,6 +641,59 @@ static void a_damaged_record_is_no_reason_to_begin_anew(void **state)
     assert_string_equal(sign_once().label, made.label);
 }
 
+static void damage_record(void)
+{
+    char copy[HSM_PATH_MAX];
+
+    crash_and_restart(); /* which writes it a second time */
+    (void)snprintf(copy, sizeof copy, "%.1000s~", config.keymanager.record_file);
+    assert_int_equal(truncate(config.keymanager.record_file, 100), 0);
+    assert_int_equal(truncate(copy, 50), 0);
+}
+
+static void the_loss_of_the_record_is_accepted_once_by_its_code(void **state)
+{
+    struct answer made = make_key();
+    char code[RECORD_CODE + 1];
+    struct fault fault;
+
+    (void)state;
+    damage_record();
+    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault);
+    code_in(&fault, code);
+    memcpy(config.keymanager.accept_loss, "00000000", sizeof code);
+    fails_to_open(FAULT_FAILED_PRECONDITION, code, &fault);
+    memcpy(config.keymanager.accept_loss, code, sizeof code);
+    open_keymanager();
+    assert_string_equal(sign_once().label, made.label);
+    made = make_key();
+    crash_and_restart(); /* it was written again, and is believed */
+    assert_string_equal(sign_once().label, made.label);
+    assert_int_equal(truncate(config.keymanager.record_file, 99), 0);
+    remove_beside("~");
+    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault); /* another one */
+    config.keymanager.accept_loss[0] = '\0';
+    remove_beside("");
+    open_keymanager();
+}
+
+static void the_loss_of_the_record_is_accepted_by_a_file_beside_it(void **state)
+{
+    struct answer made = make_key();
+    char code[RECORD_CODE + 1];
+    struct fault fault;
+
+    (void)state;
+    damage_record();
+    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault);
+    code_in(&fault, code);
+    assert_int_equal(loss_accept(config.keymanager.record_file, code, &fault), 0);
+    open_keymanager();
+    assert_string_equal(sign_once().label, made.label);
+    crash_and_restart();
+    assert_string_equal(sign_once().label, made.label);
+}
+
 /* ---- without a record ---- */
 
 static void forget_record(void)
@@ -841,6 +894,8 @@ int main(int argc, char **argv)
         PLAY(a_start_without_another_key_goes_on),
         PLAY(a_key_of_which_half_shows_is_served_from_the_record),
         PLAY(a_damaged_record_is_no_reason_to_begin_anew),
+        PLAY(the_loss_of_the_record_is_accepted_once_by_its_code),
+        PLAY(the_loss_of_the_record_is_accepted_by_a_file_beside_it),
         PLAY(without_a_record_the_newest_key_is_served_and_nothing_goes),
         PLAY(a_token_that_shows_halves_alone_at_a_start_loses_none),
         PLAY(a_fresh_key_of_which_half_shows_at_first_is_waited_for),

@@ -1001,14 +1001,23 @@ static void assert_says(size_t row, const char *text)
             fail_msg("row %zu: \"%s\" does not say \"%s\"", row, text, finds[row].says[i]);
 }
 
+/* Only what cannot be read by anybody may be given up for lost. */
+static bool is_damage(size_t row)
+{
+    return finds[row].refused && finds[row].file <= EMPTY && finds[row].copy <= EMPTY;
+}
+
 static void check_find(const struct room *room, size_t row)
 {
     OWNED(record_close) struct record record;
+    char code[RECORD_CODE + 1];
     enum scribe_found found = SCRIBE_NOTHING;
     struct fault fault = {0};
     char log[4096] = "";
 
     record_open(&scope, &record);
+    if (scribe_is_damaged(room->path, &scope, code) != is_damage(row))
+        fail_msg("row %zu: damaged or not", row);
     assert_int_equal(ftruncate(room->log, 0), 0);
     if (scribe_read(room->path, &scope, &record, &found, &fault) != 0) {
         if (!finds[row].refused)
@@ -1058,6 +1067,40 @@ static void an_open_that_is_refused_changes_nothing(void **state)
     assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
     assert_int_equal(entries(room->folder), 1);
     assert_int_equal(keys_in(room->path, NULL), -1);
+}
+
+static void a_code_stands_for_what_is_left_of_both_files(void **state)
+{
+    const struct room *room = *state;
+    char codes[4][RECORD_CODE + 1];
+
+    for (size_t i = 0; i < 4; i++) {
+        make(room->path, i == 0 ? EMPTY : CUT, i == 1 ? 1 : 2);
+        make(room->copy, i == 3 ? EMPTY : CUT, 1);
+        assert_true(scribe_is_damaged(room->path, &scope, codes[i]));
+        for (size_t k = 0; k < i; k++)
+            assert_string_not_equal(codes[i], codes[k]);
+    }
+    assert_false(scribe_is_damaged("", &scope, codes[0]));
+}
+
+static void a_damaged_record_can_begin_anew(void **state)
+{
+    const struct room *room = *state;
+    struct scribe *scribe = NULL;
+    char code[RECORD_CODE + 1];
+    struct fault fault;
+
+    make(room->path, CUT, 1);
+    make(room->copy, CUT, 2);
+    assert_int_equal(scribe_open_anew(room->path, &scope, &scribe, &fault), 0);
+    assert_true(scribe_is_damaged(room->path, &scope, code));
+    must_write(scribe, 3);
+    assert_int_equal(keys_in(room->path, NULL), 1);
+    assert_false(scribe_is_damaged(room->path, &scope, code));
+    must_write(scribe, 4);
+    assert_int_equal(keys_in(room->copy, NULL), 1);
+    scribe_release(scribe);
 }
 
 /* Else a second crash finds two bad files. */
@@ -1243,6 +1286,8 @@ int main(void)
         IN_ROOM(it_is_written_hourly_while_something_is_condemned),
         IN_ROOM(the_file_or_the_one_before_it_or_neither),
         IN_ROOM(an_open_that_is_refused_changes_nothing),
+        IN_ROOM(a_code_stands_for_what_is_left_of_both_files),
+        IN_ROOM(a_damaged_record_can_begin_anew),
         IN_ROOM(a_damaged_record_never_replaces_the_good_copy),
         IN_ROOM(a_mode_that_is_too_wide_is_mended),
         IN_ROOM(other_scopes_stay_in_the_file),
