@@ -51,7 +51,8 @@ struct faulty_habits {
     bool logout;
     bool dead;
     bool full;
-    uint64_t room; /* objects that the token holds at most */
+    uint64_t room;       /* objects that the token holds at most */
+    uint64_t crowd;      /* objects of others that are not really there */
     uint64_t newborn;    /* so long a new key does not sign .. */
     uint64_t newborn_rv; /* .. but answers this */
     uint64_t id_length;
@@ -176,6 +177,17 @@ CK_RV habit_sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_B
  * alone, and the module's own behind it. */
 CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes,
                       CK_ULONG count);
+
+/* The crowd. _search: which of them a search with that template finds; _find goes on with it, and
+ * _attributes answers for one of them, false: it is none. */
+struct faulty_crowd {
+    CK_ULONG next; /* the number of the one to look at next */
+    CK_OBJECT_CLASS class;
+    bool of_class;
+};
+struct faulty_crowd crowd_search(const CK_ATTRIBUTE *attributes, CK_ULONG count);
+CK_ULONG crowd_find(struct faulty_crowd *search, CK_OBJECT_HANDLE *objects, CK_ULONG most);
+bool crowd_attributes(CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes, CK_ULONG count, CK_RV *rv);
 
 /* The module's own number of a slot, and back. */
 CK_SLOT_ID hint_slot(CK_SLOT_ID slot);

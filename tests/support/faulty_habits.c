@@ -18,6 +18,7 @@ static struct open_session {
     CK_SLOT_ID slot;
     int64_t used;
     bool knows; /* it was the one to log in */
+    struct faulty_crowd search;
 } sessions[FAULTY_SESSIONS];
 static size_t session_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards sessions */
@@ -130,7 +131,8 @@ CK_RV habit_open_session(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_
     else if (session_count < FAULTY_SESSIONS && (now->sessions == 0 || held < now->sessions))
         rv = faulty_real->C_OpenSession(hint_slot(slot), flags, application, notify, session);
     if (rv == CKR_OK) {
-        sessions[session_count++] = (struct open_session){*session, slot, faulty_now(), false};
+        sessions[session_count++] =
+            (struct open_session){.handle = *session, .slot = slot, .used = faulty_now()};
         faulty_sessions_hold(session_count);
     }
     (void)pthread_mutex_unlock(&lock);
@@ -503,7 +505,25 @@ CK_RV habit_find_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_UL
 {
     CK_RV rv = check_template(attributes, count, false);
 
+    (void)pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < session_count; i++)
+        if (sessions[i].handle == session)
+            sessions[i].search = crowd_search(attributes, count);
+    (void)pthread_mutex_unlock(&lock);
     return rv == CKR_OK ? faulty_real->C_FindObjectsInit(session, attributes, count) : rv;
+}
+
+/* When the real objects have come to an end. */
+static CK_ULONG find_crowd(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG most)
+{
+    CK_ULONG found = 0;
+
+    (void)pthread_mutex_lock(&lock);
+    for (size_t i = 0; i < session_count; i++)
+        if (sessions[i].handle == session)
+            found = crowd_find(&sessions[i].search, objects, most);
+    (void)pthread_mutex_unlock(&lock);
+    return found;
 }
 
 /* Is this one of those that the trouble hits, and does it last? */
@@ -553,8 +573,8 @@ static CK_ULONG keep_visible(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *object
     return kept;
 }
 
-CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG most,
-                 CK_ULONG *count)
+static CK_RV find_real(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG most,
+                       CK_ULONG *count)
 {
     CK_RV rv;
 
@@ -572,6 +592,16 @@ CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG 
     } while (*count == 0);
     for (CK_ULONG i = 0; i < *count; i++)
         objects[i] = outer(objects[i]);
+    return rv;
+}
+
+CK_RV habit_find(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *objects, CK_ULONG most,
+                 CK_ULONG *count)
+{
+    CK_RV rv = find_real(session, objects, most, count);
+
+    if (rv == CKR_OK && *count == 0)
+        *count = find_crowd(session, objects, most);
     return rv;
 }
 
@@ -684,6 +714,8 @@ CK_RV habit_get_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object,
     CK_BYTE point[POINT_MAX];
     CK_RV result = CKR_OK;
 
+    if (habits()->crowd > 0 && crowd_attributes(object, attributes, count, &result))
+        return result;
     object = reached(session, object);
     if (habits()->trouble.rv != CKR_OK && is_in_trouble(session, object))
         return (CK_RV)habits()->trouble.rv;

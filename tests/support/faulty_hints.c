@@ -223,3 +223,76 @@ CK_RV hint_attributes(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, CK_ATT
     }
     return result;
 }
+
+/* ---- a crowd ---- */
+
+/* Real handles are small numbers; no more than 32 bits are left of one by "renumber". */
+static const CK_OBJECT_HANDLE crowd_base = UINT64_C(0x80000000);
+
+static CK_OBJECT_CLASS crowd_class(CK_ULONG number)
+{
+    static const CK_OBJECT_CLASS classes[] = {CKO_PRIVATE_KEY, CKO_PUBLIC_KEY, CKO_SECRET_KEY,
+                                              CKO_CERTIFICATE, CKO_DATA};
+
+    return classes[number % (sizeof classes / sizeof classes[0])];
+}
+
+/* Nobody searches for one of them by its name. */
+struct faulty_crowd crowd_search(const CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    struct faulty_crowd search = {.next = 0};
+
+    for (CK_ULONG i = 0; i < count; i++) {
+        if (attributes[i].type == CKA_CLASS && attributes[i].ulValueLen == sizeof search.class) {
+            memcpy(&search.class, attributes[i].pValue, sizeof search.class);
+            search.of_class = true;
+        } else if (attributes[i].type != CKA_TOKEN) {
+            search.next = CK_UNAVAILABLE_INFORMATION;
+        }
+    }
+    return search;
+}
+
+CK_ULONG crowd_find(struct faulty_crowd *search, CK_OBJECT_HANDLE *objects, CK_ULONG most)
+{
+    CK_ULONG found = 0;
+
+    for (; search->next < habits()->crowd && found < most; search->next++)
+        if (!search->of_class || crowd_class(search->next) == search->class)
+            objects[found++] = crowd_base + search->next;
+    return found;
+}
+
+static bool fill_in(CK_ATTRIBUTE *attribute, const void *value, CK_ULONG length)
+{
+    bool fits = !attribute->pValue || attribute->ulValueLen >= length;
+
+    if (attribute->pValue && fits)
+        memcpy(attribute->pValue, value, length);
+    attribute->ulValueLen = fits ? length : CK_UNAVAILABLE_INFORMATION;
+    return fits;
+}
+
+bool crowd_attributes(CK_OBJECT_HANDLE object, CK_ATTRIBUTE *attributes, CK_ULONG count, CK_RV *rv)
+{
+    const CK_OBJECT_CLASS class = crowd_class(object - crowd_base);
+    char label[32];
+    int length = snprintf(label, sizeof label, "somebody's object %lu", object - crowd_base);
+
+    *rv = CKR_OK;
+    for (CK_ULONG i = 0; i < count && object >= crowd_base; i++) {
+        bool fits = true;
+
+        if (attributes[i].type == CKA_CLASS) {
+            fits = fill_in(&attributes[i], &class, sizeof class);
+        } else if (attributes[i].type == CKA_LABEL || attributes[i].type == CKA_ID) {
+            fits = fill_in(&attributes[i], label, (CK_ULONG)length);
+        } else {
+            attributes[i].ulValueLen = CK_UNAVAILABLE_INFORMATION;
+            *rv = CKR_ATTRIBUTE_TYPE_INVALID;
+        }
+        if (!fits)
+            *rv = CKR_BUFFER_TOO_SMALL;
+    }
+    return object >= crowd_base;
+}

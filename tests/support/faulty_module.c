@@ -50,6 +50,7 @@
  *   die-until-finalize   the action "die", for processes that have called C_Initialize
  *   full              nothing can be made: CKR_DEVICE_MEMORY
  *   room N            nor can what would be more than N objects
+ *   crowd N           N more objects of all classes are listed and can be read; others'
  *   dangling N S      sessions N; those of a dead process count for S seconds more
  *   latency MS        of every C_Sign, whatever other sessions do
  *   slowgen MS        of every C_GenerateKeyPair

@@ -389,6 +389,7 @@ static const struct {
     FLAG("leaky", leaky),
     FLAG("moving", moving),
     NUMBER("room", room),
+    NUMBER("crowd", crowd),
     NUMBER("lag", lag),
     NUMBER("apart", apart),
     NUMBER("latency", latency),

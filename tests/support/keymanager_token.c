@@ -207,7 +207,8 @@ static void complete_halves(void)
             token->objects[i].there = WHOLE;
 }
 
-static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
+static void scan(const struct hsm_request *request, struct hsm_reply *reply, hsm_item_fn *item,
+                 void *context)
 {
     if (token->misbehaviour == SCANS_SLOWLY)
         (void)nanosleep(&(struct timespec){.tv_sec = SLOW_SCAN_S}, NULL);
@@ -223,7 +224,7 @@ static void scan(struct hsm_reply *reply, hsm_item_fn *item, void *context)
             continue;
         memcpy(found.key.label, object->label, sizeof found.key.label);
         memcpy(found.key.id, object->id, sizeof found.key.id);
-        found.state = object->there == WHOLE ? HSM_COMPLETE : HSM_HALF;
+        found.state = object->there == WHOLE && !request->sliced ? HSM_COMPLETE : HSM_HALF;
         item(context, &found);
     }
     if (once(SCAN_FAILS_AT_ITS_END))
@@ -243,7 +244,7 @@ void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
 
     (void)opened;
     if (request->op == HSM_SCAN)
-        scan(reply, item, context);
+        scan(request, reply, item, context);
     else if (request->op == HSM_GENERATE)
         generate(request, reply);
     else if (request->op == HSM_SIGN)

@@ -23,7 +23,7 @@ var (
 	faulty  = flag.String("faulty", "", "faulty.so, for a slow token")
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
-	only    = flag.String("only", "", "sections, comma-separated: rates, verify, peer, generate, start, latency, stall, recover")
+	only    = flag.String("only", "", "sections, comma-separated: rates, verify, peer, generate, start, crowd, latency, stall, recover")
 	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
@@ -40,6 +40,7 @@ var sections = []section{
 	{"peer", measurePeer},
 	{"generate", measureGeneration},
 	{"start", measureStart},
+	{"crowd", measureCrowd},
 	{"latency", measureLatency},
 	{"stall", measureStall},
 	{"recover", measureRecovery},
