@@ -4,7 +4,9 @@
 #include "hsm/token.h"
 
 #include <string.h>
+#include <unistd.h>
 
+#include "hsm/base/clock.h"
 #include "hsm/base/scope.h"
 #include "hsm/object.h"
 #include "hsm/wire/rv.h"
@@ -38,6 +40,8 @@ struct findings {
     uint32_t nameless;
     uint32_t foreign;
     uint32_t unreadable_count; /* of the nameless */
+    int64_t until;             /* on clock_now()'s clock */
+    bool late;                 /* not all was read by then */
 };
 
 static void release_handles(struct handles *handles)
@@ -275,7 +279,7 @@ static int read_objects(const struct call *call, const struct session *session,
     size_t count = findings->objects.count;
 
     findings->objects.count = 0;
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count && !(findings->late = clock_now() > findings->until); i++)
         if (read_object(call, session, findings->objects.list[i], findings, fault) != 0)
             return -1;
     return 0;
@@ -409,22 +413,132 @@ static void emit_items(const struct call *call, const struct findings *findings,
     hints_replace(&call->token->hints, hints, hint_count, logins);
 }
 
-static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
+static int64_t limit_of(const struct hsm_request *request)
 {
-    OWNED(release_findings) struct findings findings = {.readable = HANDLE_NONE};
+    return request->limit_ms > 0 ? request->limit_ms * CLOCK_MILLISECOND : CLOCK_NEVER / 2;
+}
+
+/* Handles are good for one login of one process. */
+static struct hsm_place place_of(uint32_t logins, CK_OBJECT_HANDLE handle)
+{
+    return (struct hsm_place){(uint64_t)getpid() << 32 | logins, handle};
+}
+
+static int scan_all(const struct call *call, const struct session *session, struct fault *fault)
+{
+    OWNED(release_findings)
+    struct findings findings = {.readable = HANDLE_NONE,
+                                .until = clock_now() + limit_of(call->request)};
     uint32_t logins = call->token->pool.logins;
 
     if (session_check(&call->token->pool, session, fault) != 0 ||
         enumerate(session, &findings.objects, fault) != 0 ||
-        read_objects(call, session, &findings, fault) != 0 || /* and those left over once more */
-        read_objects(call, session, &findings, fault) != 0 ||
-        explain_unreadable(session, &findings, fault) != 0 ||
-        session_check_since(&call->token->pool, session, logins, fault) != 0)
+        read_objects(call, session, &findings, fault) != 0)
         return -1;
+    if (!findings.late && /* those left over once more */
+        (read_objects(call, session, &findings, fault) != 0 ||
+         explain_unreadable(session, &findings, fault) != 0 ||
+         session_check_since(&call->token->pool, session, logins, fault) != 0))
+        return -1;
+    if (findings.late) {
+        call->reply->next = place_of(logins, CK_INVALID_HANDLE);
+        return 0;
+    }
     if (findings.record_count > 0)
         qsort(findings.records, findings.record_count, sizeof *findings.records, compare_records);
     emit_items(call, &findings, logins);
     return 0;
+}
+
+/* ---- in slices ---- */
+
+static int compare_handles(const void *a, const void *b)
+{
+    const CK_OBJECT_HANDLE first = *(const CK_OBJECT_HANDLE *)a;
+    const CK_OBJECT_HANDLE second = *(const CK_OBJECT_HANDLE *)b;
+
+    return (first > second) - (first < second);
+}
+
+static int list_private(const struct session *session, struct findings *findings,
+                        struct fault *fault)
+{
+    struct handles *handles = &findings->objects;
+
+    if (enumerate_class(session, CKO_PRIVATE_KEY, handles, fault) != 0)
+        return -1;
+    if (handles->count > 0)
+        qsort(handles->list, handles->count, sizeof *handles->list, compare_handles);
+    return 0;
+}
+
+/* From the first handle behind `from` on, and one at least. What cannot be read is no news: it is
+ * of no use as a key either. */
+static int read_slice(const struct call *call, const struct session *session,
+                      struct findings *findings, uint32_t logins, struct fault *fault)
+{
+    const struct handles handles = findings->objects;
+    struct hsm_place *next = &call->reply->next;
+    size_t i = 0;
+
+    findings->objects.count = 0; /* what cannot be read is put back in front */
+    while (i < handles.count && handles.list[i] <= call->request->from.handle)
+        i++;
+    for (*next = (struct hsm_place){0}; i < handles.count && next->epoch == 0; i++) {
+        CK_OBJECT_HANDLE handle = handles.list[i];
+
+        if (read_object(call, session, handle, findings, fault) != 0)
+            return -1;
+        if (clock_now() >= findings->until && i + 1 < handles.count)
+            *next = place_of(logins, handle);
+    }
+    return 0;
+}
+
+static void emit_private(const struct call *call, const struct findings *findings)
+{
+    for (size_t i = 0; i < findings->record_count; i++) {
+        const struct hsm_item item = {findings->records[i].name, HSM_HALF};
+
+        call->item(call->item_context, &item);
+    }
+    call->reply->items = (uint32_t)findings->record_count;
+    call->reply->nameless = findings->nameless;
+    call->reply->foreign = findings->foreign;
+}
+
+/* Listing costs a call for hundreds of objects, reading one for each. Where listing takes long all
+ * the same, reading may take as long. */
+static int scan_slice(const struct call *call, const struct session *session, struct fault *fault)
+{
+    OWNED(release_findings) struct findings findings = {.readable = HANDLE_NONE};
+    uint32_t logins = call->token->pool.logins;
+    const struct hsm_place *from = &call->request->from;
+    const struct hsm_place begin = place_of(logins, CK_INVALID_HANDLE);
+    int64_t begun = clock_now();
+    int64_t listed;
+
+    if (session_check(&call->token->pool, session, fault) != 0)
+        return -1;
+    if (from->epoch != 0 && from->epoch != begin.epoch) {
+        call->reply->next = begin;
+        return 0;
+    }
+    if (list_private(session, &findings, fault) != 0)
+        return -1;
+    listed = clock_now();
+    findings.until = listed + clock_later(limit_of(call->request), listed - begun);
+    if (read_slice(call, session, &findings, logins, fault) != 0 ||
+        session_check_since(&call->token->pool, session, logins, fault) != 0)
+        return -1;
+    emit_private(call, &findings);
+    return 0;
+}
+
+static int scan_step(const struct call *call, const struct session *session, struct fault *fault)
+{
+    return call->request->sliced ? scan_slice(call, session, fault)
+                                 : scan_all(call, session, fault);
 }
 
 int scan(const struct call *call, struct fault *fault)

@@ -308,6 +308,18 @@ static void get_ready(struct reader *r, struct frame *frame)
     info->sessions = get_sessions(r);
 }
 
+static void put_place(struct writer *w, const struct hsm_place *place)
+{
+    put_number(w, 8, place->epoch);
+    put_number(w, 8, place->handle);
+}
+
+static void get_place(struct reader *r, struct hsm_place *place)
+{
+    place->epoch = get_wide(r, 8, "epoch");
+    place->handle = get_wide(r, 8, "handle");
+}
+
 static void put_request(struct writer *w, const struct frame *frame)
 {
     const struct hsm_request *request = &frame->request;
@@ -318,6 +330,9 @@ static void put_request(struct writer *w, const struct frame *frame)
     put_raw(w, request->fingerprint, sizeof request->fingerprint);
     put_number(w, 1, (uint64_t)request->expect);
     put_text(w, request->prefix, sizeof request->prefix);
+    put_number(w, 4, request->limit_ms);
+    put_number(w, 1, request->sliced);
+    put_place(w, &request->from);
     put_number(w, 1, (uint64_t)request->scheme);
     put_number(w, 1, (uint64_t)request->hash);
     put_number(w, 4, (uint32_t)request->salt_length);
@@ -334,6 +349,9 @@ static void get_request(struct reader *r, struct frame *frame)
     get_raw(r, request->fingerprint, sizeof request->fingerprint, "fingerprint");
     request->expect = get_small(r, HSM_EXPECT_ANY, HSM_EXPECT_HALF, "expectation");
     get_text(r, request->prefix, sizeof request->prefix, "prefix");
+    request->limit_ms = get_number(r, "limit");
+    request->sliced = get_flag(r, "slice");
+    get_place(r, &request->from);
     request->scheme = get_small(r, HSM_PLAIN, HSM_PSS, "scheme");
     request->hash = get_hash(r);
     request->salt_length = (int32_t)get_number(r, "salt length");
@@ -361,6 +379,7 @@ static void put_reply(struct writer *w, const struct frame *frame)
     put_text(w, reply->why, sizeof reply->why);
     put_public_key(w, &reply->public_key);
     put_bytes(w, reply->signature, reply->signature_length, sizeof reply->signature);
+    put_place(w, &reply->next);
     put_number(w, 4, reply->items);
     put_number(w, 4, reply->nameless);
     put_number(w, 4, reply->unreadable);
@@ -376,6 +395,7 @@ static void get_reply(struct reader *r, struct frame *frame)
     get_text(r, reply->why, sizeof reply->why, "reason");
     get_public_key(r, &reply->public_key);
     reply->signature_length = get_bytes(r, reply->signature, sizeof reply->signature, "signature");
+    get_place(r, &reply->next);
     reply->items = get_number(r, "items");
     reply->nameless = get_number(r, "nameless objects");
     reply->unreadable = get_number(r, "unreadable objects");

@@ -135,14 +135,25 @@ enum hsm_expect {
     HSM_EXPECT_HALF,    /* a public half alone, in two looks a moment apart */
 };
 
+/* Where a SCAN in slices goes on: behind a handle, in their order, while handles mean what they
+ * meant (`epoch`). All zero: at the beginning, and as an answer: at the end. */
+struct hsm_place {
+    uint64_t epoch;
+    uint64_t handle;
+};
+
 struct hsm_request {
     enum hsm_op op;
     struct hsm_key_name key;              /* all but SCAN and PING */
     enum hsm_key_type type;               /* GENERATE, SIGN; PROVE: NONE = whatever it is */
     uint8_t fingerprint[HSM_FINGERPRINT]; /* SIGN: sign only with this key. DESTROY: see expect */
     enum hsm_expect expect;               /* DESTROY */
-    char prefix[16];                      /* SCAN */
-    enum hsm_scheme scheme;               /* SIGN .. */
+    char prefix[16];                      /* SCAN, and the next three */
+    uint32_t limit_ms; /* 0 = none. A SCAN that takes longer emits nothing, and says so in `next` */
+    bool sliced;       /* only private keys, from `from` on, and as many as can be read in the limit
+                          or in the time that listing them took; each item is HSM_HALF */
+    struct hsm_place from;
+    enum hsm_scheme scheme; /* SIGN .. */
     enum hsm_hash hash;
     int32_t salt_length;
     uint8_t digest[HSM_DIGEST_MAX];
@@ -172,11 +183,13 @@ struct hsm_reply {
     struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;
-    uint32_t items;      /* SCAN: items emitted. DESTROY: objects destroyed, 0 = none was there */
-    uint32_t nameless;   /* SCAN: key objects with neither label nor id (crashed writes) */
-    uint32_t unreadable; /* SCAN: those of the nameless that the token failed to read just now:
-                            one may be a key of ours */
-    uint32_t foreign;    /* SCAN: key objects of other labels */
+    struct hsm_place next; /* SCAN with a limit: not all was read. Where a sliced one goes on; with
+                              another epoch than `from` had: begin anew, nothing was emitted */
+    uint32_t items;        /* SCAN: items emitted. DESTROY: objects destroyed, 0 = none was there */
+    uint32_t nameless;     /* SCAN: key objects with neither label nor id (crashed writes) */
+    uint32_t unreadable;   /* SCAN: those of the nameless that the token failed to read just now:
+                              one may be a key of ours */
+    uint32_t foreign;      /* SCAN: key objects of other labels */
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT

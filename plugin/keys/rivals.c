@@ -3,8 +3,11 @@
 #include "hsm/base/clock.h"
 #include "plugin/report/log.h"
 
+enum { SLICE_MS = 200 };
+
 static const int64_t census_interval = 3600 * CLOCK_SECOND;
-static const int64_t census_limit = 300 * CLOCK_SECOND;
+static const int64_t slice_limit = 300 * CLOCK_SECOND; /* where the token is slow to list */
+static const int64_t slice_pause = 200 * CLOCK_MILLISECOND;
 static const int64_t retry_pause = 60 * CLOCK_SECOND;
 
 void rivals_open(struct rivals *rivals, const struct label_scope *scope)
@@ -90,6 +93,7 @@ bool rivals_allow(struct rivals *rivals, uint32_t generation)
 
 /* ---- the census ---- */
 
+/* Only what a slice tells as it is asked is out at a time: no lock. */
 static void counted_item(void *context, const struct hsm_item *item)
 {
     struct rivals *rivals = context;
@@ -97,22 +101,53 @@ static void counted_item(void *context, const struct hsm_item *item)
     if (item)
         inventory_add(&rivals->found, rivals->scope, item);
     else
-        inventory_clear(&rivals->found);
+        rivals->spoilt = true;
+}
+
+static void begin_anew(struct rivals *rivals)
+{
+    inventory_clear(&rivals->found);
+    rivals->from = (struct hsm_place){0};
+}
+
+/* With the mutex held. The worker may be another by now, or have logged in again: what handles
+ * meant is forgotten then. */
+static void go_on(struct rivals *rivals, const struct hsm_place *next)
+{
+    if (rivals->spoilt || (rivals->from.epoch != 0 && rivals->from.epoch != next->epoch))
+        begin_anew(rivals);
+    else
+        rivals->from = *next;
+    rivals->next = clock_now() + slice_pause;
+}
+
+static void conclude(struct rivals *rivals, bool whole)
+{
+    begin_anew(rivals);
+    rivals->wanted = rivals->wanted && !whole;
+    rivals->next = clock_now() + (whole ? census_interval : retry_pause);
 }
 
 static void counted(void *context, const struct hsm_reply *reply)
 {
     struct rivals *rivals = context;
-    bool whole = reply->fault.code == FAULT_NONE && !rivals->found.out_of_memory;
+    bool sound = reply->fault.code == FAULT_NONE && !rivals->found.out_of_memory;
+    bool more = sound && (rivals->spoilt || reply->next.epoch != 0);
 
-    if (whole)
+    if (sound && !more)
         rivals_saw(rivals, &rivals->found, rivals->begun);
-    inventory_clear(&rivals->found);
     (void)pthread_mutex_lock(&rivals->mutex);
     rivals->out = false;
-    rivals->wanted = rivals->wanted && !whole;
-    rivals->next = clock_now() + (whole ? census_interval : retry_pause);
+    if (more)
+        go_on(rivals, &reply->next);
+    else
+        conclude(rivals, sound);
     (void)pthread_mutex_unlock(&rivals->mutex);
+}
+
+static bool is_under_way(const struct rivals *rivals)
+{
+    return rivals->from.epoch != 0;
 }
 
 static bool begins(struct rivals *rivals, int64_t now)
@@ -120,25 +155,29 @@ static bool begins(struct rivals *rivals, int64_t now)
     bool begins;
 
     (void)pthread_mutex_lock(&rivals->mutex);
-    begins = !rivals->out && now >= rivals->next && (rivals->wanted || !is_fresh(rivals, now));
+    begins = !rivals->out && now >= rivals->next &&
+             (is_under_way(rivals) || rivals->wanted || !is_fresh(rivals, now));
     rivals->out = rivals->out || begins;
-    if (begins)
+    if (begins && !is_under_way(rivals))
         rivals->begun = now;
+    if (begins)
+        rivals->spoilt = false;
     (void)pthread_mutex_unlock(&rivals->mutex);
     return begins;
 }
 
 void rivals_tick(struct rivals *rivals)
 {
-    struct hsm_request request = {.op = HSM_SCAN};
+    struct hsm_request request = {.op = HSM_SCAN, .sliced = true, .limit_ms = SLICE_MS};
     int64_t now = clock_now();
 
     if (!begins(rivals, now))
         return;
+    request.from = rivals->from;
     label_prefix(rivals->scope, request.prefix);
     supervisor_submit(rivals->supervisor,
                       &(struct supervisor_request){.request = &request,
-                                                   .deadline = now + census_limit,
+                                                   .deadline = now + slice_limit,
                                                    .done = counted,
                                                    .item = counted_item,
                                                    .context = rivals});

@@ -2,8 +2,9 @@
  * has one may have keys of ours in use, so nothing that is older than its newest key is destroyed.
  *
  * Rivals are found by a census: a walk over the token beside the calls, after a start, once an
- * hour, and before a destruction. A stranger is a key of our scope that the record does not know
- * and that does not bear the mark of one of its makers. */
+ * hour, and before a destruction. It goes in slices with pauses between, so that it holds up
+ * neither signatures nor new keys, however many objects of others there are. A stranger is a key of
+ * our scope that the record does not know and that does not bear the mark of one of its makers. */
 #ifndef PLUGIN_KEYS_RIVALS_H
 #define PLUGIN_KEYS_RIVALS_H
 
@@ -21,13 +22,15 @@ struct rivals {
     struct supervisor *supervisor;
     const struct label_scope *scope;
     struct inventory found; /* by the census under way */
-    bool out;               /* it is under way */
+    struct hsm_place from;  /* its next slice; all zero = none is under way */
+    bool out;               /* a slice is */
+    bool spoilt;            /* what that one found is counted already, and comes again */
     bool wanted;            /* a destruction waits for one */
     int64_t taken;          /* when the latest began that came to an end; 0 = none did */
     int64_t next;           /* not before */
-    int64_t begun;
-    uint32_t newest; /* generation of the newest stranger; 0 = there is none */
-    uint32_t told;   /* likewise, of those that the log has told of */
+    int64_t begun;          /* the census */
+    uint32_t newest;        /* generation of the newest stranger; 0 = there is none */
+    uint32_t told;          /* likewise, of those that the log has told of */
 };
 
 void rivals_open(struct rivals *rivals, const struct label_scope *scope);
@@ -43,7 +46,7 @@ void rivals_saw(struct rivals *rivals, const struct inventory *inventory, int64_
  * no stranger that is newer. false asks for a census. */
 bool rivals_allow(struct rivals *rivals, uint32_t generation);
 
-/* Takes a census when it is time. */
+/* Takes a census when it is time, slice by slice. */
 void rivals_tick(struct rivals *rivals);
 
 #endif

@@ -126,10 +126,18 @@ static void scanned(void *context, const struct hsm_reply *reply)
     end(stock, &reply->fault, false);
 }
 
+/* A worker's thread is not to go on with what nobody waits for any more. */
+static uint32_t limit_of(int64_t left)
+{
+    int64_t milliseconds = left / CLOCK_MILLISECOND;
+
+    return milliseconds > 0 && milliseconds <= UINT32_MAX ? (uint32_t)milliseconds : 0;
+}
+
 static int walk(struct stock *stock, int64_t deadline, struct fault *fault)
 {
-    struct hsm_request request = {.op = HSM_SCAN};
     int64_t begun = clock_now();
+    struct hsm_request request = {.op = HSM_SCAN, .limit_ms = limit_of(deadline - begun)};
 
     label_prefix(stock->scope, request.prefix);
     begin(stock);
@@ -140,6 +148,9 @@ static int walk(struct stock *stock, int64_t deadline, struct fault *fault)
                                                                       .context = stock});
     if (wait_for(stock, 0, fault) != 0)
         return fault_prefix(fault, "cannot list the keys on the token");
+    if (stock->scan.next.epoch != 0)
+        return fault_set(fault, FAULT_UNAVAILABLE,
+                         "the token has too many objects to be walked over in time");
     stock->walk = clock_now() - begun;
     stock->walked = true;
     return 0;

@@ -117,6 +117,9 @@ static const struct frame *scan(void)
 
     frame->request.op = HSM_SCAN;
     (void)strcpy(frame->request.prefix, "sp1-21kqqsdg");
+    frame->request.sliced = true;
+    frame->request.limit_ms = 200;
+    frame->request.from = (struct hsm_place){UINT64_MAX, 0x8000000000000001};
     return frame;
 }
 
@@ -170,6 +173,7 @@ static const struct frame *longest_reply(void)
     fill(reply->public_key.fingerprint, HSM_FINGERPRINT, 2);
     reply->signature_length = HSM_SIGNATURE_MAX;
     fill(reply->signature, HSM_SIGNATURE_MAX, 3);
+    reply->next = (struct hsm_place){1, UINT64_MAX};
     reply->items = 1;
     reply->nameless = 0x80000000;
     reply->foreign = UINT32_MAX;

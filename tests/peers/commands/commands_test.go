@@ -186,6 +186,16 @@ func TestCheckFindsAGoodTokenFine(t *testing.T) {
 	}
 }
 
+func TestCheckSaysHowLongAWalkOverTheTokenTakes(t *testing.T) {
+	s := newScene(t, "")
+	s.contains(s.command(fine, "check", "--no-trial"), "read in 0.")
+	if os.Getenv("LONG") == "" {
+		return
+	}
+	s = faulty(t, "", "profile crowd 400\nC_GetAttributeValue before sleep 26")
+	s.contains(s.command(fine, "check", "--no-trial"), "160 foreign", "read in 1", "reading all objects takes long")
+}
+
 func TestCheckReadsTheServersOwnConfiguration(t *testing.T) {
 	s := newScene(t, "")
 	conf := filepath.Join(s.token.Dir, "server.conf")

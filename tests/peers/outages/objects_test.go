@@ -481,3 +481,25 @@ func TestAPlantedKeyOfTheLastGenerationStopsNothing(t *testing.T) {
 	scene.Sign(t, p, scene.Generate(t, p, key.Id, p256))
 	p.Logs.Wait(t, "two servers share one identity")
 }
+
+// With one session the census takes turns with whatever else the token is asked for.
+func TestARivalIsFoundAmongManyObjectsOfOthersBesideSignaturesAndNewKeys(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "max_sessions = 1\n", "")
+	p := b.Ready(t)
+	key := scene.Generate(t, p, "x509-CA-A", p256)
+	label := labelOf(t, p, key.Id)
+	unload(t, p)
+	b.importKey(t, strings.Replace(label, strings.Split(label, "-")[2], "vvvvvv", 1), "30313233343536373839616263646566",
+		"-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
+	b.module.Play(t, "profile crowd 1500\nC_GetAttributeValue before sleep 3\n")
+	p = b.Ready(t)
+	if _, found := p.Logs.Find("two servers share one identity"); found {
+		t.Error("the start has found the rival: the crowd is too small for this test")
+	}
+	l := load.Start(t, p, 2, key)
+	scene.Generate(t, p, "x509-CA-B", p256)
+	p.Logs.Wait(t, "two servers share one identity")
+	l.EndWithoutFailures()
+}
