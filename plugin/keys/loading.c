@@ -457,6 +457,14 @@ static void leave(struct start *start, const struct inventory_item *item, enum v
         warn_unfit(item);
 }
 
+/* Not superseded by what the record knows, but by what the token shows. */
+static bool is_new(struct record *record, const struct inventory_item *item)
+{
+    const struct record_key *key = record_find(record, &item->name);
+
+    return !key || key->state == RECORD_ATTEMPTED;
+}
+
 /* Made by us, superseded, and forgotten by the record: its day begins now. */
 static int condemn(struct start *start, const struct inventory_item *item, struct fault *fault)
 {
@@ -480,7 +488,7 @@ static int settle_item(struct start *start, const struct inventory_item *item, e
 
     if (verdict == VERDICT_SERVE || verdict == VERDICT_LIST)
         return serve(start, item, verdict == VERDICT_SERVE, fault);
-    if (verdict == VERDICT_CONDEMNED && !record_find(&start->record, &item->name))
+    if (verdict == VERDICT_CONDEMNED && is_new(&start->record, item))
         return condemn(start, item, fault);
     if (verdict == VERDICT_STRAY)
         disposals_add(disposals, DISPOSE_STRAY, &item->label, &item->name, NULL, 0);
@@ -566,7 +574,7 @@ static void merge(struct record *record, const struct record_key *key, int64_t r
         (void)record_serve(record, key, false, ran);
     else if (key->state == RECORD_MISSING && old && old->state == RECORD_SERVED)
         old->state = RECORD_MISSING;
-    else if (key->state == RECORD_CONDEMNED && !old)
+    else if (key->state == RECORD_CONDEMNED && (!old || old->state == RECORD_ATTEMPTED))
         (void)record_put(record, key);
 }
 

@@ -98,7 +98,9 @@ static enum verdict of_recorded(const struct record *record, const struct record
     case RECORD_SERVED:
         return served && key->made ? VERDICT_CONDEMNED : VERDICT_WAITS;
     case RECORD_ATTEMPTED:
-        return is_overtaken(record, served, item) ? VERDICT_STRAY : VERDICT_WAITS;
+        if (!is_overtaken(record, served, item))
+            return VERDICT_WAITS;
+        return is_whole(item) ? VERDICT_CONDEMNED : VERDICT_STRAY;
     case RECORD_MISSING: /* displaced, and its successor in use */
     case RECORD_FOUND:
     default:

@@ -232,7 +232,8 @@ static void check_destroying(const struct server *server, const struct object *o
     if (object->maker != server && !take_turns() && object->state != HSM_HALF &&
         world.sharing != COPIES)
         violated(server, "destroys a key that the other one made", object);
-    /* what a disk has lost may be taken for an attempt by its maker, and be another's by a copy */
+    /* of what a disk has lost half may show for a moment, and be taken for half an attempt by its
+     * maker; by a copy it may be another's */
     if (needed(object) &&
         (world.sharing != COPIES || (world.lost == 0 && world.seconds - object->made < DAY_S)))
         violated(server, "destroys a key that another start needs", object);
