@@ -5,7 +5,7 @@ DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump
 
 # Each stand-in defines functions of the product or of libc anew. In the archive it would come to
 # every program that calls one of them, so it is linked to those named below and to no other.
-STAND_INS := clock_ahead identity_scene keymanager_token model_world supervisor_stage supervisor_token
+STAND_INS := clock_ahead identity_scene keymanager_token model_world scribe_room supervisor_stage supervisor_token
 SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/faulty_% %_dump.c %/raw_sign.c %/old_runtime.c %/collide.c \
                $(STAND_INS:%=tests/support/%.c),$(wildcard tests/support/*.c)))
 
@@ -15,8 +15,9 @@ $(BUILD)/tests/support.a: $(SUPPORT)
 $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.a $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -lcmocka -ldl
 $(addprefix $(BUILD)/tests/unit/,identity identity_lock): $(BUILD)/tests/support/identity_scene.o
-$(addprefix $(BUILD)/tests/unit/,lane publisher scribe svc_bundle): $(BUILD)/tests/support/clock_ahead.o
+$(addprefix $(BUILD)/tests/unit/,lane publisher scribe scribe_file svc_bundle): $(BUILD)/tests/support/clock_ahead.o
 $(BUILD)/tests/unit/keymanager: $(BUILD)/tests/support/keymanager_token.o
+$(addprefix $(BUILD)/tests/unit/,scribe scribe_file): $(BUILD)/tests/support/scribe_room.o
 $(BUILD)/tests/unit/model: $(BUILD)/tests/support/model_world.o
 $(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life supervisor_patience): \
     $(addprefix $(BUILD)/tests/support/,supervisor_stage.o supervisor_token.o)
