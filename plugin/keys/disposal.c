@@ -68,6 +68,17 @@ static void unlock(struct disposals *disposals)
     (void)pthread_mutex_unlock(&disposals->mutex);
 }
 
+/* With the mutex held. */
+static bool is_listed(const struct disposals *disposals, const struct hsm_key_name *name)
+{
+    const struct disposal *disposal;
+
+    LIST_FOREACH (disposal, &disposals->list, link)
+        if (label_same_name(&disposal->name, name))
+            return true;
+    return false;
+}
+
 void disposals_add(struct disposals *disposals, enum disposal_kind kind, const struct label *label,
                    const struct hsm_key_name *name, const struct hsm_public_key *public_key,
                    int64_t since)
@@ -90,7 +101,10 @@ void disposals_add(struct disposals *disposals, enum disposal_kind kind, const s
     if (disposal->known)
         memcpy(disposal->fingerprint, public_key->fingerprint, sizeof disposal->fingerprint);
     lock(disposals);
-    LIST_INSERT_HEAD(&disposals->list, disposal, link);
+    if (is_listed(disposals, name))
+        free(disposal);
+    else
+        LIST_INSERT_HEAD(&disposals->list, disposal, link);
     unlock(disposals);
 }
 

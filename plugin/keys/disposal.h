@@ -45,9 +45,9 @@ struct disposals {
 void disposals_open(struct disposals *disposals);
 void disposals_close(struct disposals *disposals);
 
-/* Destroys only the key of that public key, or what is left of it; NULL where it is not known,
- * which a STRAY's and a HALF's never is. `since`: the record's running time when it was condemned
- * (0 for other kinds). */
+/* A key that is listed already is not listed again. Destroys only the key of that public key, or
+ * what is left of it; NULL where it is not known, which a STRAY's and a HALF's never is. `since`:
+ * the record's running time when it was condemned (0 for other kinds). */
 void disposals_add(struct disposals *disposals, enum disposal_kind kind, const struct label *label,
                    const struct hsm_key_name *name, const struct hsm_public_key *public_key,
                    int64_t since);

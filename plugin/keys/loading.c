@@ -457,14 +457,6 @@ static void leave(struct start *start, const struct inventory_item *item, enum v
         warn_unfit(item);
 }
 
-/* Not superseded by what the record knows, but by what the token shows. */
-static bool is_new(struct record *record, const struct inventory_item *item)
-{
-    const struct record_key *key = record_find(record, &item->name);
-
-    return !key || key->state == RECORD_ATTEMPTED;
-}
-
 /* Made by us, superseded, and forgotten by the record: its day begins now. */
 static int condemn(struct start *start, const struct inventory_item *item, struct fault *fault)
 {
@@ -476,9 +468,27 @@ static int condemn(struct start *start, const struct inventory_item *item, struc
                                    .since = scribe_ran(start->keymanager->scribe)};
 
     start->older++;
+    disposals_add(&start->keymanager->disposals, DISPOSE_SUPERSEDED, &key.label, &key.name,
+                  &key.public_key, key.since);
     return record_put(&start->record, &key) == 0
                ? 0
                : fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+}
+
+/* The record keeps a number of them and forgets the oldest, but these may go all the same. */
+static int settle_condemned(struct start *start, const struct inventory_item *item,
+                            struct fault *fault)
+{
+    const struct record_key *key = record_find(&start->record, &item->name);
+
+    if (!key || key->state == RECORD_ATTEMPTED)
+        return condemn(start, item, fault);
+    disposals_add(&start->keymanager->disposals, DISPOSE_SUPERSEDED, &key->label, &key->name,
+                  &key->public_key,
+                  key->state == RECORD_CONDEMNED ? key->since
+                                                 : scribe_ran(start->keymanager->scribe));
+    leave(start, item, VERDICT_CONDEMNED);
+    return 0;
 }
 
 static int settle_item(struct start *start, const struct inventory_item *item, enum verdict verdict,
@@ -488,8 +498,8 @@ static int settle_item(struct start *start, const struct inventory_item *item, e
 
     if (verdict == VERDICT_SERVE || verdict == VERDICT_LIST)
         return serve(start, item, verdict == VERDICT_SERVE, fault);
-    if (verdict == VERDICT_CONDEMNED && is_new(&start->record, item))
-        return condemn(start, item, fault);
+    if (verdict == VERDICT_CONDEMNED)
+        return settle_condemned(start, item, fault);
     if (verdict == VERDICT_STRAY)
         disposals_add(disposals, DISPOSE_STRAY, &item->label, &item->name, NULL, 0);
     else if (is_leftover(start, item, verdict))
