@@ -256,7 +256,7 @@ bool disposals_make_room(struct disposals *disposals)
     lock(disposals);
     LIST_FOREACH (disposal, &disposals->list, link) {
         pending = pending || makes_room(disposal);
-        if (disposal->kind == DISPOSE_SUPERSEDED && !disposal->hurried &&
+        if (disposal->kind == DISPOSE_SUPERSEDED && !disposal->hurried && disposal->looks == 0 &&
             (!oldest || is_older(disposal, oldest)))
             oldest = disposal;
     }

@@ -45,7 +45,7 @@ func TestAFullTokenSaysSoAndGoesOnServingWhatItHas(t *testing.T) {
 func TestACrashLoopOnATokenWithRoomFor20ObjectsGoesOnMakingKeys(t *testing.T) {
 	t.Parallel()
 	const room = 20
-	starts := either(6, 40)
+	starts := either(6, 12)
 	faults(t, starts)
 	b := newFaulty(t, "", fmt.Sprintf("profile room %d\n", room))
 	b.Data = withDefaults(b.Data)
