@@ -441,7 +441,7 @@ static int scan_all(const struct call *call, const struct session *session, stru
          session_check_since(&call->token->pool, session, logins, fault) != 0))
         return -1;
     if (findings.late) {
-        call->reply->next = place_of(logins, CK_INVALID_HANDLE);
+        call->reply->next = place_of(logins, 0);
         return 0;
     }
     if (findings.record_count > 0)
@@ -472,8 +472,8 @@ static int list_private(const struct session *session, struct findings *findings
     return 0;
 }
 
-/* From the first handle behind `from` on, and one at least. What cannot be read is no news: it is
- * of no use as a key either. */
+/* From the first handle that is not below `from` on, and one at least. What cannot be read is no
+ * news: it is of no use as a key either. */
 static int read_slice(const struct call *call, const struct session *session,
                       struct findings *findings, uint32_t logins, struct fault *fault)
 {
@@ -482,7 +482,7 @@ static int read_slice(const struct call *call, const struct session *session,
     size_t i = 0;
 
     findings->objects.count = 0; /* what cannot be read is put back in front */
-    while (i < handles.count && handles.list[i] <= call->request->from.handle)
+    while (i < handles.count && handles.list[i] < call->request->from.handle)
         i++;
     for (*next = (struct hsm_place){0}; i < handles.count && next->epoch == 0; i++) {
         CK_OBJECT_HANDLE handle = handles.list[i];
@@ -490,7 +490,7 @@ static int read_slice(const struct call *call, const struct session *session,
         if (read_object(call, session, handle, findings, fault) != 0)
             return -1;
         if (clock_now() >= findings->until && i + 1 < handles.count)
-            *next = place_of(logins, handle);
+            *next = place_of(logins, handle + 1);
     }
     return 0;
 }
@@ -514,7 +514,7 @@ static int scan_slice(const struct call *call, const struct session *session, st
     OWNED(release_findings) struct findings findings = {.readable = HANDLE_NONE};
     uint32_t logins = call->token->pool.logins;
     const struct hsm_place *from = &call->request->from;
-    const struct hsm_place begin = place_of(logins, CK_INVALID_HANDLE);
+    const struct hsm_place begin = place_of(logins, 0);
     int64_t begun = clock_now();
     int64_t listed;
 

@@ -232,6 +232,13 @@ static void send_item(void *context, const struct hsm_item *item)
     (void)send_frame(scan->worker, &frame);
 }
 
+static uint32_t microseconds_since(int64_t start)
+{
+    int64_t past = (clock_now() - start) / 1000;
+
+    return past < UINT32_MAX ? (uint32_t)past : UINT32_MAX;
+}
+
 /* What the slot says while this runs is what a death or a time limit is blamed on. */
 static int execute(struct server *server, const struct frame *request)
 {
@@ -245,6 +252,7 @@ static int execute(struct server *server, const struct frame *request)
     atomic_store(&server->slot->started, clock_now());
     atomic_store(&server->slot->number, request->number);
     hsm_execute(worker->token, &request->request, &reply.reply, send_item, &scan);
+    reply.reply.microseconds = microseconds_since(atomic_load(&server->slot->started));
     sent = send_frame(worker, &reply);
     atomic_store(&server->slot->number, 0);
     atomic_store(&server->writes, false);

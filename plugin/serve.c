@@ -114,6 +114,7 @@ static int start_rpc(const struct role *role, struct fault *fault)
     int error;
 
     goplugin_open(wake);
+    host_open(role);
     init_open(role);
     config_open(role);
     if (rpc_open(server.path, tables, &server.rpc, fault) != 0 ||

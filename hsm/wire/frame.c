@@ -384,6 +384,7 @@ static void put_reply(struct writer *w, const struct frame *frame)
     put_number(w, 4, reply->nameless);
     put_number(w, 4, reply->unreadable);
     put_number(w, 4, reply->foreign);
+    put_number(w, 4, reply->microseconds);
 }
 
 static void get_reply(struct reader *r, struct frame *frame)
@@ -400,6 +401,7 @@ static void get_reply(struct reader *r, struct frame *frame)
     reply->nameless = get_number(r, "nameless objects");
     reply->unreadable = get_number(r, "unreadable objects");
     reply->foreign = get_number(r, "foreign objects");
+    reply->microseconds = get_number(r, "time");
 }
 
 static const struct codec {

@@ -135,7 +135,7 @@ enum hsm_expect {
     HSM_EXPECT_HALF,    /* a public half alone, in two looks a moment apart */
 };
 
-/* Where a SCAN in slices goes on: behind a handle, in their order, while handles mean what they
+/* Where a SCAN in slices goes on: at a handle, in their order, while handles mean what they
  * meant (`epoch`). All zero: at the beginning, and as an answer: at the end. */
 struct hsm_place {
     uint64_t epoch;
@@ -190,6 +190,7 @@ struct hsm_reply {
     uint32_t unreadable;   /* SCAN: those of the nameless that the token failed to read just now:
                               one may be a key of ours */
     uint32_t foreign;      /* SCAN: key objects of other labels */
+    uint32_t microseconds; /* the worker was at it, not waiting for a session. Also of a fault */
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT

@@ -107,7 +107,7 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
         return;
     }
     keymanager_log_event(keymanager, "key made", key);
-    metrics_count(METRIC_KEY_MADE);
+    metrics_count(METRIC_KEY_MADE, NULL, NULL, 1);
     attempt->made = key;
     write_down(attempt);
 }

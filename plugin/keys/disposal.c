@@ -292,7 +292,7 @@ static void disposed(void *context, const struct hsm_reply *reply)
         LIST_REMOVE(disposal, link);
     unlock(disposals);
     if (gone)
-        metrics_count(METRIC_KEY_DESTROYED);
+        metrics_count(METRIC_KEY_DESTROYED, NULL, NULL, 1);
     if (settled) {
         write_down(disposal, &reply->fault);
         free(disposal);

@@ -149,6 +149,10 @@ void keymanager_sign(struct keymanager *keymanager, const char *key_id,
 struct catalogue *keymanager_catalogue(struct keymanager *keymanager);
 void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key);
 
+/* Sets the gauges of the key manager in force (plugin/report/metrics.h). Any thread; blocks on no
+ * disk and asks no token. */
+void keymanager_measure(struct keymanager *keymanager);
+
 /* How long a call may take altogether. */
 int64_t keymanager_call_timeout(const struct keymanager *keymanager);
 

@@ -2,6 +2,7 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/report/log.h"
+#include "plugin/report/metrics.h"
 
 enum { SLICE_MS = 200 };
 
@@ -108,6 +109,8 @@ static void begin_anew(struct rivals *rivals)
 {
     inventory_clear(&rivals->found);
     rivals->from = (struct hsm_place){0};
+    rivals->ours = 0;
+    rivals->others = 0;
 }
 
 /* With the mutex held. The worker may be another by now, or have logged in again: what handles
@@ -128,14 +131,23 @@ static void conclude(struct rivals *rivals, bool whole)
     rivals->next = clock_now() + (whole ? census_interval : retry_pause);
 }
 
+static void tell_census(struct rivals *rivals)
+{
+    rivals_saw(rivals, &rivals->found, rivals->begun);
+    metrics_set(METRIC_OBJECTS, "ours", NULL, rivals->ours);
+    metrics_set(METRIC_OBJECTS, "others", NULL, rivals->others);
+}
+
 static void counted(void *context, const struct hsm_reply *reply)
 {
     struct rivals *rivals = context;
     bool sound = reply->fault.code == FAULT_NONE && !rivals->found.out_of_memory;
     bool more = sound && (rivals->spoilt || reply->next.epoch != 0);
 
+    rivals->ours += reply->items;
+    rivals->others += reply->foreign + reply->nameless;
     if (sound && !more)
-        rivals_saw(rivals, &rivals->found, rivals->begun);
+        tell_census(rivals);
     (void)pthread_mutex_lock(&rivals->mutex);
     rivals->out = false;
     if (more)

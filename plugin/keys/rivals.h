@@ -23,14 +23,16 @@ struct rivals {
     const struct label_scope *scope;
     struct inventory found; /* by the census under way */
     struct hsm_place from;  /* its next slice; all zero = none is under way */
-    bool out;               /* a slice is */
-    bool spoilt;            /* what that one found is counted already, and comes again */
-    bool wanted;            /* a destruction waits for one */
-    int64_t taken;          /* when the latest began that came to an end; 0 = none did */
-    int64_t next;           /* not before */
-    int64_t begun;          /* the census */
-    uint32_t newest;        /* generation of the newest stranger; 0 = there is none */
-    uint32_t told;          /* likewise, of those that the log has told of */
+    unsigned ours;          /* private keys in it so far, and those that are not of SPIRE */
+    unsigned others;
+    bool out;        /* a slice is */
+    bool spoilt;     /* what that one found is counted already, and comes again */
+    bool wanted;     /* a destruction waits for one */
+    int64_t taken;   /* when the latest began that came to an end; 0 = none did */
+    int64_t next;    /* not before */
+    int64_t begun;   /* the census */
+    uint32_t newest; /* generation of the newest stranger; 0 = there is none */
+    uint32_t told;   /* likewise, of those that the log has told of */
 };
 
 void rivals_open(struct rivals *rivals, const struct label_scope *scope);

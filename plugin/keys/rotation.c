@@ -8,6 +8,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/report/metrics.h"
 
 static void enter_all(struct keymanager *keymanager, struct waiters *waiting);
 
@@ -24,6 +25,8 @@ static void unlock(struct keymanager *keymanager)
 static void answer(struct waiter *waiter, const struct catalogue_key *key,
                    const struct fault *fault)
 {
+    if (fault)
+        metrics_count(METRIC_KEY_NOT_MADE, waiter->key_id, metric_code(fault->code), 1);
     waiter->done(waiter->context, key, fault);
     free(waiter);
 }

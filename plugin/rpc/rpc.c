@@ -100,6 +100,7 @@ static void unary_begin(struct rpc_call *call)
     struct fault fault;
 
     call->answered.step = step_answered;
+    call->came = clock_now();
     call->rpc->unary++;
     if (!call->method) {
         unknown_method(call);
@@ -209,6 +210,11 @@ void rpc_fail(struct rpc_call *call, const struct fault *fault)
     assert(fault->code != FAULT_NONE);
     utf8_clean(fault->message, true, message, sizeof message);
     answer(call, (grpc_status_code)fault->code, message);
+}
+
+int64_t rpc_arrived(const struct rpc_call *call)
+{
+    return call->came;
 }
 
 int64_t rpc_deadline(const struct rpc_call *call)

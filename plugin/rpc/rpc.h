@@ -67,6 +67,9 @@ typedef void rpc_host_answered(bool heard);
 bool rpc_call_host(struct rpc *rpc, const char *socket, const char *method, const uint8_t *bytes,
                    size_t length, rpc_host_answered *answered);
 
+/* When the request came, on clock_now()'s clock. */
+int64_t rpc_arrived(const struct rpc_call *call);
+
 /* When the client stops waiting, on clock_now()'s clock; CLOCK_NEVER if it never does. */
 int64_t rpc_deadline(const struct rpc_call *call);
 

@@ -54,6 +54,7 @@ struct rpc_call {
     void *registered;
     grpc_call *call;
     gpr_timespec deadline;
+    int64_t came; /* unary: its request, on clock_now()'s clock */
     grpc_metadata_array metadata;
     grpc_call_details details; /* unknown methods only */
     grpc_byte_buffer *payload;

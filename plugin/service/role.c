@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "plugin/service/svc.h"
+#include "plugin/service/svc_bundle_figures.h"
 
 static const struct role roles[] = {
     {
@@ -15,6 +16,7 @@ static const struct role roles[] = {
         .agent_methods = keymanager_agent_methods,
         .configure = keymanager_configure,
         .close = keymanager_close,
+        .measure = keymanager_gauge,
     },
     {
         .type = "BundlePublisher",
@@ -22,6 +24,7 @@ static const struct role roles[] = {
         .service = "spire.plugin.server.bundlepublisher.v1.BundlePublisher",
         .methods = publisher_methods,
         .configure = bundle_configure,
+        .measure = bundle_figures_measure,
     },
     {
         .type = "Notifier",
@@ -29,6 +32,7 @@ static const struct role roles[] = {
         .service = "spire.plugin.server.notifier.v1.Notifier",
         .methods = notifier_methods,
         .configure = bundle_configure,
+        .measure = bundle_figures_measure,
     },
 };
 

@@ -25,6 +25,10 @@ struct role {
      * Calls still unanswered are failed. Returns within a second. NULL where the role keeps
      * nothing outside the slow lane. */
     void (*close)(void);
+
+    /* Sets the gauges of its metrics (plugin/report/metrics.h), from the thread that ticks, whether
+     * it is configured or not. Neither blocks nor asks the token. */
+    void (*measure)(void);
 };
 
 /* The row whose cookie is in the environment, or NULL. */

@@ -20,6 +20,7 @@ extern const struct rpc_method keymanager_methods[];
 extern const struct rpc_method keymanager_agent_methods[];
 int keymanager_configure(const struct config *config, struct fault *fault);
 void keymanager_close(void);
+void keymanager_gauge(void);
 
 /* BundlePublisher and Notifier */
 extern const struct rpc_method publisher_methods[];

@@ -13,9 +13,9 @@
 #include "hsm/base/scope.h"
 #include "plugin/bundle/publisher.h"
 #include "plugin/report/log.h"
-#include "plugin/report/metrics.h"
 #include "plugin/rpc/message.h"
 #include "plugin/service/lane.h"
+#include "plugin/service/svc_bundle_figures.h"
 #include "plugin/service/svc_bundle_view.h"
 #include "proto/bundle.pb-c.h"
 
@@ -86,6 +86,7 @@ static void reply(struct rpc_call *call)
 /* Publishing has failed (there is nothing wrong with the call itself). */
 static void answer_failure(struct rpc_call *call, const struct event *event, struct fault fault)
 {
+    bundle_figures_failed();
     if (event->advises && !required) {
         log_fault(LOG_ERROR, &fault, "cannot publish the bundle", NULL);
         reply(call);
@@ -143,7 +144,6 @@ static void tell(const struct publisher_report *report)
     if (report->outcome != PUBLISH_WRITTEN)
         return;
     log_written(report);
-    metrics_count(METRIC_BUNDLE_WRITTEN);
 }
 
 static int publish(const Bundle__Bundle *message, struct fault *fault)
@@ -155,6 +155,7 @@ static int publish(const Bundle__Bundle *message, struct fault *fault)
         publisher_deliver(&state.publisher, &bundle, &report, fault) != 0)
         return -1;
     tell(&report);
+    bundle_figures_delivered(&report);
     return 0;
 }
 
@@ -322,6 +323,8 @@ static void take_settings(const struct config *config)
     state.publisher.settings = publisher_settings(&state.settings);
     state.publisher.settings.trust_domain = state.trust_domain;
     required = config->bundle.required;
+    bundle_figures_begin(config->kind == CONFIG_NOTIFIER ? "Notifier" : "BundlePublisher",
+                         state.settings.path);
 }
 
 int bundle_configure(const struct config *config, struct fault *fault)

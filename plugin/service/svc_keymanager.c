@@ -10,6 +10,7 @@
 #include "hsm/base/scope.h"
 #include "plugin/keys/keymanager.h"
 #include "plugin/report/log.h"
+#include "plugin/report/metrics.h"
 #include "plugin/rpc/message.h"
 #include "proto/keymanager.pb-c.h"
 
@@ -93,6 +94,14 @@ void keymanager_close(void)
         keymanager_abandon(keymanager);
 }
 
+void keymanager_gauge(void)
+{
+    OWNED(release) struct keymanager *keymanager = current_hold();
+
+    if (keymanager)
+        keymanager_measure(keymanager);
+}
+
 /* ---- what all four calls share ---- */
 
 static void refuse_call(struct rpc_call *call, enum fault_code code, const char *sentence)
@@ -154,6 +163,7 @@ static void generate_done(void *context, const struct catalogue_key *key, const 
         rpc_fail(call, fault);
         return;
     }
+    metrics_took("generate", "all", clock_now() - rpc_arrived(call));
     view(key, &message);
     response.public_key = &message;
     message_reply(call, &response.base);
@@ -273,6 +283,16 @@ static void get_public_keys(struct rpc_call *call, const uint8_t *bytes, size_t 
 
 /* ---- SignData ---- */
 
+static void measure_signature(const struct rpc_call *call, const struct catalogue_key *key,
+                              enum fault_code code)
+{
+    metrics_count(METRIC_SIGNATURES, key ? key->key_id : "", metric_code(code), 1);
+    if (code == FAULT_NONE)
+        metrics_took("sign", "all", clock_now() - rpc_arrived(call));
+    else
+        metrics_count(METRIC_SIGNATURES_FAILED, NULL, NULL, 1);
+}
+
 static void sign_done(void *context, const struct catalogue_key *key, const struct hsm_reply *reply)
 {
     Keymanager__SignDataResponse response;
@@ -281,6 +301,7 @@ static void sign_done(void *context, const struct catalogue_key *key, const stru
     char fingerprint[sizeof key->fingerprint];
     struct fault fault;
 
+    measure_signature(call, key, reply->fault.code);
     if (reply->fault.code != FAULT_NONE) {
         fault = reply->fault;
         if (key)

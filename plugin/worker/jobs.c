@@ -443,3 +443,19 @@ bool jobs_idle(const struct jobs *jobs)
 {
     return jobs->sent == 0 && TAILQ_EMPTY(&jobs->quick) && TAILQ_EMPTY(&jobs->slow);
 }
+
+unsigned jobs_queued(const struct jobs *jobs, int64_t now, int64_t *waited)
+{
+    const struct job_queue *const queues[] = {&jobs->quick, &jobs->slow};
+    const struct job *job;
+    unsigned count = 0;
+
+    *waited = 0;
+    for (size_t i = 0; i < sizeof queues / sizeof queues[0]; i++)
+        TAILQ_FOREACH (job, queues[i], link) {
+            count++;
+            if (now - job->added > *waited)
+                *waited = now - job->added;
+        }
+    return count;
+}

@@ -124,6 +124,10 @@ bool jobs_may_do_well(struct jobs *jobs);
 int64_t jobs_first_deadline(const struct jobs *jobs);
 bool jobs_idle(const struct jobs *jobs);
 
+/* How many wait to be sent, and for how long the one has that has waited longest; 0 = none waits.
+ */
+unsigned jobs_queued(const struct jobs *jobs, int64_t now, int64_t *waited);
+
 /* May the operation be asked again after its outcome was lost? */
 bool jobs_repeatable(enum hsm_op op);
 

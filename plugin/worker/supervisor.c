@@ -9,6 +9,7 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
 #include "plugin/report/log.h"
+#include "plugin/report/metrics.h"
 #include "plugin/worker/supervisor_private.h"
 
 static const int64_t open_limit = 60 * CLOCK_SECOND;
@@ -125,12 +126,23 @@ static bool is_worth_another_try(struct supervisor *s, struct job *job, const st
            jobs_due(&s->jobs, job) < job->deadline;
 }
 
+static void measure(const struct job *job, const struct hsm_reply *reply)
+{
+    const char *call = job->op == HSM_SIGN ? "sign" : "generate";
+
+    if (job->op != HSM_SIGN && job->op != HSM_GENERATE)
+        return;
+    metrics_took(call, "wait", job->sent - job->added);
+    metrics_took(call, "token", (int64_t)reply->microseconds * 1000);
+}
+
 /* With the mutex held, which it gives up to call back. */
 static void settle(struct supervisor *s, struct job *job, const struct hsm_reply *reply,
                    int64_t now)
 {
     if (reply->fault.code == FAULT_NONE) {
         jobs_did_well(&s->jobs, job, now);
+        measure(job, reply);
         s->signed_once = s->signed_once || job->op == HSM_SIGN;
         s->starts.fruitless = 0;
     }
@@ -138,6 +150,7 @@ static void settle(struct supervisor *s, struct job *job, const struct hsm_reply
         jobs_release(&s->jobs, job);
     } else if (is_worth_another_try(s, job, &reply->fault, now)) {
         (void)fault_set(&s->reason, FAULT_UNAVAILABLE, "%s", reply->fault.message);
+        metrics_count(METRIC_ASKED_AGAIN, "fault", NULL, 1);
         supervisor_repeat(s, job);
     } else {
         supervisor_finish(s, job, reply);

@@ -106,6 +106,18 @@ bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
  * asked again and not told of it otherwise. false: nothing does. */
 bool supervisor_trouble(struct supervisor *supervisor, struct fault *fault);
 
+struct supervisor_figures {
+    int64_t away;      /* ns that no worker has had the token open; 0 = one has */
+    int64_t silent;    /* ns since the token last did what it was asked */
+    int64_t waited;    /* ns that the request has waited that has waited longest; 0 = none does */
+    unsigned queued;   /* requests that wait to be sent */
+    uint32_t busy;     /* sessions at work */
+    uint32_t sessions; /* as many as the token allowed */
+};
+
+/* Any thread, after supervisor_wait. The token is not asked. */
+void supervisor_measure(struct supervisor *supervisor, struct supervisor_figures *figures);
+
 /* How many workers have been started in place of one that ended. For tests. */
 unsigned supervisor_restarts(const struct supervisor *supervisor);
 

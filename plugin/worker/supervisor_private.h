@@ -29,6 +29,7 @@ struct supervisor {
     pthread_cond_t changed; /* worker, reason */
     enum worker_state worker;
     struct child child;
+    int64_t away_since;         /* when the latest worker that had the token open ceased to */
     struct hsm_token_info info; /* sessions is 0 until the token was first opened */
     struct fault reason;        /* why there is no worker with an open token */
     bool explained;             /* reason is about the latest worker */

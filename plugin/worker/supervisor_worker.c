@@ -15,8 +15,10 @@ static const int64_t kill_limit = 3 * CLOCK_SECOND;
 
 static void set_worker(struct supervisor *s, enum worker_state worker)
 {
-    s->worker = worker;
     s->since = clock_now();
+    if (s->worker == WORKER_READY)
+        s->away_since = s->since;
+    s->worker = worker;
     (void)pthread_cond_broadcast(&s->changed);
 }
 
@@ -97,8 +99,18 @@ static void bury_job(struct supervisor *s, struct job *job)
         reply.fault = reason ? *reason : s->reason;
         supervisor_finish(s, job, &reply);
     } else {
+        metrics_count(METRIC_ASKED_AGAIN, "worker", NULL, 1);
         supervisor_repeat(s, job);
     }
+}
+
+/* Who could not open the token, and said why, has done nothing wrong by ending. */
+static const char *ending(const struct supervisor *s)
+{
+    static const char *const leavings[] = {
+        [LEAVING_DIED] = "died", [LEAVING_HUNG] = "hung", [LEAVING_REPLACED] = "replaced"};
+
+    return s->why == LEAVING_DIED && s->explained ? "refused" : leavings[s->why];
 }
 
 static void bury(struct supervisor *s, const char *how)
@@ -116,7 +128,7 @@ static void bury(struct supervisor *s, const char *how)
     if (!s->retired && !s->abandoned && s->info.sessions > 0 && !s->unchanged) {
         log_write(LOG_WARN, "PKCS#11 worker ended; starting another", "how", how, "in_flight",
                   in_flight, "reason", s->reason.message, NULL);
-        metrics_count(METRIC_WORKER_ENDED);
+        metrics_count(METRIC_WORKER_ENDED, ending(s), NULL, 1);
     }
     supervisor_lock(s);
     while ((job = jobs_at_worker(&s->jobs)) != NULL)
@@ -193,6 +205,8 @@ void supervisor_worker_unopened(struct supervisor *s, const struct fault *fault)
         return;
     }
     s->pin_refused = hsm_refused_pin(fault->ckr);
+    if (s->pin_refused)
+        metrics_count(METRIC_PIN_REFUSED, NULL, NULL, 1);
     s->pin = page->pin;
     supervisor_worker_refused(s, fault);
 }

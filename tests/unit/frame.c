@@ -177,6 +177,7 @@ static const struct frame *longest_reply(void)
     reply->items = 1;
     reply->nameless = 0x80000000;
     reply->foreign = UINT32_MAX;
+    reply->microseconds = UINT32_MAX - 1;
     return frame;
 }
 

@@ -47,6 +47,23 @@ static void a_request_past_its_deadline_is_passed_over(void **state)
     assert_ptr_equal(jobs_late(jobs, NOW, false), late);
 }
 
+static void of_those_that_wait_the_longest_wait_is_told(void **state)
+{
+    struct jobs *jobs = *state;
+    int64_t waited = 1;
+
+    assert_int_equal(jobs_queued(jobs, NOW + 9, &waited), 0);
+    assert_int_equal(waited, 0);
+    add(jobs, HSM_SIGN)->added = NOW + 1;
+    add(jobs, HSM_SIGN)->added = NOW + 2;
+    add(jobs, HSM_SCAN)->added = NOW - 5;
+    assert_int_equal(jobs_queued(jobs, NOW + 9, &waited), 3);
+    assert_int_equal(waited, 14);
+    assert_int_equal(send_next(jobs)->op, HSM_SCAN);
+    assert_int_equal(jobs_queued(jobs, NOW + 9, &waited), 2);
+    assert_int_equal(waited, 8);
+}
+
 /* ---- limits ---- */
 
 static void a_worker_is_sent_two_requests_a_thread(void **state)
@@ -256,6 +273,7 @@ int main(void)
         BOOKS(requests_are_sent_in_the_order_they_came),
         BOOKS(repeated_requests_go_back_where_they_stood),
         BOOKS(a_request_past_its_deadline_is_passed_over),
+        BOOKS(of_those_that_wait_the_longest_wait_is_told),
         BOOKS(a_worker_is_sent_two_requests_a_thread),
         BOOKS(slow_operations_leave_half_of_the_threads_to_signing),
         BOOKS(one_session_generates_too),

@@ -121,7 +121,7 @@ func Load(ctx context.Context, options Options) (*Plugin, error) {
 	if options.Name == "" {
 		options.Name = "hsm"
 	}
-	p := &Plugin{Logs: newLogs(), metrics: &metrics{counters: map[string]float32{}, changed: make(chan struct{})}}
+	p := &Plugin{Logs: newLogs(), metrics: newMetrics()}
 	p.cmd = exec.Command(options.Path, options.Args...)
 	p.cmd.Env = options.Env
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -325,20 +325,50 @@ type agentStore struct {
 type metrics struct {
 	metricsv1.UnimplementedMetricsServer
 	mutex    sync.Mutex
-	counters map[string]float32
-	changed  chan struct{} // closed, and made anew, with every count
-	refuse   int           // so many calls are still to be refused
+	counters map[string]float32 // by name, and by name and labels: a.b and a.b{c=d,e=f}
+	latest   map[string]float32 // gauges and samples by name and labels
+	changed  chan struct{}      // closed, and made anew, with every figure
+	refuse   int                // so many calls are still to be refused
 }
 
-// IncrCounter keeps the sum of each counter by its dotted name.
+func newMetrics() *metrics {
+	return &metrics{counters: map[string]float32{}, latest: map[string]float32{}, changed: make(chan struct{})}
+}
+
+func labelled(key []string, labels []*metricsv1.Label) string {
+	pairs := make([]string, len(labels))
+	for i, label := range labels {
+		pairs[i] = label.Name + "=" + label.Value
+	}
+	return strings.Join(key, ".") + "{" + strings.Join(pairs, ",") + "}"
+}
+
+// IncrCounter keeps the sums of each counter.
 func (m *metrics) IncrCounter(_ context.Context, request *metricsv1.IncrCounterRequest) (*emptypb.Empty, error) {
+	return m.take(func() {
+		m.counters[strings.Join(request.Key, ".")] += request.Val
+		m.counters[labelled(request.Key, request.Labels)] += request.Val
+	})
+}
+
+// SetGauge keeps each gauge's latest value.
+func (m *metrics) SetGauge(_ context.Context, request *metricsv1.SetGaugeRequest) (*emptypb.Empty, error) {
+	return m.take(func() { m.latest[labelled(request.Key, request.Labels)] = request.Val })
+}
+
+// AddSample keeps each sample's latest value.
+func (m *metrics) AddSample(_ context.Context, request *metricsv1.AddSampleRequest) (*emptypb.Empty, error) {
+	return m.take(func() { m.latest[labelled(request.Key, request.Labels)] = request.Val })
+}
+
+func (m *metrics) take(keep func()) (*emptypb.Empty, error) {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	if m.refuse > 0 {
 		m.refuse--
 		return nil, status.Error(codes.Unavailable, "not now")
 	}
-	m.counters[strings.Join(request.Key, ".")] += request.Val
+	keep()
 	close(m.changed)
 	m.changed = make(chan struct{})
 	return &emptypb.Empty{}, nil
@@ -354,18 +384,30 @@ func (p *Plugin) RefuseCounters(calls int) {
 // AwaitCounter waits until the plugin has told the host's telemetry of that many.
 func (p *Plugin) AwaitCounter(t testing.TB, name string, value float32) {
 	t.Helper()
+	p.await(t, name, p.metrics.counters, func(got float32, is bool) bool { return is && got == value })
+}
+
+// AwaitFigure waits until the latest value of a gauge or a sample, a.b{c=d}, fits.
+func (p *Plugin) AwaitFigure(t testing.TB, name string, fits func(float32) bool) {
+	t.Helper()
+	p.await(t, name, p.metrics.latest, func(got float32, is bool) bool { return is && fits(got) })
+}
+
+func (p *Plugin) await(t testing.TB, name string, figures map[string]float32, fits func(float32, bool) bool) {
+	t.Helper()
 	patience := time.After(time.Minute)
 	for {
 		p.metrics.mutex.Lock()
-		got, changed := p.metrics.counters[name], p.metrics.changed
+		got, is := figures[name]
+		changed := p.metrics.changed
 		p.metrics.mutex.Unlock()
-		if got == value {
+		if fits(got, is) {
 			return
 		}
 		select {
 		case <-changed:
 		case <-patience:
-			t.Fatalf("counter %s is %v, not %v", name, got, value)
+			t.Fatalf("%s is %v (told: %v), which is not what it should be", name, got, is)
 		}
 	}
 }
