@@ -13,7 +13,7 @@ declare -A packages=(
              libp11-kit-dev libjansson-dev libssl-dev pkg-config"
     [run]="softhsm2 opensc openssl curl jq procps"
     [tutorial]="python3-venv"
-    [test]="libcmocka-dev p11-kit postgresql nginx
+    [test]="libcmocka-dev p11-kit postgresql nginx prometheus
             libnss3 libnss3-tools swtpm dbus tpm2-abrmd libtss2-tcti-swtpm0 libtss2-tcti-tabrmd0
             tpm2-tools libtpm2-pkcs11-1 libtpm2-pkcs11-tools"
     [check]="clang-format"
