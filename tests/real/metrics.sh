@@ -1,8 +1,9 @@
 #!/bin/bash
-# docs/metrics.md and the alerts on the real parts: a Prometheus scrapes a
+# docs/metrics.md, the alerts and the dashboard on the real parts: a Prometheus scrapes a
 # spire-server while its token goes away, its PIN is refused, its workers die, its signatures are
 # slow, its bundle cannot be written and its plugin is killed. Each alert fires and, when the fault
-# has ended, clears. Then scrape and table are held to each other.
+# has ended, clears. Then scrape and table are held to each other, and every query of the dashboard
+# has something to show.
 #
 # Prometheus runs a copy of the rules with shorter durations.
 . "$(dirname "$0")/../lib/lib.sh" metrics
@@ -10,6 +11,7 @@
 
 page=$here/../docs/metrics.md
 rules=$here/../packaging/prometheus/spire-hsm.rules.yml
+dashboard=$here/../packaging/grafana/spire-hsm.json
 telemetry=$(free_port)
 prometheus=$(free_port)
 faulty=${FAULTY:-$(dirname "$SPIRE_HSM")/tests/faulty.so}
@@ -188,9 +190,33 @@ every_alert_has_its_page() {
     done
 }
 
-echo "Metrics and alerts: SPIRE from $spire"
+## The dashboard
+
+dashboard_is_well_formed() {
+    jq -e '.title and .uid and .schemaVersion >= 36 and (.panels | length) > 15 and
+        ([.panels[].id] | length == (unique | length)) and
+        all(.panels[]; .title and .gridPos.w + .gridPos.x <= 24 and
+            (.type == "row" or ((.targets | length) > 0 and
+             all(.targets[]; .expr and .refId and .datasource.uid == "${datasource}"))))' "$dashboard"
+}
+
+every_query_shows_something() {
+    local expr count=0
+    while read -r expr; do
+        expr=${expr//'$__rate_interval'/10m}
+        expr=${expr//'$job'/spire}
+        expr=${expr//'$instance'/.*}
+        answers "$expr" >/dev/null || { echo "$expr"; cat "$scratch/answer"; return 1; }
+        count=$((count + 1))
+    done < <(jq -r '.panels[].targets[]?.expr' "$dashboard")
+    echo "$count queries"
+    ((count > 20))
+}
+
+echo "Metrics, alerts and dashboard: SPIRE from $spire"
 check "every alert is in order, and has its place in docs/metrics.md" every_alert_has_its_page
 check "what needs days to fire or to clear does" promtool test rules "$here/real/metrics.rules.yml"
+check "the dashboard is in order" dashboard_is_well_formed
 must "a SoftHSM token, with the PIN in a file" token_make
 must "a server with telemetry" conf_with_telemetry
 must "the rules, with durations of seconds" rules_in_seconds
@@ -231,6 +257,7 @@ check "the bundle's folder has been away all the time: its alert fires" fires Bu
 check "the folder is back" mv "$CACHE_DIRECTORY.away" "$CACHE_DIRECTORY"
 check "the bundle is published again: its alert clears" clears BundleStale
 
+check "a dashboard of this hour shows something in every panel" every_query_shows_something
 check "the scrape has all that docs/metrics.md has, and nothing else" scrape_is_as_the_page_says
 
 check "kill -9 of the KeyManager's plugin" front_killed

@@ -218,7 +218,8 @@ check "program, command, pages, example and units are where they belong" deb_has
     usr/libexec/spire-hsm usr/libexec/spire-hsm-worker usr/bin/spire-hsm usr/share/man/man1/spire-hsm.1.gz \
     usr/share/man/man5/spire-hsm.conf.5.gz usr/share/doc/spire-hsm/examples/server.conf \
     usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf \
-    usr/share/doc/spire-hsm/examples/prometheus/spire-hsm.rules.yml
+    usr/share/doc/spire-hsm/examples/prometheus/spire-hsm.rules.yml \
+    usr/share/doc/spire-hsm/examples/grafana/spire-hsm.json
 check "all of docs/ and examples/ is in it, and in the tarball" every_document_is_packed
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
