@@ -5,7 +5,8 @@
 # has ended, clears. Then scrape and table are held to each other, and every query of the dashboard
 # has something to show.
 #
-# Prometheus runs a copy of the rules with shorter durations.
+# Prometheus runs a copy of the rules with shorter durations. With PICTURE=FILE chromium draws the
+# dashboard into FILE, which is how docs/metrics.png is made.
 . "$(dirname "$0")/../lib/lib.sh" metrics
 . "$here/lib/parts.sh"
 
@@ -213,6 +214,20 @@ every_query_shows_something() {
     ((count > 20))
 }
 
+# Into the file $PICTURE, if that is set: what an operator would see, drawn by a browser.
+picture() {
+    {
+        printf '<script>const picture = {prometheus: "http://127.0.0.1:%s", seconds: %s, dashboard: ' \
+            "$prometheus" "$SECONDS"
+        cat "$dashboard"
+        printf '};</script>\n'
+        cat "$here/lib/picture.html"
+    } >"$scratch/picture.html"
+    HOME=$scratch/tmp chromium --headless --no-sandbox --disable-gpu --hide-scrollbars \
+        --window-size=1400,1610 --virtual-time-budget=15000 --screenshot="$PICTURE" "file://$scratch/picture.html"
+    [ -s "$PICTURE" ]
+}
+
 echo "Metrics, alerts and dashboard: SPIRE from $spire"
 check "every alert is in order, and has its place in docs/metrics.md" every_alert_has_its_page
 check "what needs days to fire or to clear does" promtool test rules "$here/real/metrics.rules.yml"
@@ -258,6 +273,7 @@ check "the folder is back" mv "$CACHE_DIRECTORY.away" "$CACHE_DIRECTORY"
 check "the bundle is published again: its alert clears" clears BundleStale
 
 check "a dashboard of this hour shows something in every panel" every_query_shows_something
+[ -z "${PICTURE-}" ] || check "a browser draws the dashboard: $PICTURE" picture
 check "the scrape has all that docs/metrics.md has, and nothing else" scrape_is_as_the_page_says
 
 check "kill -9 of the KeyManager's plugin" front_killed
