@@ -98,7 +98,7 @@ test-faults: ## of these the faults, two servers on one token and a soak; and th
 test-spire-1.15: ## what SPIRE has a say in, on its 1.15.3; all else runs on 1.14.5
 	@tests/lib/deps.sh build run tutorial test
 	$(again) all
-	@SPIRE_VERSION=1.15.3 BUILD=$(BUILD) tests/run runbook demo e2e agents static
+	@SPIRE_VERSION=1.15.3 BUILD=$(BUILD) tests/run runbook moving demo e2e agents static
 
 test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of soak
 	@+LONG=1 HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
