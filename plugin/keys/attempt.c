@@ -151,6 +151,19 @@ static void submit(struct attempt *attempt, const struct hsm_request *request,
                                      .context = attempt});
 }
 
+/* ---- another worker ---- */
+
+/* A library that can make no key any more may sign all the same, and a generation, which is never
+ * repeated, is no reason to replace its worker. So it is asked for here: at once, and then after
+ * ever more vain tries. */
+static void want_another_worker(struct attempt *attempt)
+{
+    unsigned vain = ++attempt->vain;
+
+    if ((vain & (vain - 1)) == 0)
+        supervisor_renew(attempt->keymanager->supervisor);
+}
+
 /* ---- looking ---- */
 
 /* What the label names is no key to serve: never again that label. A token that says it made
@@ -163,6 +176,8 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
     struct fault fault;
 
     clear_away(attempt);
+    if (attempt->doubt.ckr != 0 && attempt->generations > 1)
+        want_another_worker(attempt);
     if (attempt->generations < most) {
         if (attempt->generations == 1)
             generate(attempt);
@@ -225,17 +240,6 @@ static void forget_attempt(struct attempt *attempt)
 {
     record_remove(scribe_edit(attempt->keymanager->scribe), &attempt->name);
     scribe_commit(attempt->keymanager->scribe, NULL, NULL);
-}
-
-/* A library that can make no key any more may sign all the same, and a generation, which is never
- * repeated, is no reason to replace its worker. So it is asked for here: at once, and then after
- * ever more vain tries. */
-static void want_another_worker(struct attempt *attempt)
-{
-    unsigned stalls = ++attempt->stalls;
-
-    if ((stalls & (stalls - 1)) == 0)
-        supervisor_renew(attempt->keymanager->supervisor);
 }
 
 /* The request never reached the token: its label is still unused. */

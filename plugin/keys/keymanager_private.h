@@ -60,7 +60,7 @@ struct attempt {
     enum hsm_key_type type;
     struct hsm_key_name name;
     unsigned generations;
-    unsigned stalls;     /* the token could not even begin */
+    unsigned vain;       /* so often the token could not begin, or nothing came of it */
     unsigned late_looks; /* worth it: the token says it has made the key */
     struct fault doubt;  /* what the token said of the last generation */
     struct fault reason; /* why it stalled; code FAULT_NONE = it has not. This and the next two:

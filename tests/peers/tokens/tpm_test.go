@@ -87,3 +87,13 @@ func TestATPMWhoseResourceManagerDiesCostsNoCall(t *testing.T) {
 	l.Round()
 	l.EndWithoutFailures()
 }
+
+// The library goes on to look for keys, and makes none: a fresh worker does, within the same call.
+func TestATPMWhoseResourceManagerDiedMakesTheNextKey(t *testing.T) {
+	k := newTPM(t)
+	p := k.ready(t)
+	first := scene.Generate(t, p, "agent-svid-A", p256)
+	k.manager.Kill()
+	k.manager = k.manage(t)
+	scene.Sign(t, p, first, scene.Generate(t, p, "agent-svid-B", p256))
+}
