@@ -436,9 +436,16 @@ static int read_names(const struct session *session, const CK_OBJECT_HANDLE halv
     return 0;
 }
 
+static bool is_either(const enum object_naming naming[2], enum object_naming which)
+{
+    return naming[0] == which || naming[1] == which;
+}
+
 /* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
  * again, by us or by who asked, so it goes now; but not for a name that cannot be read, nor
- * at first sight: SoftHSM shows an object that has just been touched without any for a moment. */
+ * at first sight: SoftHSM shows an object that has just been touched without any for a moment.
+ * A handle with another name is another key's: tpm2-pkcs11 gives those away a second time, once
+ * the first of its objects was destroyed. It must not cost that key its life. */
 static int check_names(const struct call *call, const struct session *session,
                        const struct object_pair *pair, struct fault *fault)
 {
@@ -454,10 +461,15 @@ static int check_names(const struct call *call, const struct session *session,
             return outcome_unknown(fault);
         if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
             return 0;
-        if (naming[0] == OBJECT_UNREADABLE || naming[1] == OBJECT_UNREADABLE) {
+        if (is_either(naming, OBJECT_UNREADABLE)) {
             (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
             return outcome_unknown(fault);
         }
+    }
+    if (is_either(naming, OBJECT_OTHERWISE)) {
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token gave the new key another's handle");
+        fault->ckr = CKR_OBJECT_HANDLE_INVALID;
+        return outcome_unknown(fault);
     }
     for (size_t i = 0; i < 2; i++)
         if (halves[i] != HANDLE_NONE && object_destroy(session, halves[i], fault) != 0)

@@ -106,22 +106,33 @@ static enum object_naming compare_value(const struct object_value *value, const 
 {
     if (!value->readable)
         return OBJECT_UNREADABLE;
-    return holds(value, bytes, length) ? OBJECT_NAMED : OBJECT_OTHERWISE;
+    if (holds(value, bytes, length))
+        return OBJECT_NAMED;
+    return value->length < length && memcmp(value->bytes, bytes, value->length) == 0
+               ? OBJECT_CUT
+               : OBJECT_OTHERWISE;
 }
 
 int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
                   const struct hsm_key_name *name, enum object_naming *naming, struct fault *fault)
 {
     struct object_value value;
+    enum object_naming by_id;
+    bool nameless;
 
     if (object_read(session, handle, CKA_LABEL, &value, fault) != 0)
         return -1;
     *naming = compare_value(&value, name->label, strlen(name->label));
-    if (*naming != OBJECT_NAMED || name->id_length == 0)
+    nameless = value.length == 0;
+    if (*naming == OBJECT_OTHERWISE || *naming == OBJECT_UNREADABLE || name->id_length == 0)
         return 0;
     if (object_read(session, handle, CKA_ID, &value, fault) != 0)
         return -1;
-    *naming = compare_value(&value, name->id, name->id_length);
+    by_id = compare_value(&value, name->id, name->id_length);
+    if (nameless && value.length == 0)
+        by_id = OBJECT_OTHERWISE;
+    if (by_id != OBJECT_NAMED)
+        *naming = by_id;
     return 0;
 }
 

@@ -48,7 +48,9 @@ bool object_number(const struct object_value *value, CK_ULONG *number);
 int object_find(const struct session *session, const struct hsm_key_name *name,
                 struct object_halves *found, struct fault *fault);
 
-enum object_naming { OBJECT_NAMED, OBJECT_OTHERWISE, OBJECT_UNREADABLE };
+/* CUT: what a token that cuts names left of them. OTHERWISE: it is another object's name, or none.
+ */
+enum object_naming { OBJECT_NAMED, OBJECT_CUT, OBJECT_OTHERWISE, OBJECT_UNREADABLE };
 
 /* Does the object bear exactly this label (and id)? */
 int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,

@@ -37,6 +37,54 @@ static void generation_that_may_have_worked_is_a_doubt_and_never_repeated(void *
     }
 }
 
+/* The handles of "a", which the next key is to get. */
+static struct object_pair handles_of_a;
+
+static void find_a(void)
+{
+    struct hsm_request request = room_request(HSM_PROVE, "a", HSM_KEY_NONE);
+    struct object_halves found = {.private_keys.count = 0};
+    struct session session;
+    struct fault fault;
+
+    assert_int_equal(session_borrow(&token->pool, &session, &fault), 0);
+    assert_int_equal(object_find(&session, &request.key, &found, &fault), 0);
+    session_return(&token->pool, &session);
+    handles_of_a.private_key = found.private_keys.handles[0];
+    handles_of_a.public_key = found.public_keys.handles[0];
+}
+
+static CK_RV gives_the_handles_of_a(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
+                                    CK_ATTRIBUTE_PTR public_half, CK_ULONG public_count,
+                                    CK_ATTRIBUTE_PTR private_half, CK_ULONG private_count,
+                                    CK_OBJECT_HANDLE_PTR public_key,
+                                    CK_OBJECT_HANDLE_PTR private_key)
+{
+    CK_RV rv = real->C_GenerateKeyPair(session, mechanism, public_half, public_count, private_half,
+                                       private_count, public_key, private_key);
+
+    *public_key = handles_of_a.public_key;
+    *private_key = handles_of_a.private_key;
+    return rv;
+}
+
+/* tpm2-pkcs11 does so, once the first of its objects was destroyed. */
+static void handle_that_two_keys_share_costs_neither_its_life(void **state)
+{
+    struct hsm_request request = room_request(HSM_GENERATE, "b", HSM_EC_P256);
+    struct hsm_reply reply;
+
+    (void)state;
+    (void)room_generate(token, "a", HSM_EC_P256);
+    find_a();
+    bent.C_GenerateKeyPair = gives_the_handles_of_a;
+    reply = room_execute(token, &request);
+    assert_int_equal(reply.fault.code, FAULT_ABORTED);
+    assert_non_null(strstr(reply.fault.message, "another's handle"));
+    assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
+    assert_int_equal(room_state(token, "b"), HSM_COMPLETE);
+}
+
 static CK_RV refuses_to_generate(CK_SESSION_HANDLE session, CK_MECHANISM_PTR mechanism,
                                  CK_ATTRIBUTE_PTR public_half, CK_ULONG public_count,
                                  CK_ATTRIBUTE_PTR private_half, CK_ULONG private_count,
@@ -422,6 +470,7 @@ int main(void)
         TEST(pss_that_a_token_refuses_is_done_in_another_way),
         TEST(longest_salt_is_as_long_as_the_token_allows),
         MAKING(generation_that_may_have_worked_is_a_doubt_and_never_repeated),
+        MAKING(handle_that_two_keys_share_costs_neither_its_life),
         MAKING(generation_that_was_not_begun_is_mended_and_done),
         MAKING(full_token_keeps_no_half),
         MAKING(key_that_cannot_be_proven_yet_is_a_doubt),

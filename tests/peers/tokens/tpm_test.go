@@ -97,3 +97,21 @@ func TestATPMWhoseResourceManagerDiedMakesTheNextKey(t *testing.T) {
 	k.manager = k.manage(t)
 	scene.Sign(t, p, first, scene.Generate(t, p, "agent-svid-B", p256))
 }
+
+// tpm2-pkcs11 gives a new object the handle of another once the first of all was destroyed.
+func TestATPMWhoseFirstKeyIsDestroyedLosesNoOther(t *testing.T) {
+	k := newTPM(t)
+	p := k.ready(t)
+	scene.Generate(t, p, "x509-CA-A", p256)
+	var keys []*keymanagerv1.PublicKey
+	for _, id := range []string{"JWT-Signer-A", "x509-CA-B", "JWT-Signer-B"} {
+		keys = append(keys, scene.Generate(t, p, id, p256))
+	}
+	keys = append(keys, scene.Generate(t, p, "x509-CA-A", p256))
+	p.Logs.Wait(t, "superseded key destroyed")
+	for _, id := range []string{"x509-CA-C", "JWT-Signer-C"} {
+		keys = append(keys, scene.Generate(t, p, id, p256))
+	}
+	scene.Must(t, p.Close())
+	scene.Sign(t, k.ready(t), keys...)
+}
