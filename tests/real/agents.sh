@@ -1,14 +1,16 @@
 #!/bin/bash
 # examples/agent.conf: a spire-agent whose key is in the token, as docs/agents.md tells it. It
-# joins once, and comes back without a join token for as long as its key is there.
+# joins once, and comes back without a join token for as long as its key is there. Then the same with
+# a TPM, where one in software and tpm2-pkcs11 are installed.
 . "$(dirname "$0")/../lib/lib.sh" agents
 . "$here/lib/parts.sh"
+. "$here/lib/tpm.sh"
 
 agent_conf=$here/../examples/agent.conf
 
-# An SVID so short that its key is renewed some 15 s later: half of its life is over then.
+# An SVID so short that its key is renewed some 20 s later: half of its life is over then.
 server_configured() {
-    conf_with '/ca_ttl/i\    agent_ttl = "30s"' && grep 'agent_ttl = "30s"' "$server_conf"
+    conf_with '/ca_ttl/i\    agent_ttl = "40s"' && grep 'agent_ttl = "40s"' "$server_conf"
 }
 
 bundle_is_copied() {
@@ -68,13 +70,84 @@ agent_is_refused() {
     grep missing_keys "$agent_conf" && not agent_start && grep -i 'join token' "$logs/agent.log"
 }
 
+## The same on a TPM
+
+tpm_up() {
+    tpm_start && tpm_bus_start && tpm_manager_start && tpm_token_make
+}
+
+# The example but for what a TPM wants, with folders of its own.
+agent_configured_for_the_tpm() {
+    sed -e "s|^\( *module = \).*|\1\"$tpm_module\"|" -e "s|\${STATE_DIRECTORY}|$scratch/state/tpm|" \
+        "$here/../examples/agent.conf" >"$scratch/etc/agent-tpm.conf"
+    agent_conf=$scratch/etc/agent-tpm.conf
+    mkdir -p "$scratch/state/tpm" && grep "$tpm_module" "$agent_conf" && grep -c "$scratch/state/tpm" "$agent_conf"
+}
+
+manager_killed_and_restarted() {
+    stop tpm-manager KILL && tpm_manager_start
+}
+
+tpm_and_manager_restarted() {
+    stop tpm-manager && stop tpm && tpm_start && tpm_manager_start
+}
+
+# Another SVID: the agent has made a key, and shown the server that it has it.
+svid() {
+    jq -er '.svid[0]' "$scratch/state/tpm/agent/agent-data.json"
+}
+
+svid_is_another() {
+    local now
+    now=$(svid) && [ "$now" != "$before" ]
+}
+
+svid_is_renewed() {
+    before=$(svid) && await 40 svid_is_another
+}
+
+# Of the agent's keys in the TPM, none could be read out.
+tpm_keys_are_sealed() {
+    local listed keys
+    listed=$(pkcs11-tool --module "$tpm_module" --token-label spire --login --pin env:PIN --list-objects --type privkey)
+    echo "$listed"
+    keys=$(grep -c 'label:.*-agent-svid' <<<"$listed") && ((keys > 0)) &&
+        [ "$(grep -c 'Access:.*sensitive, always sensitive, never extractable, local' <<<"$listed")" -eq "$keys" ]
+}
+
+two_agents() {
+    server agent list -output json | jq -e '.agents | length == 2'
+}
+
+on_a_tpm() {
+    must "the agent's configuration for the TPM" agent_configured_for_the_tpm
+    must "a software TPM, its resource manager, a token" tpm_up
+    must "a join token and an entry for $workload" agent_admit
+    must "an agent joins" agent_start -joinToken "$join_token"
+    check "the workload fetches a JWT-SVID" serves
+    check "the TPM's resource manager is killed, and another started" manager_killed_and_restarted
+    check "the agent renews its SVID all the same" svid_is_renewed
+    check "the workload fetches a JWT-SVID" serves
+    check "the agent stops" stop agent
+    check "TPM and resource manager stop, and start again, as when a node does" tpm_and_manager_restarted
+    check "the agent comes back without a join token" agent_start
+    check "the workload fetches a JWT-SVID" serves
+    check "kill -9 of the agent takes plugin and worker with it" agent_killed
+    check "the TPM's resource manager is killed, and another started" manager_killed_and_restarted
+    check "the agent comes back without a join token" agent_start
+    check "the workload fetches a JWT-SVID" serves
+    check "for the server it is one more agent" two_agents
+    check "the agent stops" stop agent
+    check "its keys are in the TPM; none can be taken out" tpm_keys_are_sealed
+}
+
 pin_in_no_log() {
     not grep -rlF "$PIN" "$logs"
 }
 
 echo "An agent with its key in a token: SPIRE from $spire"
 must "a SoftHSM token, with the PIN in a file" token_make
-must "the server gives agents SVIDs of 30 s" server_configured
+must "the server gives agents SVIDs of 40 s" server_configured
 must "spire-server starts" server_start
 must "the agent is given the bundle" bundle_is_copied
 must "a join token and an entry for $workload" agent_admit
@@ -95,6 +168,13 @@ check "for the server it is one agent" known_to_the_server
 check "the agent stops" stop agent
 must "its key is removed from the token" agent_key_removed
 check "without it, it would need a new join token" agent_is_refused
+lacking=$(tpm_lacking | xargs)
+if [ -n "$lacking" ]; then
+    echo "  skip  an agent with its key in a TPM: not installed: $lacking"
+else
+    echo "An agent with its key in a TPM"
+    on_a_tpm
+fi
 check "the PIN is in no log" pin_in_no_log
 check "no warning and no error in the server's log" server_quiet
 check "everything that was started has ended" all_gone
