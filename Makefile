@@ -1,6 +1,7 @@
 # spire-hsm: everything is built, checked and installed from here. `make help` lists the targets.
 PREFIX  ?= /usr/local
 CC      ?= gcc
+OBJCOPY ?= $(if $(filter %-gcc,$(CC)),$(CC:gcc=objcopy),objcopy)
 BUILD   ?= build
 V       ?= 0
 VERSION := $(shell packaging/version.sh)
@@ -8,7 +9,9 @@ VERSION := $(shell packaging/version.sh)
 WARN = -std=c11 -Wall -Wextra -Werror -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes \
        -Wmissing-prototypes -Wold-style-definition -Wvla -Wundef -Wwrite-strings -Wcast-qual \
        -Wformat=2 -Wnull-dereference -fno-common
-HARDEN = -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE -fcf-protection
+MACHINE := $(shell $(CC) -dumpmachine)
+BRANCHES = $(if $(filter x86_64-%,$(MACHINE)),-fcf-protection,$(if $(filter aarch64-%,$(MACHINE)),-mbranch-protection=standard))
+HARDEN = -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE $(BRANCHES)
 SAN     ?=
 ifneq ($(SAN),)
 HARDEN = -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN) -fno-sanitize-recover=all
@@ -45,7 +48,7 @@ $(BUILD)/spire-hsm: $(FRONT)
 $(BUILD)/spire-hsm-worker.debug: $(WORKER)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $^ $(WORKER_LIBS)
 %/spire-hsm-worker: %/spire-hsm-worker.debug
-	$(call say,STRIP,$@)$(if $(SAN),cp $< $@,objcopy --strip-all --add-gnu-debuglink=$< $< $@)
+	$(call say,STRIP,$@)$(if $(SAN),cp $< $@,$(OBJCOPY) --strip-all --add-gnu-debuglink=$< $< $@)
 %/plugin/worker_hash.h: %/spire-hsm-worker
 	@mkdir -p $(@D); sha256sum $< | sed 's/\([0-9a-f]*\) .*/#define WORKER_SHA256 "\1"/' >$@
 $(BUILD)/plugin/main.o: $(BUILD)/plugin/worker_hash.h

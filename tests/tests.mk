@@ -36,7 +36,11 @@ $(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so $(BUILD)/tests/su
 .SECONDARY: $(SUPPORT) $(STAND_INS:%=$(BUILD)/tests/support/%.o) \
             $(addsuffix .o,$(TESTS) $(FUZZERS) $(DUMPS) $(BUILD)/tests/support/raw_sign $(BUILD)/tests/fuzz/driver)
 
-.PHONY: test-fresh
+.PHONY: test-fresh test-arm64
 test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc and Go, as root
 	@tests/lib/deps.sh deb
 	@tests/real/fresh.sh
+
+test-arm64: ## the programs cross-built for arm64, and what of them runs under qemu-user, as root
+	@tests/lib/deps.sh arm64
+	@tests/real/arm64.sh

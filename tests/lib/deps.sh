@@ -2,7 +2,7 @@
 # Installs what is missing on a Debian 12 that has git, make, a C compiler and Go.
 #
 #   tests/lib/deps.sh [GROUP...]      build run tutorial test check image deb; all when none is named
-#                                 llvm and k8s are only installed when they are named
+#                                 llvm, arm64 and k8s are only installed when they are named
 #
 # Says what is missing and what for, asks apt for that alone, and does nothing at all
 # when everything is there. As another user than root it goes through sudo.
@@ -19,6 +19,7 @@ declare -A packages=(
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
     [llvm]="clang libclang-rt-dev"
+    [arm64]="debootstrap"
     [deb]="build-essential debhelper fakeroot lintian man-db mandoc bsdextrautils systemd debootstrap"
     [k8s]="containerd runc containernetworking-plugins etcd-server haproxy debootstrap"
 )
@@ -30,6 +31,7 @@ declare -A purpose=(
     [check]="to check the source"
     [image]="for the plugin image: what goes into it, and tools to make it"
     [llvm]="to fuzz with libFuzzer"
+    [arm64]="to build for arm64, in a Debian of its own"
     [deb]="for the Debian package: tools to make and to check it"
     [k8s]="for the test on Kubernetes: what pods and their control plane run on"
 )
