@@ -28,8 +28,8 @@ enum { NEWBORNS = 256, HOLDERS = 64, TEXT_MAX = 16384, TOLD_MAX = 1000 };
  * written with the file locked, or is atomic. tests/peers/faulty reads it up to `holders`. */
 struct page {
     _Atomic uint64_t bell;
-    uint64_t script; /* identity of the one the counts belong to */
-    int64_t loaded;  /* when its first reader read it */
+    uint64_t script;        /* identity of the one the counts belong to */
+    _Atomic int64_t loaded; /* when its first reader read it */
     struct {
         pid_t pid;
         uint64_t sessions;
@@ -180,15 +180,16 @@ static void adopt(const struct identity *now, const char *text, size_t length)
     hash = mix(hash, &now->changed.tv_nsec, sizeof now->changed.tv_nsec);
     lock_page();
     if (page->script != hash) {
-        memset(page->counts, 0, sizeof page->counts);
+        for (size_t i = 0; i < FAULTY_RULES; i++)
+            page->counts[i].seen = page->counts[i].fired = 0;
         memset(page->newborns, 0, sizeof page->newborns);
         page->newborn_count = 0;
         page->loaded = faulty_now();
         page->script = hash;
     }
     unlock_page();
-    memset(own_seen, 0, sizeof own_seen);
-    memset(own_fired, 0, sizeof own_fired);
+    for (size_t i = 0; i < FAULTY_RULES; i++)
+        own_seen[i] = own_fired[i] = 0;
 }
 
 static void load(int fd, const struct identity *now)
