@@ -322,7 +322,7 @@ static void generate(struct attempt *attempt)
     struct fault fault;
 
     attempt->generations++;
-    attempt->reason.code = FAULT_NONE;
+    rotation_go_on(attempt);
     if (name_attempt(attempt, &fault) != 0) {
         fail(attempt, &fault);
         return;

@@ -99,6 +99,9 @@ void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason);
 
+/* What it stalled at is no reason any more: a fresh generation begins. */
+void rotation_go_on(struct attempt *attempt);
+
 /* One line per key event, with the columns an operator can match with `keys` and with
  * SPIRE's own logs. keymanager.c */
 void keymanager_log_event(const struct keymanager *keymanager, const char *event,

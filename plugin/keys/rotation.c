@@ -224,6 +224,13 @@ void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int
         hand_over(attempt);
 }
 
+void rotation_go_on(struct attempt *attempt)
+{
+    lock(attempt->keymanager);
+    attempt->reason.code = FAULT_NONE;
+    unlock(attempt->keymanager);
+}
+
 bool rotation_is_busy(struct keymanager *keymanager)
 {
     bool busy;
