@@ -697,6 +697,17 @@ static void warn_of_missing(struct keymanager *keymanager, struct keymanager *be
 
 /* ---- the door ---- */
 
+static void tell_walk(const struct start *start)
+{
+    const struct hsm_reply *scan = &start->stock.scan;
+
+    rivals_saw(&start->keymanager->rivals,
+               &(struct rivals_walk){.inventory = &start->stock.inventory,
+                                     .ours = scan->items,
+                                     .others = scan->foreign + scan->nameless,
+                                     .begun = start->begun});
+}
+
 static int run(struct start *start, struct fault *fault)
 {
     struct keymanager *keymanager = start->keymanager;
@@ -713,7 +724,7 @@ static int run(struct start *start, struct fault *fault)
     write_down(start);
     dispose_condemned(keymanager);
     if (start->stock.walked)
-        rivals_saw(&keymanager->rivals, &start->stock.inventory, start->begun);
+        tell_walk(start);
     log_loaded(start);
     if (start->before)
         warn_of_missing(keymanager, start->before);

@@ -57,14 +57,17 @@ static void tell(const struct inventory_item *stranger)
               "key_id", stranger->label.key_id, "label", stranger->name.label, NULL);
 }
 
-void rivals_saw(struct rivals *rivals, const struct inventory *inventory, int64_t begun)
+void rivals_saw(struct rivals *rivals, const struct rivals_walk *walk)
 {
-    const struct inventory_item *stranger = newest_stranger(scribe_edit(rivals->scribe), inventory);
+    const struct inventory_item *stranger =
+        newest_stranger(scribe_edit(rivals->scribe), walk->inventory);
     bool is_new;
 
     scribe_leave(rivals->scribe);
+    metrics_set(METRIC_OBJECTS, "ours", NULL, walk->ours);
+    metrics_set(METRIC_OBJECTS, "others", NULL, walk->others);
     (void)pthread_mutex_lock(&rivals->mutex);
-    rivals->taken = begun;
+    rivals->taken = walk->begun;
     rivals->newest = stranger ? stranger->label.generation : 0;
     is_new = rivals->newest > rivals->told;
     if (is_new)
@@ -131,13 +134,6 @@ static void conclude(struct rivals *rivals, bool whole)
     rivals->next = clock_now() + (whole ? census_interval : retry_pause);
 }
 
-static void tell_census(struct rivals *rivals)
-{
-    rivals_saw(rivals, &rivals->found, rivals->begun);
-    metrics_set(METRIC_OBJECTS, "ours", NULL, rivals->ours);
-    metrics_set(METRIC_OBJECTS, "others", NULL, rivals->others);
-}
-
 static void counted(void *context, const struct hsm_reply *reply)
 {
     struct rivals *rivals = context;
@@ -147,7 +143,10 @@ static void counted(void *context, const struct hsm_reply *reply)
     rivals->ours += reply->items;
     rivals->others += reply->foreign + reply->nameless;
     if (sound && !more)
-        tell_census(rivals);
+        rivals_saw(rivals, &(struct rivals_walk){.inventory = &rivals->found,
+                                                 .ours = rivals->ours,
+                                                 .others = rivals->others,
+                                                 .begun = rivals->begun});
     (void)pthread_mutex_lock(&rivals->mutex);
     rivals->out = false;
     if (more)

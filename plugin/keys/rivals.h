@@ -41,8 +41,16 @@ void rivals_close(struct rivals *rivals);
 /* Censuses may be taken from now on. */
 void rivals_begin(struct rivals *rivals, struct supervisor *supervisor);
 
-/* What a walk found by other means, such as a start's. `begun`: when it began. */
-void rivals_saw(struct rivals *rivals, const struct inventory *inventory, int64_t begun);
+/* What a whole walk over the token has found. */
+struct rivals_walk {
+    const struct inventory *inventory; /* the keys of our scope */
+    unsigned ours;                     /* private keys of this scope */
+    unsigned others;                   /* and those that are not of it, or have no name */
+    int64_t begun;                     /* when it began */
+};
+
+/* After a walk by other means than a census, such as a start's. */
+void rivals_saw(struct rivals *rivals, const struct rivals_walk *walk);
 
 /* May a key of that generation go, as far as rivals matter? Only if a census of the last hour saw
  * no stranger that is newer. false asks for a census. */
