@@ -30,13 +30,14 @@
 enum {
     RECORD_MAKERS = 8,
     RECORD_PLACE_MAX = 160,
-    RECORD_BYTES_MAX = 1 << 22, /* a larger file is none of ours */
-    RECORD_ATTEMPTED_MAX = 64,  /* of one scope; the oldest is forgotten: prune finds it */
-    RECORD_FOUND_MAX = 256,     /* likewise */
-    RECORD_MISSING_MAX = 256,   /* of a token that begins empty with each start */
-    RECORD_CONDEMNED_MAX = 256, /* keep_condemned's most of four ids. More there are where the role
-                                   may not destroy, or a crash loop leaves no time to see them gone;
-                                   what bears our mark is condemned again by the next start */
+    RECORD_BYTES_MAX = 1 << 22,  /* a larger file is none of ours */
+    RECORD_ATTEMPTED_MAX = 64,   /* of one scope; the oldest is forgotten: prune finds it */
+    RECORD_FOUND_MAX = 256,      /* likewise */
+    RECORD_MISSING_MAX = 256,    /* of a token that begins empty with each start */
+    RECORD_CONDEMNED_MAX = 1024, /* keep_condemned's most of 16 ids. More there are where the role
+                                    may not destroy, or a crash loop leaves no time to see them
+                                    gone: what is forgotten is condemned again by a start that walks
+                                    over the token, or is prune's */
 };
 
 enum record_state {

@@ -20,6 +20,7 @@ enum {
     VERSION = 1, /* of what is written, and the newest that can be read */
     DIGEST_TEXT = 2 * SHA256_DIGEST_LENGTH,
     BASE64_MAX = (HSM_PKIX_MAX + 2) / 3 * 4,
+    WORD_MAX = HSM_LABEL_MAX + 1 + 2 * HSM_ID_MAX + 1,
     SCOPE_TEXT = 2 * LABEL_HASH,
 };
 
@@ -498,31 +499,51 @@ static json_t *object_in(json_t *parent, const char *name)
     return json_object_get(parent, name);
 }
 
-static bool is_of(const json_t *object, const char *label, const char *id)
+/* A key's name in one word. */
+static void word_of(const char *label, const char *id, char word[WORD_MAX])
 {
-    const char *its_label = json_string_value(json_object_get(object, "label"));
-    const char *its_id = json_string_value(json_object_get(object, "cka_id"));
-
-    return its_label && its_id && strcmp(its_label, label) == 0 && strcmp(its_id, id) == 0;
+    (void)snprintf(word, WORD_MAX, "%s %s", label, id);
 }
 
-/* As object_in, in an array; the caller's. */
-static json_t *object_of(json_t *keys, const struct hsm_key_name *name)
+/* The objects of an array by the names of their keys, as there may be a thousand; the caller's. */
+static json_t *index_of(json_t *keys)
 {
-    char id[2 * HSM_ID_MAX + 1];
+    json_t *index = json_object();
     json_t *object;
     size_t i;
 
-    hex_encode(name->id, name->id_length, id);
-    json_array_foreach (keys, i, object)
-        if (is_of(object, name->label, id))
-            return json_incref(object);
-    return json_object();
+    json_array_foreach (keys, i, object) {
+        const char *label = json_string_value(json_object_get(object, "label"));
+        const char *id = json_string_value(json_object_get(object, "cka_id"));
+        char word[WORD_MAX];
+
+        if (!label || !id || strlen(label) > HSM_LABEL_MAX || strlen(id) > 2 * HSM_ID_MAX)
+            continue; /* none of ours */
+        word_of(label, id, word);
+        if (json_object_set(index, word, object) != 0) {
+            json_decref(index);
+            return NULL;
+        }
+    }
+    return index;
 }
 
-static json_t *encode_key(json_t *old_keys, const struct record_key *key)
+/* As object_in, in such an index; the caller's. */
+static json_t *object_of(json_t *index, const struct hsm_key_name *name)
 {
-    json_t *object = object_of(old_keys, &key->name);
+    char id[2 * HSM_ID_MAX + 1];
+    char word[WORD_MAX];
+    json_t *object;
+
+    hex_encode(name->id, name->id_length, id);
+    word_of(name->label, id, word);
+    object = json_object_get(index, word);
+    return object ? json_incref(object) : json_object();
+}
+
+static json_t *encode_key(json_t *index, const struct record_key *key)
+{
+    json_t *object = object_of(index, &key->name);
 
     if (object && put(object, "state", json_string(states[key->state])) &&
         put(object, "label", json_string(key->name.label)) &&
@@ -564,12 +585,12 @@ static bool put_keys(json_t *section, const struct record *record)
 {
     OWNED(scope_free) const struct record_key **sorted = sort_keys(record);
     OWNED(free_json) json_t *keys = json_array();
+    OWNED(free_json) json_t *index = index_of(json_object_get(section, "keys"));
 
-    if (!sorted || !keys)
+    if (!sorted || !keys || !index)
         return false;
     for (size_t i = 0; i < record->count; i++)
-        if (json_array_append_new(keys, encode_key(json_object_get(section, "keys"), sorted[i])) !=
-            0)
+        if (json_array_append_new(keys, encode_key(index, sorted[i])) != 0)
             return false;
     return json_object_set(section, "keys", keys) == 0;
 }
