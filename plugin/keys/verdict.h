@@ -14,12 +14,14 @@
  *   and of the others
  *     CONDEMNED in the record, or SERVED till now       VERDICT_CONDEMNED: superseded
  *       and made by us
- *     ATTEMPTED here, older than the proven served one  VERDICT_STRAY if it is not whole: nobody
- * was ever served it. Else CONDEMNED: it was, if the disk lost what was written down then not of
- * the record, our mark, and older than       CONDEMNED if it is whole, STRAY if it is the proven
- * served one                           not and was made here: a lost attempt not of the record,
- * whole, no mark of ours, and    VERDICT_STRANGER: another process has our newer than the served
- * one                       identity anything else VERDICT_WAITS
+ *     ATTEMPTED here, older than the proven served one  CONDEMNED if it is whole: it was served if
+ *                                                       the disk lost what was written down then.
+ *                                                       STRAY if it is not: nobody was served it
+ *     not of the record, our mark, and older than       CONDEMNED if it is whole, STRAY if it is
+ *       the proven served one                           not and was made here: a lost attempt
+ *     not of the record, whole, no mark of ours, and    VERDICT_STRANGER: another process has our
+ *       newer than the served one                       identity
+ *     anything else                                     VERDICT_WAITS
  *
  * Without one (the first start of an identity, another server's keys), of one key id:
  *
