@@ -1,7 +1,7 @@
-/* The room's one door: a token behind a PKCS#11 module, and five things to ask of
+/* The room's one door: a token behind a PKCS#11 module, and six things to ask of
  * it, each a plain request with all it needs and a plain reply.
  *
- * Nothing here knows SPIRE, trust domains or rotation, and nothing here logs: a
+ * Nothing here knows trust domains or rotation, and nothing here logs: a
  * reply carries a fault, and who asked decides what it means. The room keeps no
  * list of keys either. Each request names its objects by label, CKA_ID, type and
  * fingerprint, and the room merely remembers which handles it found, so a fresh
@@ -18,7 +18,23 @@
  * Recovered inside a call: a dead session is replaced, a lost login redone (each
  * PIN tried once), a stale handle found again if label, id and public key are the
  * same. Everything else comes back as a fault; FAULT_UNAVAILABLE means that a
- * fresh process may do better (many modules recover only so). */
+ * fresh process may do better (many modules recover only so).
+ *
+ * Behind the same door may be a file: settings.keys_file, the keys.json of SPIRE's disk key
+ * manager, server's or agent's. It is for a server that moves its keys to a token and signs with
+ * the old ones meanwhile. hsm_open reads it, once, and it is never written; a fresh process reads
+ * it anew.
+ *   - A key's label is SPIRE's key id, as "x509-CA-A". It has no CKA_ID; that of a request is
+ *     ignored.
+ *   - HSM_SCAN, whatever its prefix and limits, emits every key with its public key, in the
+ *     order of their ids (of their bytes). One SCAN shows one state of the file.
+ *   - HSM_PROVE signs with the key, and answers HSM_COMPLETE and its public key, or HSM_ABSENT.
+ *   - HSM_SIGN is as on a token. FAULT_NOT_FOUND: the file had no such key when it was read.
+ *     FAULT_FAILED_PRECONDITION: it had another one under this id.
+ *   - HSM_PING does nothing. HSM_GENERATE and HSM_DESTROY: FAULT_FAILED_PRECONDITION.
+ * hsm_open refuses the whole file rather than leave a key out: FAULT_FAILED_PRECONDITION, or
+ * FAULT_UNAVAILABLE where it is not there (yet) or cannot be read at the moment. keyfile.h says
+ * what is accepted. A sentence names "previous: keys_file", the path and at most a key id. */
 #ifndef HSM_HSM_H
 #define HSM_HSM_H
 
@@ -26,8 +42,8 @@
 
 struct hsm_token;
 
-/* Loads the module, finds the one token the URI names, logs in. On success *token
- * is the caller's until hsm_close. FAULT_UNAVAILABLE: not there (yet);
+/* Loads the module, finds the one token the URI names, logs in; or reads the keys_file. On
+ * success *token is the caller's until hsm_close. FAULT_UNAVAILABLE: not there (yet);
  * FAULT_FAILED_PRECONDITION: a setting is wrong, or the PIN was refused. */
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault);

@@ -498,7 +498,7 @@ static int read_slice(const struct call *call, const struct session *session,
 static void emit_private(const struct call *call, const struct findings *findings)
 {
     for (size_t i = 0; i < findings->record_count; i++) {
-        const struct hsm_item item = {findings->records[i].name, HSM_HALF};
+        const struct hsm_item item = {.key = findings->records[i].name, .state = HSM_HALF};
 
         call->item(call->item_context, &item);
     }

@@ -248,6 +248,7 @@ static void put_open(struct writer *w, const struct frame *frame)
     put_number(w, 1, settings->lenient);
     put_number(w, 1, settings->least);
     put_number(w, 1, settings->verify_always);
+    put_text(w, settings->keys_file, sizeof settings->keys_file);
 }
 
 static void get_open(struct reader *r, struct frame *frame)
@@ -266,6 +267,7 @@ static void get_open(struct reader *r, struct frame *frame)
     settings->lenient = get_flag(r, "lenient");
     settings->least = get_flag(r, "least");
     settings->verify_always = get_flag(r, "verify_always");
+    get_text(r, settings->keys_file, sizeof settings->keys_file, "keys_file");
 }
 
 static void put_ready(struct writer *w, const struct frame *frame)
@@ -362,12 +364,14 @@ static void put_item(struct writer *w, const struct frame *frame)
 {
     put_name(w, &frame->item.key);
     put_number(w, 1, (uint64_t)frame->item.state);
+    put_public_key(w, &frame->item.public_key);
 }
 
 static void get_item(struct reader *r, struct frame *frame)
 {
     get_name(r, &frame->item.key);
     frame->item.state = get_small(r, HSM_ABSENT, HSM_DUPLICATE, "state");
+    get_public_key(r, &frame->item.public_key);
 }
 
 static void put_reply(struct writer *w, const struct frame *frame)

@@ -84,7 +84,8 @@ struct frame_page {
      * changed; else it clears `refused`, and `pin` is what it saw. */
     bool refused;
     struct file_stamp pin;
-    _Atomic int64_t looking; /* since when it has been looking, clock_now(); 0 = it is not */
+    _Atomic int64_t looking; /* since when it has been looking, or reading the keys_file,
+                                clock_now(); 0 = it is doing neither */
 };
 
 #endif

@@ -88,9 +88,13 @@ struct hsm_settings {
                                     but for LOCAL where the other two are right (NSS) */
     bool least;                  /* ask for a key with the least of attributes at once */
     bool verify_always;          /* every signature, and not only as verify.h has it */
+    /* The file of SPIRE's disk key manager; "" = a token. A file has no module, token or PIN: of
+     * the others only `sessions` and `verify_always` count then. See hsm.h. */
+    char keys_file[HSM_PATH_MAX];
 };
 
-/* What hsm_open found. Strings are trimmed of PKCS#11's padding. */
+/* What hsm_open found. Strings are trimmed of PKCS#11's padding. Of a keys_file only `label`,
+ * which is "keys_file", `write_protected` and `sessions` say something. */
 struct hsm_token_info {
     char label[HSM_TOKEN_TEXT_MAX + 1];
     char manufacturer[HSM_TOKEN_TEXT_MAX + 1];
@@ -194,10 +198,12 @@ struct hsm_reply {
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT
- * do not occur): HSM_PROVE is who looks closer. */
+ * do not occur): HSM_PROVE is who looks closer. A key of a keys_file is HSM_COMPLETE, and was
+ * proven when the file was read. */
 struct hsm_item {
     struct hsm_key_name key;
     enum hsm_state state;
+    struct hsm_public_key public_key; /* of a keys_file; a token's is of HSM_KEY_NONE */
 };
 
 /* Takes one item of a SCAN, which is the caller's and valid during the call. */

@@ -69,6 +69,7 @@ static const struct frame *longest_open(void)
     fill_text(settings->pin_text, sizeof settings->pin_text - 1);
     fill_text(settings->latch, sizeof settings->latch - 1);
     settings->sessions = HSM_SESSIONS_MAX;
+    fill_text(settings->keys_file, sizeof settings->keys_file - 1);
     return frame;
 }
 
@@ -148,6 +149,19 @@ static const struct frame *item(void)
     return frame;
 }
 
+static const struct frame *item_of_a_keys_file(void)
+{
+    struct frame *frame = frame_of(FRAME_ITEM, 8);
+
+    (void)strcpy(frame->item.key.label, "x509-CA-A");
+    frame->item.state = HSM_COMPLETE;
+    frame->item.public_key.type = HSM_RSA_4096;
+    frame->item.public_key.pkix_length = 550;
+    fill(frame->item.public_key.pkix, 550, 4);
+    fill(frame->item.public_key.fingerprint, HSM_FINGERPRINT, 6);
+    return frame;
+}
+
 static const struct frame *signature(void)
 {
     struct frame *frame = frame_of(FRAME_REPLY, 9);
@@ -182,7 +196,8 @@ static const struct frame *longest_reply(void)
 }
 
 static const struct frame *(*const samples[])(void) = {
-    usual_open, longest_open, ready, sign, scan, longest_request, item, signature, longest_reply,
+    usual_open, longest_open,        ready,     sign,          scan, longest_request,
+    item,       item_of_a_keys_file, signature, longest_reply,
 };
 enum { SAMPLES = sizeof samples / sizeof samples[0] };
 
