@@ -9,9 +9,9 @@
 #include <openssl/pem.h>
 #include <openssl/x509.h>
 
+#include "hsm/base/base64.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
-#include "plugin/bundle/base64.h"
 #include "plugin/bundle/document.h"
 #include "plugin/bundle/jwk.h"
 

@@ -9,9 +9,9 @@
 #include <openssl/param_build.h>
 #include <openssl/rsa.h>
 
+#include "hsm/base/base64.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
-#include "plugin/bundle/base64.h"
 
 enum {
     COORDINATE_MAX = 66,

@@ -6,10 +6,10 @@
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
+#include "hsm/base/base64.h"
 #include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
-#include "plugin/bundle/base64.h"
 #include "plugin/command/command_private.h"
 
 static const size_t file_max = (size_t)16 << 20;

@@ -9,11 +9,11 @@
 #include <openssl/sha.h>
 #include <openssl/x509.h>
 
+#include "hsm/base/base64.h"
 #include "hsm/base/hex.h"
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/wire/pubkey.h"
-#include "plugin/bundle/base64.h"
 #include "plugin/bundle/jwk.h"
 #include "plugin/command/command_private.h"
 

@@ -1,4 +1,4 @@
-#include "plugin/bundle/base64.h"
+#include "hsm/base/base64.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -7,6 +7,7 @@
 #include <openssl/evp.h>
 
 #include "hsm/base/scope.h"
+#include "hsm/base/wipe.h"
 
 static void replace(char *text, char from, char to)
 {
@@ -53,7 +54,7 @@ static char *spell_out(enum base64 alphabet, const char *text, size_t length)
 /* OpenSSL passes over blanks and bits that do not count: encoding again shows them. */
 static int is_spelling(enum base64 alphabet, const char *text, const uint8_t *bytes, size_t length)
 {
-    OWNED(scope_free) char *again = base64_encode(alphabet, bytes, length);
+    OWNED(scope_wipe) char *again = base64_encode(alphabet, bytes, length);
 
     return again && strcmp(again, text) == 0;
 }
@@ -61,8 +62,8 @@ static int is_spelling(enum base64 alphabet, const char *text, const uint8_t *by
 uint8_t *base64_decode(enum base64 alphabet, const char *text, size_t *length)
 {
     size_t given = strnlen(text, INT_MAX / 2);
-    OWNED(scope_free) char *plain = given < INT_MAX / 2 ? spell_out(alphabet, text, given) : NULL;
-    OWNED(scope_free) uint8_t *bytes = malloc(given + 4);
+    OWNED(scope_wipe) char *plain = given < INT_MAX / 2 ? spell_out(alphabet, text, given) : NULL;
+    OWNED(scope_wipe) uint8_t *bytes = malloc(given + 4);
     uint8_t *result;
     size_t decoded;
     int got;

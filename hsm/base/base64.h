@@ -1,7 +1,7 @@
 /* Base 64 (RFC 4648), in the one spelling each: what decodes was encoded just so, no
- * blanks, no odd padding, no stray bits. */
-#ifndef PLUGIN_BUNDLE_BASE64_H
-#define PLUGIN_BUNDLE_BASE64_H
+ * blanks, no odd padding, no stray bits. It may be a secret: decoding leaves no copy behind. */
+#ifndef HSM_BASE_BASE64_H
+#define HSM_BASE_BASE64_H
 
 #include <stddef.h>
 #include <stdint.h>
