@@ -22,8 +22,9 @@ $(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: private DEFS += -DVERSION='"$(VERSIO
 $(BUILD)/hsm/wire/frame_build.o: private DEFS += -DFRAME_ID='"$(shell cat hsm/wire/*.[ch] hsm/base/fault.h | sha256sum | cut -c 1-30)"'
 CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
-# The worker's libcrypto is its own, so that no module's can be taken for it, nor it for theirs.
-WORKER_LIBS = -lp11-kit -l:libcrypto.a -lpthread -ldl -Wl,--exclude-libs,ALL -Wl,--gc-sections
+# The worker's libcrypto and jansson are its own, so that no module's can be taken for them, nor they
+# for a module's.
+WORKER_LIBS = -lp11-kit -l:libjansson.a -l:libcrypto.a -lpthread -ldl -Wl,--exclude-libs,ALL -Wl,--gc-sections
 LIBS     = -lgrpc_unsecure -lgpr -lprotobuf-c -ljansson -lp11-kit -lcrypto -lpthread
 
 say = $(if $(filter 1,$(V)),,@echo '  $(1)  $(2)';)

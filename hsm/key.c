@@ -280,14 +280,11 @@ static int verdict(const struct call *call, enum hsm_state state, const char *wh
 static int try_signature(const struct session *session, CK_OBJECT_HANDLE handle,
                          const struct hsm_public_key *key, struct fault *fault)
 {
-    struct hsm_request trial = {.op = HSM_SIGN, .type = key->type};
     struct hsm_reply made = {.signature_length = 0};
+    struct hsm_request trial;
 
-    trial.hash = key->type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* as SPIRE will */
-    trial.digest_length = (uint32_t)hsm_hash_length(trial.hash);
-    if (RAND_bytes(trial.digest, (int)trial.digest_length) != 1)
-        return fault_set(fault, FAULT_INTERNAL, "no random numbers for a trial signature");
-    if (sign_with(session, handle, &trial, &made, fault) != 0)
+    if (sign_trial(key->type, &trial, fault) != 0 ||
+        sign_with(session, handle, &trial, &made, fault) != 0)
         return -1;
     return pubkey_verify(key, &trial, made.signature, made.signature_length, fault);
 }

@@ -15,7 +15,8 @@
 #endif
 
 /* stdout and stderr are libc's data: to name them would make this program export them. Hence
- * dprintf. */
+ * dprintf. And jansson names stdin, in a function that nobody calls: it gets one of ours. */
+__attribute__((visibility("hidden"))) FILE *stdin;
 
 /* Was it the front that started us? */
 static bool has_front(void)

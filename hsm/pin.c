@@ -35,17 +35,11 @@ static bool drop_last(struct pin *pin, uint8_t byte)
 
 static int read_all(int fd, const char *path, struct pin *pin, struct fault *fault)
 {
-    while (pin->length < sizeof pin->bytes) {
-        ssize_t got = read(fd, pin->bytes + pin->length, sizeof pin->bytes - pin->length);
+    ssize_t got = file_read(fd, pin->bytes, sizeof pin->bytes);
 
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got < 0)
-            return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot read PIN file %s", path);
-        if (got == 0)
-            break;
-        pin->length += (size_t)got;
-    }
+    if (got < 0)
+        return fault_errno(fault, FAULT_UNAVAILABLE, errno, "cannot read PIN file %s", path);
+    pin->length = (size_t)got;
     return 0;
 }
 

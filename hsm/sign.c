@@ -4,6 +4,7 @@
 
 #include <openssl/bn.h>
 #include <openssl/ecdsa.h>
+#include <openssl/rand.h>
 
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
@@ -92,6 +93,18 @@ int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan, 
         return -1;
     plan->mechanism = (CK_MECHANISM){.mechanism = CKM_RSA_X_509};
     plan->input_length = plan->signature_length;
+    return 0;
+}
+
+int sign_trial(enum hsm_key_type type, struct hsm_request *trial, struct fault *fault)
+{
+    memset(trial, 0, sizeof *trial);
+    trial->op = HSM_SIGN;
+    trial->type = type;
+    trial->hash = type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* as SPIRE will */
+    trial->digest_length = (uint32_t)hsm_hash_length(trial->hash);
+    if (RAND_bytes(trial->digest, (int)trial->digest_length) != 1)
+        return fault_set(fault, FAULT_INTERNAL, "no random numbers for a trial signature");
     return 0;
 }
 

@@ -1,5 +1,6 @@
 /* How each kind of signature is asked of a token and what comes back: the table of
- * mechanisms, the DigestInfo and PSS parameters, raw r||s into DER. Pure. */
+ * mechanisms, the DigestInfo and PSS parameters, raw r||s into DER. Pure but for random
+ * numbers. */
 #ifndef HSM_SIGN_H
 #define HSM_SIGN_H
 
@@ -16,6 +17,9 @@ struct sign_plan {
     CK_ULONG input_length;
     CK_ULONG signature_length; /* of a well-formed raw answer */
 };
+
+/* A request for a trial signature with a key of this type, of a random digest. */
+int sign_trial(enum hsm_key_type type, struct hsm_request *trial, struct fault *fault);
 
 /* FAULT_INVALID_ARGUMENT: a hash, digest length, salt length or scheme that does not
  * exist or does not fit request->type. */

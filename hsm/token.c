@@ -99,12 +99,16 @@ static int ping(const struct call *call, struct fault *fault)
 }
 
 static const struct operation {
-    op_fn *run;
+    op_fn *on_token;
+    op_fn *on_keyfile;
     bool names_a_key;
 } operations[] = {
-    [HSM_SCAN] = {scan, false},          [HSM_GENERATE] = {key_generate, true},
-    [HSM_PROVE] = {key_prove, true},     [HSM_SIGN] = {key_sign, true},
-    [HSM_DESTROY] = {key_destroy, true}, [HSM_PING] = {ping, false},
+    [HSM_SCAN] = {scan, keyfile_scan, false},
+    [HSM_GENERATE] = {key_generate, keyfile_refuse, true},
+    [HSM_PROVE] = {key_prove, keyfile_prove, true},
+    [HSM_SIGN] = {key_sign, keyfile_sign, true},
+    [HSM_DESTROY] = {key_destroy, keyfile_refuse, true},
+    [HSM_PING] = {ping, keyfile_ping, false},
 };
 
 static int check_request(const struct hsm_request *request, struct fault *fault)
@@ -113,13 +117,20 @@ static int check_request(const struct hsm_request *request, struct fault *fault)
     size_t op = (size_t)request->op;
     size_t length = strnlen(name->label, sizeof name->label);
 
-    if (op >= sizeof operations / sizeof operations[0] || !operations[op].run)
+    if (op >= sizeof operations / sizeof operations[0] || !operations[op].on_token)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "there is no operation %zu", op);
     if (!operations[op].names_a_key)
         return 0;
     if (length == 0 || length == sizeof name->label || name->id_length > sizeof name->id)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "request does not name a key");
     return 0;
+}
+
+static int run(const struct call *call, struct fault *fault)
+{
+    const struct operation *operation = &operations[call->request->op];
+
+    return (call->token->keyfile ? operation->on_keyfile : operation->on_token)(call, fault);
 }
 
 void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
@@ -129,7 +140,7 @@ void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
     struct fault fault = {.code = FAULT_NONE};
 
     memset(reply, 0, sizeof *reply);
-    if (check_request(request, &fault) == 0 && operations[request->op].run(&call, &fault) == 0)
+    if (check_request(request, &fault) == 0 && run(&call, &fault) == 0)
         return;
     if (request->op != HSM_GENERATE)
         not_full(&fault);
@@ -280,6 +291,19 @@ static int open_pool(struct hsm_token *token, const struct hsm_settings *setting
     return 0;
 }
 
+static int open_source(struct hsm_token *token, const struct hsm_settings *settings,
+                       struct hsm_token_info *info, struct fault *fault)
+{
+    if (settings->keys_file[0] != '\0')
+        return keyfile_open(settings, &token->keyfile, info, fault);
+    if (module_open(settings, &token->module, fault) == 0 &&
+        open_pool(token, settings, info, fault) == 0)
+        return 0;
+    module_close(&token->module);
+    not_full(fault);
+    return -1;
+}
+
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault)
 {
@@ -289,10 +313,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
 
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
-    if (module_open(settings, &made->module, &why) != 0 ||
-        open_pool(made, settings, &about, &why) != 0) {
-        module_close(&made->module);
-        not_full(&why);
+    if (open_source(made, settings, &about, &why) != 0) {
         if (fault)
             *fault = why;
         return -1;
@@ -316,8 +337,12 @@ void hsm_close(struct hsm_token *token)
 {
     if (!token)
         return;
-    session_pool_close(&token->pool);
-    module_close(&token->module);
+    if (token->keyfile) {
+        keyfile_close(token->keyfile);
+    } else {
+        session_pool_close(&token->pool);
+        module_close(&token->module);
+    }
     cache_close(&token->cache);
     hints_close(&token->hints);
     verify_close(&token->verify);

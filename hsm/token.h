@@ -1,6 +1,6 @@
 /* The parts of an open token, and how an operation is carried out on it: as one or more
  * steps, each of which does all its calls on one session and may be done over. Private to
- * token.c, key.c and scan.c. */
+ * token.c, key.c, scan.c and keyfile.c. */
 #ifndef HSM_TOKEN_H
 #define HSM_TOKEN_H
 
@@ -9,11 +9,13 @@
 #include "hsm/cache.h"
 #include "hsm/hints.h"
 #include "hsm/hsm.h"
+#include "hsm/keyfile.h"
 #include "hsm/module.h"
 #include "hsm/session.h"
 #include "hsm/verify.h"
 
 struct hsm_token {
+    struct keyfile *keyfile; /* NULL = a token. Else `verify` is all of the rest that counts */
     struct module module;
     struct session_pool pool;
     struct cache cache;
@@ -59,5 +61,12 @@ op_fn key_destroy;
 
 /* scan.c */
 op_fn scan;
+
+/* keyfile.c: the same on call->token->keyfile */
+op_fn keyfile_scan;
+op_fn keyfile_prove;
+op_fn keyfile_sign;
+op_fn keyfile_ping;
+op_fn keyfile_refuse;
 
 #endif

@@ -322,6 +322,19 @@ static int look_at_pin(struct frame_page *page, const struct hsm_settings *setti
     return 0;
 }
 
+/* A file is read while its disk answers, or not at all: no slow token excuses it. */
+static int open_source(struct worker *worker, const struct hsm_settings *settings,
+                       struct fault *fault)
+{
+    int done;
+
+    if (settings->keys_file[0] != '\0')
+        atomic_store(&worker->page->looking, clock_now());
+    done = hsm_open(settings, &worker->token, &worker->info, fault);
+    atomic_store(&worker->page->looking, 0);
+    return done;
+}
+
 /* No copy of the settings is left here, the token has its own. */
 static int open_token(struct worker *worker, struct fault *fault)
 {
@@ -334,7 +347,7 @@ static int open_token(struct worker *worker, struct fault *fault)
         return fault_set(fault, FAULT_CANCELLED, "front is gone");
     if (decode(bytes, length, FRAME_OPEN, &open, fault) == 0 &&
         look_at_pin(worker->page, &open.settings, fault) == 0)
-        done = hsm_open(&open.settings, &worker->token, &worker->info, fault);
+        done = open_source(worker, &open.settings, fault);
     explicit_bzero(bytes, sizeof bytes);
     explicit_bzero(&open, sizeof open);
     return done;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
@@ -251,6 +252,25 @@ void file_sweep(const struct file_place *place)
             (void)unlinkat(place->folder, entry->d_name, 0);
 }
 
+/* ---- reading ---- */
+
+ssize_t file_read(int fd, void *bytes, size_t size)
+{
+    uint8_t *to = bytes;
+    size_t length = 0;
+
+    while (length < size) {
+        ssize_t got = read(fd, to + length, size - length);
+
+        if (got < 0 && errno != EINTR)
+            return -1;
+        if (got == 0)
+            break;
+        length += got > 0 ? (size_t)got : 0;
+    }
+    return (ssize_t)length;
+}
+
 /* ---- what is trusted ---- */
 
 /* A sentence with a number in it. */
@@ -289,6 +309,12 @@ static const struct rule {
                             .sticky_is_fit = true,
                             .mode = {"can be written by its group or by everybody (mode ",
                                      "), who could put another library there"}},
+    [FILE_KEYS] = {.regular = true,
+                   .ours = true,
+                   .forbidden = S_IRWXG | S_IRWXO,
+                   .owner = {"belongs to user ", ", neither to root nor to us"},
+                   .mode = {"has mode ",
+                            ", but nobody except its owner may have access: chmod 0600 it"}},
 };
 
 static bool has_forbidden_bits(const struct rule *rule, mode_t mode)

@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 
 #include "hsm/base/fault.h"
 
@@ -80,12 +81,18 @@ enum file_rule {
     FILE_RECORD, /* whatever its mode */
     FILE_MODULE,
     FILE_MODULE_FOLDER,
+    FILE_KEYS, /* private keys that another program wrote */
 };
 
 /* Of `file`, which is open or was just looked at: may it be of any consequence? The fault is
  * FAULT_FAILED_PRECONDITION, and its sentence begins with the subject. */
 int file_check(enum file_rule rule, const struct stat *file, struct fault *fault,
                const char *subject, ...) __attribute__((format(printf, 4, 5)));
+
+/* ---- reading ---- */
+
+/* What is left of the file, but no more than `size` bytes. Their number, or -1: errno. */
+ssize_t file_read(int fd, void *bytes, size_t size);
 
 /* ---- errors ---- */
 

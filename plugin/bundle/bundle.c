@@ -32,11 +32,6 @@ static const struct dialect {
     [BUNDLE_OIDC] = {.jwt_alone = true, .algorithm = true},
 };
 
-static void free_der(unsigned char **der)
-{
-    OPENSSL_free(*der);
-}
-
 static int no_memory(struct fault *fault)
 {
     return fault_set(fault, FAULT_RESOURCE_EXHAUSTED, "out of memory");
@@ -71,7 +66,7 @@ static int check_spelling(const json_t *jwk, const uint8_t *pkix, size_t length,
                           struct fault *fault)
 {
     OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, fault);
-    OWNED(free_der) unsigned char *der = NULL;
+    OWNED(der_free) unsigned char *der = NULL;
     int usual;
 
     if (!key)
@@ -111,7 +106,7 @@ static bool is_repeated(const struct bundle *bundle, size_t index)
 
 static int write_certificate_key(const X509 *certificate, json_t *jwk, struct fault *fault)
 {
-    OWNED(free_der) unsigned char *pkix = NULL;
+    OWNED(der_free) unsigned char *pkix = NULL;
     int length = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(certificate), &pkix);
 
     if (length <= 0)
@@ -282,7 +277,7 @@ static int check_x5c(const json_t *jwk, struct fault *fault)
     size_t length = 0;
     OWNED(scope_free) uint8_t *der = text ? base64_decode(BASE64_STANDARD, text, &length) : NULL;
     OWNED(x509_free) X509 *certificate = NULL;
-    OWNED(free_der) unsigned char *pkix = NULL;
+    OWNED(der_free) unsigned char *pkix = NULL;
     int size;
 
     if (!der || json_array_size(x5c) != 1)
@@ -454,7 +449,7 @@ static int read_block(BIO *bio, BIO *again, struct fault *fault)
 {
     char *name = NULL;
     char *header = NULL;
-    OWNED(free_der) unsigned char *der = NULL;
+    OWNED(der_free) unsigned char *der = NULL;
     OWNED(x509_free) X509 *certificate = NULL;
     long length;
     int found = PEM_read_bio(bio, &name, &header, &der, &length);

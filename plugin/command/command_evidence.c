@@ -78,11 +78,6 @@ static void free_json(json_t **json)
     json_decref(*json);
 }
 
-static void free_der(unsigned char **der)
-{
-    OPENSSL_free(*der);
-}
-
 /* ---- the bundle ---- */
 
 static struct authority *new_authority(struct evidence *evidence, const char *use)
@@ -113,7 +108,7 @@ static void write_pem(const struct hsm_public_key *key, char *text, size_t size)
 
 static void set_key(struct authority *authority, const EVP_PKEY *key)
 {
-    OWNED(free_der) unsigned char *der = NULL;
+    OWNED(der_free) unsigned char *der = NULL;
     int length = key ? i2d_PUBKEY(key, &der) : 0;
 
     ERR_clear_error();

@@ -25,7 +25,7 @@ plugin             hsm/base hsm/wire plugin/command plugin/config plugin/report 
 libraries="
 grpc/       plugin/rpc/rpc(_[a-z]+)?\.[ch]
 p11-kit/    hsm/([a-z_]+|wire/[a-z_]+)\.[ch]
-jansson     plugin/[a-z]+/[a-z0-9_]+\.[ch]
+jansson     hsm/keyfile\.c|plugin/[a-z]+/[a-z0-9_]+\.[ch]
 "
 # Of hsm/wire what speaks in PKCS#11's own types is for hsm/ alone.
 private='hsm/wire/rv\.h'

@@ -1,0 +1,37 @@
+/* The file in which SPIRE's disk key manager keeps its keys: JSON, `{"keys": {ID: KEY}}`, where a
+ * key is the base 64 of its PKCS #8 (RFC 5208). A server's and an agent's are alike (spire
+ * 1.14.5 and 1.15.3, pkg/server/plugin/keymanager/disk and pkg/agent/plugin/keymanager/disk).
+ *
+ * It is read whole, once, and then closed; nothing of it is ever written. The keys stay in this
+ * process's memory, and what was read on the way to them is wiped. The hsm room is of the worker
+ * alone, so no front ever has them.
+ *
+ * Accepted is a regular file of ours or of root's, with no access for anybody else, of up to
+ * KEYFILE_BYTES_MAX bytes. All its keys are of a type of ours, up to KEYFILE_KEYS_MAX, and each
+ * has signed. As for SPIRE, members beside "keys" are of no consequence. Two things that SPIRE
+ * accepts are refused, as it never writes them and the mistake would be found out too late: a file
+ * without keys, and one key id twice.
+ *
+ * Every sentence names "previous: keys_file" and the path, at most a key's id and type, and
+ * nothing else that stands in the file. */
+#ifndef HSM_KEYFILE_H
+#define HSM_KEYFILE_H
+
+#include "hsm/wire/types.h"
+
+enum { KEYFILE_BYTES_MAX = 1 << 20, KEYFILE_KEYS_MAX = 256 };
+
+struct keyfile;
+
+/* Blocks for as long as the file's disk does. FAULT_UNAVAILABLE: the file is not there (yet), its
+ * disk fails, or memory is short. FAULT_FAILED_PRECONDITION: all else. *keyfile is the caller's to
+ * close; its keys are for any number of threads. */
+int keyfile_open(const struct hsm_settings *settings, struct keyfile **keyfile,
+                 struct hsm_token_info *info, struct fault *fault);
+
+/* Wipes the keys. NULL is fine. */
+void keyfile_close(struct keyfile *keyfile);
+
+/* What is done with the keys: the operations in token.h. */
+
+#endif
