@@ -30,8 +30,10 @@ linked() {
     done
 }
 
-# The worker has a libcrypto inside.
-static=$(owner "$("${CC:-gcc}" -print-file-name=libcrypto.a)")
+# The worker has a libcrypto and a jansson inside.
+static=$(for library in libcrypto.a libjansson.a; do
+    owner "$("${CC:-gcc}" -print-file-name="$library")"
+done | LC_ALL=C sort -u)
 
 contained() {
     local package path from
@@ -64,7 +66,7 @@ jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
     def relation($from; $type; $to):
         {spdxElementId: $from, relationshipType: $type, relatedSpdxElement: $to};
     def described: {downloadLocation: "NOASSERTION", filesAnalyzed: false, copyrightText: "NOASSERTION"};
-    ("spire-hsm" | package_id) as $ours | "SPDXRef-Image" as $image |
+    ($static | split("\n")) as $inside | ("spire-hsm" | package_id) as $ours | "SPDXRef-Image" as $image |
     ($packages | rows) as $packages | ($files | rows) as $files | ($files != []) as $is_image |
     {
         spdxVersion: "SPDX-2.3", dataLicense: "CC0-1.0", SPDXID: "SPDXRef-DOCUMENT",
@@ -103,13 +105,13 @@ jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
             licenseConcluded: "NOASSERTION", licenseInfoInFiles: ["NOASSERTION"], copyrightText: "NOASSERTION"
         })),
         relationships: (
-            [relation($ours; "STATIC_LINK"; $static | package_id)] +
+            ($inside | map(relation($ours; "STATIC_LINK"; package_id))) +
             if $is_image then
                 [relation("SPDXRef-DOCUMENT"; "DESCRIBES"; $image), relation($image; "CONTAINS"; $ours)] +
-                ($packages | map(select(.[0] != $static) | relation($image; "CONTAINS"; .[0] | package_id))) +
+                ($packages | map(select(.[0] | IN($inside[]) | not) | relation($image; "CONTAINS"; .[0] | package_id))) +
                 ($files | map(relation(.[1] | file_id; "GENERATED_FROM"; .[0] | package_id)))
             else
                 [relation("SPDXRef-DOCUMENT"; "DESCRIBES"; $ours)] +
-                ($packages | map(select(.[0] != $static) | relation($ours; "DYNAMIC_LINK"; .[0] | package_id)))
+                ($packages | map(select(.[0] | IN($inside[]) | not) | relation($ours; "DYNAMIC_LINK"; .[0] | package_id)))
             end)
     } | if $is_image then . else del(.files) end'

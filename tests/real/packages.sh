@@ -62,8 +62,8 @@ sbom_has_what_the_package_depends_on() {
             .relationshipType == "DYNAMIC_LINK" and .relatedSpdxElement == $id)' \
             "$here/../build/sbom.spdx.json" || return 1
     done
-    jq -e 'any(.relationships[]; .relationshipType == "STATIC_LINK" and
-        .relatedSpdxElement == "SPDXRef-Package-libssl-dev")' "$here/../build/sbom.spdx.json"
+    jq -e '[.relationships[] | select(.relationshipType == "STATIC_LINK").relatedSpdxElement] ==
+        ["SPDXRef-Package-libjansson-dev", "SPDXRef-Package-libssl-dev"]' "$here/../build/sbom.spdx.json"
 }
 
 ## Manual pages
