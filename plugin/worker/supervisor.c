@@ -293,7 +293,7 @@ static bool is_deaf(const struct supervisor *s, int64_t now)
 }
 
 /* To look at a file takes no longer than anything else, however slowly the token opens. */
-static bool hangs_at_pin(const struct supervisor *s, int64_t now)
+static bool hangs_at_file(const struct supervisor *s, int64_t now)
 {
     int64_t since = atomic_load(&s->child.page->looking);
 
@@ -304,7 +304,7 @@ static bool overdue(struct supervisor *s, int64_t now)
 {
     bool overdue =
         s->worker == WORKER_OPENING &&
-        (hangs_at_pin(s, now) || now - clock_later(s->since, s->forgiven) > opening_limit(s));
+        (hangs_at_file(s, now) || now - clock_later(s->since, s->forgiven) > opening_limit(s));
 
     supervisor_lock(s);
     overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
@@ -322,16 +322,23 @@ static bool overdue(struct supervisor *s, int64_t now)
     return overdue;
 }
 
+static const char *what_hangs(const struct supervisor *s, int64_t now)
+{
+    bool has_keys = s->options.settings.keys_file[0] != '\0';
+
+    if (s->worker != WORKER_OPENING || !hangs_at_file(s, now))
+        return has_keys ? "the worker of previous: keys_file hangs" : "the PKCS#11 module hangs";
+    return has_keys ? "previous: keys_file does not answer, as its file system hangs"
+                    : "the PIN file does not answer, as its file system hangs";
+}
+
 static void end_overdue(struct supervisor *s, int64_t now)
 {
     struct fault fault;
 
     if (!overdue(s, now))
         return;
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s; its worker was ended",
-                    s->worker == WORKER_OPENING && hangs_at_pin(s, now)
-                        ? "the PIN file does not answer, as its file system hangs"
-                        : "the PKCS#11 module hangs");
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s; its worker was ended", what_hangs(s, now));
     supervisor_worker_refused(s, &fault);
     supervisor_worker_leave(s, LEAVING_HUNG);
     child_kill(&s->child);

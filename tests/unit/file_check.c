@@ -59,6 +59,14 @@ static const struct {
     {FILE_MODULE_FOLDER, S_IFDIR | 0702, US,
      "can be written by its group or by everybody (mode 0702), who could put another library "
      "there"},
+    {FILE_KEYS, S_IFREG | 0600, US, NULL},
+    {FILE_KEYS, S_IFREG | 0400, ROOT, NULL},
+    {FILE_KEYS, S_IFREG | 0600, SOMEBODY, "belongs to user 4711, neither to root nor to us"},
+    {FILE_KEYS, S_IFREG | 0640, US,
+     "has mode 0640, but nobody except its owner may have access: chmod 0600 it"},
+    {FILE_KEYS, S_IFREG | 0602, ROOT,
+     "has mode 0602, but nobody except its owner may have access: chmod 0600 it"},
+    {FILE_KEYS, S_IFIFO | 0600, US, "is not a regular file"},
 };
 
 static uid_t user_of(int owner)

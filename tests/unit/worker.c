@@ -11,6 +11,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -27,6 +28,7 @@
 
 #include <cmocka.h>
 
+#include "hsm/base/clock.h"
 #include "hsm/wire/frame.h"
 
 enum { SOCKET = 3, PAGE = 4, LOCK = 5, SESSIONS = 3, STATUS_CLOSED = 42 };
@@ -47,7 +49,7 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
 {
     if (strcmp(settings->module, "missing") == 0)
         return fault_set(fault, FAULT_UNAVAILABLE, "no such module");
-    if (strcmp(settings->module, "hangs") == 0)
+    if (strcmp(settings->module, "hangs") == 0 || strcmp(settings->keys_file, "/hangs") == 0)
         for (;;)
             (void)pause();
     if (strcmp(settings->pin_text, "1234") != 0)
@@ -320,6 +322,36 @@ static void a_pin_that_was_refused_is_left_alone_until_its_file_has_changed(void
     (void)unlink(path);
 }
 
+/* Its limit is that of a look: the page says since when it has been reading. */
+static void a_keys_file_whose_disk_hangs_is_told_from_a_slow_token(void **state)
+{
+    struct front *front = *state;
+    struct frame open = {.kind = FRAME_OPEN,
+                         .settings = {.sessions = SESSIONS, .keys_file = "/hangs"}};
+    uint8_t bytes[FRAME_MAX];
+    int64_t before = clock_now();
+
+    send_bytes(front, bytes, frame_encode(&open, bytes));
+    while (atomic_load(&front->page->looking) == 0 && clock_now() - before < CLOCK_SECOND * 60)
+        (void)sched_yield();
+    assert_in_range(atomic_load(&front->page->looking), before, clock_now());
+    (void)kill(front->worker, SIGKILL);
+    (void)status_of(front);
+}
+
+static void a_keys_file_that_was_read_is_looked_at_no_more(void **state)
+{
+    struct front *front = *state;
+    struct frame open = {.kind = FRAME_OPEN,
+                         .settings = {.sessions = SESSIONS, .keys_file = "/fine"}};
+    uint8_t bytes[FRAME_MAX];
+
+    (void)strcpy(open.settings.pin_text, "1234");
+    send_bytes(front, bytes, frame_encode(&open, bytes));
+    (void)receive(front, FRAME_READY);
+    assert_int_equal(atomic_load(&front->page->looking), 0);
+}
+
 static void front_of_another_build_is_refused(void **state)
 {
     struct front *front = *state;
@@ -521,6 +553,8 @@ int main(void)
         TEST(ready_tells_what_was_opened_and_requests_are_answered),
         TEST(refused_token_is_told_and_the_worker_leaves),
         TEST(a_pin_that_was_refused_is_left_alone_until_its_file_has_changed),
+        TEST(a_keys_file_whose_disk_hangs_is_told_from_a_slow_token),
+        TEST(a_keys_file_that_was_read_is_looked_at_no_more),
         TEST(front_of_another_build_is_refused),
         TEST(as_many_calls_run_at_once_as_there_are_sessions),
         TEST(page_is_clear_when_nothing_is_executed),
