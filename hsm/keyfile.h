@@ -3,7 +3,7 @@
  * 1.14.5 and 1.15.3, pkg/server/plugin/keymanager/disk and pkg/agent/plugin/keymanager/disk).
  *
  * It is read whole, once, and then closed; nothing of it is ever written. The keys stay in this
- * process's memory, and what was read on the way to them is wiped. The hsm room is of the worker
+ * process's memory; the text that they were read from is wiped. The hsm room is of the worker
  * alone, so no front ever has them.
  *
  * Accepted is a regular file of ours or of root's, with no access for anybody else, of up to
