@@ -121,6 +121,28 @@ static void some_calls_fail_at_random(void **state)
     run(step_percent);
 }
 
+static void step_part(void)
+{
+    CK_OBJECT_HANDLE well[2];
+    CK_OBJECT_HANDLE ill[2];
+
+    begin_with("");
+    OK(generate("well", well));
+    OK(generate("one that is ill", ill));
+    script("C_Sign before CKR_DEVICE_ERROR on ill");
+    OK(sign(well[1]));
+    RV(CKR_DEVICE_ERROR, sign(ill[1]));
+    script("C_SignInit before CKR_KEY_HANDLE_INVALID on ill");
+    OK(sign(well[1]));
+    RV(CKR_KEY_HANDLE_INVALID, sign(ill[1]));
+}
+
+static void some_keys_alone_are_in_trouble(void **state)
+{
+    (void)state;
+    run(step_part);
+}
+
 static void step_sign_again(void)
 {
     CK_OBJECT_HANDLE keys[2];
@@ -251,6 +273,7 @@ int main(void)
         cmocka_unit_test(calls_are_counted_from_the_scripts_loading),
         cmocka_unit_test(faults_end_and_calls_are_slow_as_the_script_says),
         cmocka_unit_test(some_calls_fail_at_random),
+        cmocka_unit_test(some_keys_alone_are_in_trouble),
         cmocka_unit_test(a_failed_signature_ends_its_operation),
         cmocka_unit_test(one_call_that_hangs_leaves_the_others_alone),
         cmocka_unit_test(a_crash_ends_the_process_the_way_asked_for),

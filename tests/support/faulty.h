@@ -12,7 +12,7 @@
 
 #include <p11-kit/pkcs11.h>
 
-enum { FAULTY_RULES = 64, FAULTY_SESSIONS = 256, FAULTY_ERROR = 160 };
+enum { FAULTY_RULES = 64, FAULTY_SESSIONS = 256, FAULTY_ERROR = 160, FAULTY_PART = 32 };
 
 enum faulty_action {
     FAULTY_RETURN, /* value: a CK_RV */
@@ -34,9 +34,10 @@ struct faulty_rule {
     bool shared;
     uint64_t first; /* of the calls that match, from 1 */
     uint64_t last;
-    uint64_t times;   /* 0 = no limit */
-    uint64_t percent; /* of the calls whose turn it is, 0 = all */
-    int64_t lasting;  /* ns since the script was loaded, 0 = no limit */
+    uint64_t times;         /* 0 = no limit */
+    uint64_t percent;       /* of the calls whose turn it is, 0 = all */
+    int64_t lasting;        /* ns since the script was loaded, 0 = no limit */
+    char part[FAULTY_PART]; /* of the label of the key signed with, "" = any */
     enum faulty_action action;
     uint64_t value;
     unsigned line;
@@ -86,13 +87,14 @@ struct faulty_habits {
         uint64_t lasts;    /* from when the first process loaded the script; 0 = none */
         bool private_keys; /* whom it hits */
         bool public_keys;
-        char part[32]; /* of the label of those it hits, "" = all */
-        uint64_t rv;   /* what reading them answers; CKR_OK: searches leave them out */
+        char part[FAULTY_PART]; /* of the label of those it hits, "" = all */
+        uint64_t rv;            /* what reading them answers; CKR_OK: searches leave them out */
     } trouble;
 };
 
 struct faulty_script {
     struct faulty_habits habits;
+    bool aims; /* a rule is about some keys alone */
     unsigned count;
     struct faulty_rule rules[FAULTY_RULES];
     struct faulty_script *previous; /* kept: other threads may still read it */
@@ -120,6 +122,9 @@ CK_RV faulty_after(const char *function, CK_RV rv);
 
 /* NULL while there is no script. */
 const struct faulty_habits *faulty_habits(void);
+
+/* In front of faulty_before of C_SignInit: the key of this thread's calls until the next. */
+void faulty_aim(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key);
 
 int64_t faulty_now(void); /* CLOCK_MONOTONIC, ns */
 int64_t faulty_age(void); /* of the script, since its first reader; ns */
@@ -218,6 +223,9 @@ extern _Thread_local bool habit_spoils;
 /* This thread's next signature is wrong, or two bytes too short. */
 extern _Thread_local bool habit_bends;
 extern _Thread_local bool habit_shortens;
+
+/* The label of the object that this handle reaches now; cut to what there is room for. */
+void habit_label(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, char *label, size_t size);
 
 /* Every call fails from now on, until C_Finalize and C_Initialize. */
 void habit_die(void);

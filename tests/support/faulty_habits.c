@@ -9,6 +9,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { ATTRIBUTES_MAX = 48, POINT_MAX = 256, NAME_MAX_BYTES = 1024 };
@@ -379,6 +380,16 @@ static CK_OBJECT_HANDLE find_other(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE o
 static CK_OBJECT_HANDLE reached(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE handle)
 {
     return is_stale(handle) ? find_other(session, inner(handle)) : inner(handle);
+}
+
+void habit_label(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE object, char *label, size_t size)
+{
+    CK_BYTE value[NAME_MAX_BYTES];
+    CK_ATTRIBUTE wanted = {CKA_LABEL, value, sizeof value};
+    CK_RV rv = faulty_real->C_GetAttributeValue(session, reached(session, object), &wanted, 1);
+    int length = rv == CKR_OK ? (int)wanted.ulValueLen : 0;
+
+    (void)snprintf(label, size, "%.*s", length, (const char *)value);
 }
 
 /* ---- objects ---- */

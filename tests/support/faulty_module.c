@@ -34,6 +34,8 @@
  *                                      one does not crash again
  *             for MS                   only so long after the first process loaded it
  *             percent N                N of 100 calls, at random
+ *             on PART                  of C_SignInit and C_Sign: only with keys whose label
+ *                                      has PART in it
  *
  *   profile NAME      all may be combined; durations are in MS, if nothing else is said
  *
@@ -100,7 +102,8 @@ CK_FUNCTION_LIST *faulty_real;
 static CK_FUNCTION_LIST list;
 static void *library;
 
-/* name, where it goes, its session (0 = none), parameters, arguments. C_Sign is below. */
+/* name, where it goes, its session (0 = none), parameters, arguments. C_SignInit and C_Sign are
+ * below. */
 #define REAL(name) faulty_real->name
 #define FUNCTIONS(X)                                                                               \
     X(C_Initialize, habit_initialize, 0, (void *arguments), (arguments))                           \
@@ -154,9 +157,6 @@ static void *library;
       (session, objects, most, count))                                                             \
     X(C_FindObjectsFinal, REAL(C_FindObjectsFinal), session, (CK_SESSION_HANDLE session),          \
       (session))                                                                                   \
-    X(C_SignInit, habit_sign_init, session,                                                        \
-      (CK_SESSION_HANDLE session, CK_MECHANISM * mechanism, CK_OBJECT_HANDLE key),                 \
-      (session, mechanism, key))                                                                   \
     X(C_GenerateKeyPair, habit_generate, session,                                                  \
       (CK_SESSION_HANDLE session, CK_MECHANISM * mechanism, CK_ATTRIBUTE * public,                 \
        CK_ULONG public_count, CK_ATTRIBUTE * private, CK_ULONG private_count,                      \
@@ -177,6 +177,18 @@ static void *library;
         return faulty_after(#name, target arguments);             \
     }
 FUNCTIONS(WRAPPER)
+
+static CK_RV wrap_C_SignInit(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism,
+                             CK_OBJECT_HANDLE key)
+{
+    CK_RV rv = CKR_OK;
+
+    faulty_aim(session, key);
+    if (!faulty_before("C_SignInit", &rv))
+        return rv;
+    habit_session(session);
+    return faulty_after("C_SignInit", habit_sign_init(session, mechanism, key));
+}
 
 /* C_Sign ends the operation whatever it answers, but for a buffer too small: so it has to
  * be ended in the real module too, by a signature that nobody gets. */
@@ -199,7 +211,7 @@ static CK_RV wrap_C_Sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG leng
 bool faulty_known(const char *function)
 {
 #define NAME_OF(name, target, its_session, parameters, arguments) #name,
-    static const char *const names[] = {FUNCTIONS(NAME_OF) "C_Sign"};
+    static const char *const names[] = {FUNCTIONS(NAME_OF) "C_SignInit", "C_Sign"};
 
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         if (strcmp(function, names[i]) == 0)
@@ -225,6 +237,7 @@ static void load(void)
     list = *faulty_real;
 #define ENTER(name, target, its_session, parameters, arguments) list.name = wrap_##name;
     FUNCTIONS(ENTER)
+    list.C_SignInit = wrap_C_SignInit;
     list.C_Sign = wrap_C_Sign;
 }
 

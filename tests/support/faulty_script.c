@@ -227,6 +227,9 @@ static int read_limit(struct line *line, struct faulty_rule *rule, const char *w
         if (next_number(line, &milliseconds) != 0)
             return -1;
         rule->lasting = (int64_t)milliseconds * 1000000;
+    } else if (strcmp(word, "on") == 0) {
+        word = next_word(line);
+        (void)snprintf(rule->part, sizeof rule->part, "%s", word ? word : "");
     } else if (strcmp(word, "shared") == 0) {
         rule->shared = true;
     } else {
@@ -256,6 +259,7 @@ static int read_rule(struct line *line, const char *function, struct faulty_scri
     while ((word = next_word(line)))
         if (read_limit(line, rule, word) != 0)
             return -1;
+    script->aims = script->aims || rule->part[0] != '\0';
     script->count++;
     return 0;
 }

@@ -68,6 +68,8 @@ static _Atomic int64_t looked; /* coarse time of the last look */
 static _Atomic uint64_t own_seen[FAULTY_RULES];
 static _Atomic uint64_t own_fired[FAULTY_RULES];
 
+static _Thread_local char subject[256]; /* label of the key that this thread signs with */
+
 static pthread_mutex_t page_lock = PTHREAD_MUTEX_INITIALIZER;
 
 _Noreturn static void give_up(const char *what)
@@ -349,6 +351,13 @@ static bool act(const struct faulty_rule *rule, const char *function, CK_RV *rv)
     return true;
 }
 
+static bool is_about(const struct faulty_rule *rule, bool after, const char *function)
+{
+    return rule->after == after &&
+           (rule->function[0] == '*' || strcmp(rule->function, function) == 0) &&
+           (rule->part[0] == '\0' || strstr(subject, rule->part) != NULL);
+}
+
 /* Every rule counts the call, also behind one that ends it. */
 static bool apply(const struct faulty_script *script, const char *function, bool after, CK_RV *rv)
 {
@@ -357,7 +366,7 @@ static bool apply(const struct faulty_script *script, const char *function, bool
     for (size_t i = 0; i < script->count; i++) {
         const struct faulty_rule *rule = &script->rules[i];
 
-        if (rule->after == after && (rule->function[0] == '*' || !strcmp(rule->function, function)))
+        if (is_about(rule, after, function))
             fires[i] = due(rule, i);
     }
     for (size_t i = 0; i < script->count; i++) {
@@ -368,6 +377,18 @@ static bool apply(const struct faulty_script *script, const char *function, bool
             return false;
     }
     return true;
+}
+
+void faulty_aim(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key)
+{
+    const struct faulty_script *script;
+
+    subject[0] = '\0';
+    if (page)
+        look();
+    script = current;
+    if (script && script->aims)
+        habit_label(session, key, subject, sizeof subject);
 }
 
 bool faulty_before(const char *function, CK_RV *rv)
