@@ -309,7 +309,7 @@ static int prove_whole(const struct call *call, const struct session *session,
     if (why[0] != '\0')
         return verdict(call, HSM_UNFIT, why);
     if (try_signature(session, pair->private_key, &key, fault) != 0)
-        return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_UNFIT, fault->message);
+        return fault->ckr != CKR_OK ? -1 : verdict(call, HSM_MISSIGNED, fault->message);
     verifier = verifier_make(&key, fault);
     if (!verifier)
         return -1;

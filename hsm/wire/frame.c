@@ -396,7 +396,7 @@ static void get_reply(struct reader *r, struct frame *frame)
     struct hsm_reply *reply = &frame->reply;
 
     get_fault(r, &reply->fault);
-    reply->state = get_small(r, HSM_ABSENT, HSM_BARE, "state");
+    reply->state = get_small(r, HSM_ABSENT, HSM_MISSIGNED, "state");
     get_text(r, reply->why, sizeof reply->why, "reason");
     get_public_key(r, &reply->public_key);
     reply->signature_length = get_bytes(r, reply->signature, sizeof reply->signature, "signature");

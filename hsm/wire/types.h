@@ -168,9 +168,10 @@ enum hsm_state {
     HSM_ABSENT = 0, /* and the token was reachable and logged in before and after the look */
     HSM_HALF,       /* of a scan: only one half is there. Of a look: the public one */
     HSM_COMPLETE,
-    HSM_UNFIT,     /* whole, but public key, attributes or trial signature are wrong: see why */
+    HSM_UNFIT,     /* whole, but public key or attributes are wrong: see why */
     HSM_DUPLICATE, /* more than one private key of this label and id */
     HSM_BARE,      /* a private key alone, of which no public key is to be had */
+    HSM_MISSIGNED, /* whole, but its trial signature is wrong: see why. It may be right next time */
 };
 
 struct hsm_public_key {
@@ -183,7 +184,7 @@ struct hsm_public_key {
 struct hsm_reply {
     struct fault fault;               /* code FAULT_NONE = done, and only then the rest counts */
     enum hsm_state state;             /* GENERATE, PROVE, DESTROY */
-    char why[HSM_WHY_MAX];            /* for HSM_UNFIT, HSM_HALF, HSM_BARE, a clause */
+    char why[HSM_WHY_MAX];            /* a clause, whenever state is not COMPLETE or ABSENT */
     struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;

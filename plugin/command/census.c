@@ -96,7 +96,7 @@ enum census_state census_state(struct inventory *server, struct inventory_item *
         return CENSUS_UNKNOWN;
     if (inventory_is_half(item->state))
         return CENSUS_HALF;
-    return item->state == HSM_UNFIT ? CENSUS_UNFIT : state_of_whole(server, item);
+    return item->state != HSM_COMPLETE ? CENSUS_UNFIT : state_of_whole(server, item);
 }
 
 /* ---- pruning ---- */

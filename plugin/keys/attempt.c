@@ -166,33 +166,41 @@ static void want_another_worker(struct attempt *attempt)
 
 /* ---- looking ---- */
 
+/* After a doubt an unfit key is but one that was not finished: killed in C_GenerateKeyPair, SoftHSM
+ * leaves a pair without CKA_LOCAL. */
+static void name_the_reason(const struct attempt *attempt, const struct hsm_reply *reply,
+                            struct fault *fault)
+{
+    bool doubted = attempt->doubt.code != FAULT_NONE;
+
+    if (!doubted && (reply->state == HSM_UNFIT || reply->state == HSM_MISSIGNED))
+        (void)fault_set(fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
+                        reply->why);
+    else
+        (void)fault_set(fault, FAULT_UNAVAILABLE, "no whole key after %u tries%s%s",
+                        attempt->generations, doubted ? ": " : "",
+                        doubted ? attempt->doubt.message : "");
+}
+
 /* What the label names is no key to serve: never again that label. A token that says it made
- * a key, and that one is unfit, is not asked five times. After a doubt an unfit key is but one
- * that was not finished: killed in C_GenerateKeyPair, SoftHSM leaves a pair without CKA_LOCAL. */
+ * a key, and that one has wrong attributes, is not asked five times; what signs wrongly now may
+ * sign rightly in a moment, and by another worker. */
 static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 {
     bool unfit = reply->state == HSM_UNFIT && attempt->doubt.code == FAULT_NONE;
-    unsigned most = unfit ? UNFIT_MAX : GENERATIONS_MAX;
+    bool worker_is_ill = attempt->doubt.ckr != 0 || reply->state == HSM_MISSIGNED;
     struct fault fault;
 
     clear_away(attempt);
-    if (attempt->doubt.ckr != 0 && attempt->generations > 1)
+    name_the_reason(attempt, reply, &fault);
+    if (worker_is_ill && attempt->generations > 1)
         want_another_worker(attempt);
-    if (attempt->generations < most) {
-        if (attempt->generations == 1)
-            generate(attempt);
-        else
-            stall(attempt, generate, &attempt->doubt);
-        return;
-    }
-    if (unfit)
-        (void)fault_set(&fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
-                        reply->why);
+    if (attempt->generations >= (unfit ? UNFIT_MAX : GENERATIONS_MAX))
+        fail(attempt, &fault);
+    else if (attempt->generations == 1)
+        generate(attempt);
     else
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no whole key after %u tries%s%s", most,
-                        attempt->doubt.code != FAULT_NONE ? ": " : "",
-                        attempt->doubt.code != FAULT_NONE ? attempt->doubt.message : "");
-    fail(attempt, &fault);
+        stall(attempt, generate, attempt->doubt.code != FAULT_NONE ? &attempt->doubt : &fault);
 }
 
 static void look(struct attempt *attempt);

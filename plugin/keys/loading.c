@@ -374,7 +374,8 @@ static void warn_unfit(const struct inventory_item *item)
                                          [HSM_COMPLETE] = "not known to this server",
                                          [HSM_UNFIT] = "not fit for use",
                                          [HSM_DUPLICATE] = "exists more than once",
-                                         [HSM_BARE] = "half a key"};
+                                         [HSM_BARE] = "half a key",
+                                         [HSM_MISSIGNED] = "not fit for use"};
     char id[2 * HSM_ID_MAX + 1];
 
     hex_encode(item->name.id, item->name.id_length, id);
