@@ -161,7 +161,19 @@ static int open_record(struct keymanager *keymanager, struct keymanager *before,
     return take_place(keymanager, fault);
 }
 
-static int start(struct keymanager *keymanager, const struct config *config, struct fault *fault)
+/* What a library that hangs while a server is reconfigured is measured by. */
+static int64_t opened_in(const struct keymanager *before, const char *module)
+{
+    struct supervisor_figures figures;
+
+    if (!before || strcmp(before->config.module, module) != 0)
+        return 0;
+    supervisor_measure(before->supervisor, &figures);
+    return figures.opened_in;
+}
+
+static int start(struct keymanager *keymanager, const struct keymanager *before,
+                 const struct config *config, struct fault *fault)
 {
     struct supervisor_options options = {
         .lock = keymanager->identity.lock,
@@ -169,6 +181,7 @@ static int start(struct keymanager *keymanager, const struct config *config, str
         .generate_limit = config->keymanager.generate_timeout,
         .keep_alive = config->keymanager.keep_alive,
         .startup_wait = config->keymanager.startup_wait,
+        .opened_in = opened_in(before, config->keymanager.module),
         .tick = tick,
         .ended = free_keymanager,
         .context = keymanager,
@@ -202,7 +215,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
     if (!made)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     if (identity_open(config, before ? &before->identity : NULL, &made->identity, fault) != 0 ||
-        open_record(made, before, fault) != 0 || start(made, config, fault) != 0) {
+        open_record(made, before, fault) != 0 || start(made, before, config, fault) != 0) {
         free_keymanager(made);
         return -1;
     }

@@ -26,6 +26,7 @@ void supervisor_measure(struct supervisor *s, struct supervisor_figures *figures
         .queued = jobs_queued(&s->jobs, now, &waited),
         .busy = busy_sessions(s),
         .sessions = s->info.sessions,
+        .opened_in = s->first_took,
     };
     figures->waited = waited;
     supervisor_unlock(s);

@@ -273,7 +273,7 @@ static int64_t opening_limit(const struct supervisor *s)
 {
     int64_t limit = s->options.operation_limit;
 
-    if (s->info.sessions == 0)
+    if (s->first_took == 0)
         return clock_later(open_limit, s->begun + s->options.startup_wait - s->since);
     for (unsigned i = 0; i < s->starts.fruitless && limit < open_limit; i++)
         limit *= 2;
@@ -500,6 +500,7 @@ int supervisor_start(const struct supervisor_options *options, struct supervisor
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     s->options = *options;
     s->begun = clock_now();
+    s->first_took = options->opened_in;
     (void)pthread_mutex_init(&s->mutex, NULL);
     condition_open(&s->changed);
     jobs_open(&s->jobs);

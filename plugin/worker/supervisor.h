@@ -47,6 +47,8 @@ struct supervisor_options {
     int64_t keep_alive;           /* HSM_PING after so many idle ns; 0 = never */
     int64_t startup_wait;         /* ns that the first opening of the token may take, counted from
                                      supervisor_start; 60 s if that is more */
+    int64_t opened_in;            /* ns that this module took to open when another supervisor had
+                                     it first; 0 = not known */
     bool one_caller;              /* who asks waits for nothing else: a request that has failed
                                      three times is answered before its deadline */
 
@@ -113,6 +115,7 @@ struct supervisor_figures {
     unsigned queued;   /* requests that wait to be sent */
     uint32_t busy;     /* sessions at work */
     uint32_t sessions; /* as many as the token allowed */
+    int64_t opened_in; /* ns that the first opening took; 0 = there was none yet */
 };
 
 /* Any thread, after supervisor_wait. The token is not asked. */

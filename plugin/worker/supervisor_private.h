@@ -46,7 +46,7 @@ struct supervisor {
     int64_t since; /* when `worker` took its value */
     struct starts starts;
     int64_t begun;      /* the supervisor */
-    int64_t first_took; /* ns the first opening of the token took */
+    int64_t first_took; /* ns the first opening of the token took, here or before; 0 = not known */
     enum leaving why;   /* the worker leaves, or left */
     int64_t leave_until;
     int64_t last_tick;

@@ -549,6 +549,12 @@ bool supervisor_trouble(struct supervisor *supervisor, struct fault *fault)
     return supervisor_away(supervisor, fault);
 }
 
+void supervisor_measure(struct supervisor *supervisor, struct supervisor_figures *figures)
+{
+    (void)supervisor;
+    *figures = (struct supervisor_figures){.away = 0};
+}
+
 void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info)
 {
     (void)supervisor_wait(supervisor, 0, NULL, info, NULL);
