@@ -6,11 +6,11 @@
  * process's memory; the text that they were read from is wiped. The hsm room is of the worker
  * alone, so no front ever has them.
  *
- * Accepted is a regular file of ours or of root's, with no access for anybody else, of up to
- * KEYFILE_BYTES_MAX bytes. All its keys are of a type of ours, up to KEYFILE_KEYS_MAX, and each
- * has signed. As for SPIRE, members beside "keys" are of no consequence. Two things that SPIRE
- * accepts are refused, as it never writes them and the mistake would be found out too late: a file
- * without keys, and one key id twice.
+ * Accepted is a regular file of ours or of root's, of up to KEYFILE_BYTES_MAX bytes, to which
+ * others than its group have no access. All its keys are of a type of ours, up to KEYFILE_KEYS_MAX,
+ * and each has signed. As for SPIRE, members beside "keys" are of no consequence. Two things that
+ * SPIRE accepts are refused, as it never writes them and the mistake would be found out too late: a
+ * file without keys, and one key id twice.
  *
  * Every sentence names "previous: keys_file" and the path, at most a key's id and type, and
  * nothing else that stands in the file. */

@@ -311,10 +311,10 @@ static const struct rule {
                                      "), who could put another library there"}},
     [FILE_KEYS] = {.regular = true,
                    .ours = true,
-                   .forbidden = S_IRWXG | S_IRWXO,
+                   .forbidden =
+                       S_IRWXO, /* Kubernetes' fsGroup gives its group access at each mount */
                    .owner = {"belongs to user ", ", neither to root nor to us"},
-                   .mode = {"has mode ",
-                            ", but nobody except its owner may have access: chmod 0600 it"}},
+                   .mode = {"has mode ", ", but others must have no access: chmod 0600 it"}},
 };
 
 static bool has_forbidden_bits(const struct rule *rule, mode_t mode)

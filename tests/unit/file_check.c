@@ -62,10 +62,10 @@ static const struct {
     {FILE_KEYS, S_IFREG | 0600, US, NULL},
     {FILE_KEYS, S_IFREG | 0400, ROOT, NULL},
     {FILE_KEYS, S_IFREG | 0600, SOMEBODY, "belongs to user 4711, neither to root nor to us"},
-    {FILE_KEYS, S_IFREG | 0640, US,
-     "has mode 0640, but nobody except its owner may have access: chmod 0600 it"},
+    {FILE_KEYS, S_IFREG | 0660, US, NULL},
+    {FILE_KEYS, S_IFREG | 0604, US, "has mode 0604, but others must have no access: chmod 0600 it"},
     {FILE_KEYS, S_IFREG | 0602, ROOT,
-     "has mode 0602, but nobody except its owner may have access: chmod 0600 it"},
+     "has mode 0602, but others must have no access: chmod 0600 it"},
     {FILE_KEYS, S_IFIFO | 0600, US, "is not a regular file"},
 };
 
