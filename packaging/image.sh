@@ -1,5 +1,6 @@
 #!/bin/bash
-# Makes the plugin image, without docker and without being root. `make image` runs it.
+# Makes the plugin image, without docker and without being root, for the machine that CC makes
+# programs for. `make image` runs it.
 #
 #   packaging/image.sh BUILD TREE VERSION     writes below BUILD/image/
 #
@@ -18,7 +19,7 @@
 #         bin/spire-hsm-worker            the process in which it runs the PKCS#11 module
 #         bin/softhsm2-util               makes a SoftHSM token; it wants to be told the module:
 #                                         --module /opt/spire-hsm/lib/pkcs11/libsofthsm2.so
-#         lib/ld-linux-x86-64.so.2        the loader that all three name as theirs
+#         lib/ld-linux-*.so.*             the loader that all three name as theirs
 #         lib/*.so*                       their libraries
 #         lib/pkcs11/libsofthsm2.so       module = "libsofthsm2.so" finds them here
 #         lib/pkcs11/p11-kit-client.so    a token behind `p11-kit server`'s socket, which
@@ -53,11 +54,13 @@ tree=$2
 version=$3
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/owner.sh"
+. "$here/oci.sh"
 out=$build/image
 root=$out/root
 blobs=$out/oci/blobs/sha256
 SOURCE_DATE_EPOCH=$("$here/version.sh" --epoch)
 export SOURCE_DATE_EPOCH
+architecture=$(architecture)
 softhsm=/usr/lib/softhsm/libsofthsm2.so
 p11_client=$(pkg-config --variable=p11_module_path p11-kit-1)/p11-kit-client.so
 
@@ -75,7 +78,7 @@ stage_tree() {
     local loader library
     loader=$(patchelf --print-interpreter "$build/spire-hsm")
     put spire-hsm "$out/spire-hsm" "$tree/bin/spire-hsm" 755
-    strip "$root$tree/bin/spire-hsm"
+    "${OBJCOPY:-objcopy}" --strip-all "$root$tree/bin/spire-hsm"
     # as it is: its digest stands in spire-hsm
     put spire-hsm "$out/spire-hsm-worker" "$tree/bin/spire-hsm-worker" 755
     take "$(command -v softhsm2-util)" "$tree/bin/softhsm2-util" 755
@@ -94,30 +97,12 @@ stage_rest() {
     local package
     take /bin/busybox /bin/busybox 755
     install -d "$root/install"
-    while IFS= read -r package; do
+    cut -f 1 "$out/files" | grep -vx spire-hsm | sort -u | while IFS= read -r package; do
         put "$package" "/usr/share/doc/$package/copyright" "/usr/share/doc/$package/copyright"
-    done < <(cut -f 1 "$out/files" | grep -vx spire-hsm | sort -u)
+    done
     put spire-hsm "$here/../LICENSE" /usr/share/doc/spire-hsm/copyright
     "$here/sbom.sh" "$version" "$root$tree/bin/spire-hsm" "$out/files" >"$out/sbom.spdx.json"
     install -m 644 "$out/sbom.spdx.json" "$root/usr/share/doc/spire-hsm/"
-}
-
-pack() { # FOLDER: a tar of what is in it, the same for the same files
-    tar --create --format=ustar --sort=name --mtime="@$SOURCE_DATE_EPOCH" \
-        --owner=0 --group=0 --numeric-owner --directory="$1" .
-}
-
-add_blob() { # stdin; prints the hash under which it now is a blob
-    local hash
-    cat >"$out/blob"
-    hash=$(sha256sum <"$out/blob" | cut -d ' ' -f 1)
-    mv "$out/blob" "$blobs/$hash"
-    echo "$hash"
-}
-
-descriptor() { # MEDIA-TYPE HASH
-    jq -n --arg type "$1" --arg hash "$2" --argjson size "$(stat -c %s "$blobs/$2")" \
-        '{mediaType: "application/vnd.oci.image.\($type)", digest: "sha256:\($hash)", size: $size}'
 }
 
 write_image() {
@@ -127,7 +112,7 @@ write_image() {
     layer=$(gzip -9 -n <"$out/layer.tar" | add_blob)
     rm "$out/layer.tar"
     config=$(jq -n --arg diff "sha256:$diff" --arg tree "$tree" --argjson made "$SOURCE_DATE_EPOCH" \
-        --arg architecture "$(dpkg --print-architecture)" --arg version "$version" '{
+        --arg architecture "$architecture" --arg version "$version" '{
         created: ($made | todate), architecture: $architecture, os: "linux",
         config: {
             User: "1000:1000", WorkingDir: "/",
@@ -142,27 +127,18 @@ write_image() {
         },
         rootfs: {type: "layers", diff_ids: [$diff]},
         history: [{created: ($made | todate), created_by: "packaging/image.sh"}]
-    }' | add_blob)
+    } + if $architecture == "arm64" then {variant: "v8"} else {} end' | add_blob)
     manifest=$(jq -n --argjson config "$(descriptor config.v1+json "$config")" \
         --argjson layer "$(descriptor layer.v1.tar+gzip "$layer")" '{
         schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json",
         config: $config, layers: [$layer]
     }' | add_blob)
-    echo '{"imageLayoutVersion": "1.0.0"}' >"$out/oci/oci-layout"
-    descriptor manifest.v1+json "$manifest" | jq --arg version "$version" --arg name "spire-hsm:$tag" '{
-        schemaVersion: 2, mediaType: "application/vnd.oci.image.index.v1+json",
-        manifests: [. + {annotations: {
-            "io.containerd.image.name": "docker.io/library/\($name)",
-            "org.opencontainers.image.ref.name": $name
-        }}]
-    }' >"$out/oci/index.json"
+    descriptor manifest.v1+json "$manifest" | write_layout
     jq -n --arg config "blobs/sha256/$config" --arg layer "blobs/sha256/$layer" --arg name "spire-hsm:$tag" \
         '[{Config: $config, RepoTags: [$name], Layers: [$layer]}]' >"$out/oci/manifest.json"
     pack "$out/oci" >"$out/spire-hsm.tar"
-    echo "sha256:$manifest" >"$out/digest"
 }
 
-tag=${version//+/_} # a tag has no room for SemVer's plus
 rm -rf "$root" "$out/oci" "$out/files" "$out/digest"
 mkdir -p "$root" "$blobs"
 stage_tree

@@ -1,6 +1,6 @@
 # What users install: the program itself, the plugin image. Included by the Makefile.
 
-.PHONY: install dist sbom deb deb-now test-deb image image-now FORCE
+.PHONY: install dist sbom deb deb-now test-deb image image-now image-index FORCE
 
 # `--version` follows the commit and objects follow the flags: each is written down, and
 # what depends on it made anew when it has changed.
@@ -66,4 +66,10 @@ $(IMAGE)/spire-hsm: $(filter-out %/plugin/main.o,$(FRONT)) $(IMAGE)/plugin/main.
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) $(IMAGE_LINK) -o $@ $^ $(LIBS)
 
 image-now: $(BUILD)/spire-hsm $(IMAGE)/spire-hsm $(IMAGE)/spire-hsm-worker
-	@packaging/image.sh $(BUILD) $(IMAGE_TREE) $(VERSION)
+	@OBJCOPY=$(OBJCOPY) packaging/image.sh $(BUILD) $(IMAGE_TREE) $(VERSION)
+
+image-index: ## the plugin image for amd64 and arm64 under one digest, as root: build/image-index/
+	@tests/lib/deps.sh build image arm64
+	$(again) image-now
+	@packaging/image-arm64.sh $(BUILD) $(VERSION)
+	@packaging/image-index.sh $(BUILD) $(VERSION) $(BUILD)/image $(BUILD)/image-arm64

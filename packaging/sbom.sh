@@ -30,6 +30,7 @@ linked() {
     done
 }
 
+architecture=$(architecture)
 # The worker has a libcrypto and a jansson inside.
 static=$(for library in libcrypto.a libjansson.a; do
     owner "$("${CC:-gcc}" -print-file-name="$library")"
@@ -52,7 +53,7 @@ fi
 mapfile -t names <"$work/names"
 # shellcheck disable=SC2016 # dpkg's variables
 dpkg-query -W -f '${Package}\t${Version}\t${Architecture}\t${source:Package}\t${source:Version}\n' \
-    "${names[@]}" >"$work/packages"
+    "${names[@]/%/:$architecture}" >"$work/packages"
 
 jq -n --arg version "$version" --arg sha256 "$(sum sha256 "$program")" \
     --arg worker "$(sum sha256 "$program-worker")" --arg static "$static" \

@@ -41,6 +41,8 @@ test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc
 	@tests/lib/deps.sh deb
 	@tests/real/fresh.sh
 
-test-arm64: ## the programs cross-built for arm64, and what of them runs under qemu-user, as root
-	@tests/lib/deps.sh arm64
+test-arm64: ## programs and image for arm64, and both under qemu-user; the index over two images; as root
+	@tests/lib/deps.sh build run test image
 	@tests/real/arm64.sh
+	@tests/real/image_index.sh
+	@BUILD=build tests/real/image.sh arm64

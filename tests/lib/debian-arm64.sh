@@ -4,17 +4,18 @@
 # not be there for both. Made once with debootstrap and apt (some minutes, 300 MB), as root.
 . "$(dirname "$0")/cache.sh" debian-arm64 12
 
-tools=(crossbuild-essential-arm64 qemu-user-static pkg-config protobuf-compiler protobuf-c-compiler)
-parts=(libgrpc-dev libprotobuf-c-dev libp11-kit-dev libjansson-dev libssl-dev libcmocka-dev softhsm2)
+tools=(crossbuild-essential-arm64 qemu-user-static pkg-config protobuf-compiler protobuf-c-compiler patchelf jq)
+parts=(libgrpc-dev libprotobuf-c-dev libp11-kit-dev libjansson-dev libssl-dev libcmocka-dev softhsm2
+    p11-kit-modules busybox-static)
 
 complete() {
-    tar --list --file="$1/root.tar" --occurrence=1 ./usr/bin/softhsm2-util.arm64 >/dev/null 2>&1
+    tar --list --file="$1/root.tar" --occurrence=1 ./usr/local/bin/softhsm2-util >/dev/null 2>&1
 }
 
-# There may be nothing here that makes the kernel hand arm64's programs to qemu.
+# There may be nothing here that makes the kernel hand arm64's programs to qemu. Debian's own
+# stays where it is, as the image takes it from there.
 by_way_of_qemu() {
-    mv "$1" "$1.arm64"
-    printf '%s\n' '#!/bin/sh' 'exec qemu-aarch64-static "$0.arm64" "$@"' >"$1"
+    printf '%s\n' '#!/bin/sh' "exec qemu-aarch64-static $2 \"\$@\"" >"$1"
     chmod 755 "$1"
 }
 
@@ -34,7 +35,7 @@ build() {
         tail -n 20 "$work/log" >&2
         return 1
     }
-    by_way_of_qemu "$root/usr/bin/softhsm2-util"
+    by_way_of_qemu "$root/usr/local/bin/softhsm2-util" /usr/bin/softhsm2-util
     mkdir "$work/bin"
     tar -C "$root" --sort=name --exclude='./var/cache/apt/*' --exclude='./var/lib/apt/lists/*' \
         --exclude='./dev/*' -cf "$work/bin/root.tar" .

@@ -19,7 +19,7 @@ declare -A packages=(
     [check]="clang-format"
     [image]="softhsm2 p11-kit-modules busybox-static patchelf jq"
     [llvm]="clang libclang-rt-dev"
-    [arm64]="debootstrap"
+    [arm64]="debootstrap skopeo"
     [deb]="build-essential debhelper fakeroot lintian man-db mandoc bsdextrautils systemd debootstrap"
     [k8s]="containerd runc containernetworking-plugins etcd-server haproxy debootstrap"
 )
@@ -31,7 +31,7 @@ declare -A purpose=(
     [check]="to check the source"
     [image]="for the plugin image: what goes into it, and tools to make it"
     [llvm]="to fuzz with libFuzzer"
-    [arm64]="to build for arm64, in a Debian of its own"
+    [arm64]="to build for arm64, in a Debian of its own, and to read the image for both machines"
     [deb]="for the Debian package: tools to make and to check it"
     [k8s]="for the test on Kubernetes: what pods and their control plane run on"
 )
