@@ -60,7 +60,7 @@ func TestKilledWorkersAreReplaced(t *testing.T) {
 	l := load.Start(t, p, 4, key)
 	l.KillWorkers(kills, 20)
 	l.EndWithoutFailures()
-	if ends := p.Ends(); len(ends) != kills {
+	if ends := p.Deaths(); len(ends) != kills {
 		t.Errorf("%d workers ended, %d were killed", len(ends), kills)
 	}
 }

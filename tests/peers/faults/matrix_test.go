@@ -59,7 +59,7 @@ func TestAWorkerKilledAtEveryCallOfGenerateKeyIsMadeUpFor(t *testing.T) {
 
 func (s *stage) killWorkerAt(n int, when string) bool {
 	s.Helper()
-	ends, destroyed := len(s.p.Ends()), s.count("superseded key destroyed")
+	ends, destroyed := len(s.p.Deaths()), s.count("superseded key destroyed")
 	s.play("* %d %s kill once shared", n, when)
 	result := <-s.remake("x509-CA-A")
 	if result.err != nil {
@@ -75,7 +75,7 @@ func (s *stage) killWorkerAt(n int, when string) bool {
 	}
 	s.keys[0] = result.key
 	err := load.Sign(s.p, result.key)
-	await(s, 10*time.Second, "a line for the end of the worker", func() bool { return len(s.p.Ends()) == ends+1 })
+	await(s, 10*time.Second, "a line for the end of the worker", func() bool { return len(s.p.Deaths()) == ends+1 })
 	if err != nil {
 		s.Errorf("killed %s call %d: %v", when, n, err)
 	}

@@ -162,7 +162,7 @@ func (s *stage) suffer(f fault) {
 	}
 	s.load.Failures()
 	start := time.Now()
-	lines := len(s.p.Ends())
+	lines := len(s.p.Deaths())
 	clear(s.ended)
 	if f.want == 0 {
 		f.want = 1
@@ -186,10 +186,10 @@ func (s *stage) suffer(f fault) {
 	survived := true
 	if expected := len(s.ended); f.ends {
 		end := time.Now().Add(5 * time.Second)
-		for len(s.p.Ends())-lines < expected && time.Now().Before(end) {
+		for len(s.p.Deaths())-lines < expected && time.Now().Before(end) {
 			time.Sleep(time.Millisecond)
 		}
-		if got := len(s.p.Ends()) - lines; got != expected {
+		if got := len(s.p.Deaths()) - lines; got != expected {
 			s.Errorf("%s: the log tells of %d ended workers; want %d", f.name, got, expected)
 			survived = false
 		}

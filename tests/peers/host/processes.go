@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -55,6 +56,14 @@ func (p *Plugin) Ends() (ends []Line) {
 		}
 	}
 	return ends
+}
+
+// Deaths of workers: all ends but those that the front wished for. What a worker that dies leaves of
+// an object makes SoftHSM fail, and the front ask a fresh one.
+func (p *Plugin) Deaths() []Line {
+	return slices.DeleteFunc(p.Ends(), func(end Line) bool {
+		return strings.Contains(end.Fields["reason"], "a fresh PKCS#11 worker is asked")
+	})
 }
 
 // Resources of front and worker that may not grow.

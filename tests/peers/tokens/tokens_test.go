@@ -170,7 +170,7 @@ func (k *token) lives(t *testing.T, kills int) {
 	}
 	l.Round()
 	l.EndWithoutFailures()
-	if ends := len(p.Ends()); ends != kills {
+	if ends := len(p.Deaths()); ends != kills {
 		t.Errorf("%d workers ended, %d were killed", ends, kills)
 	}
 	keys["rotated"] = l.Current("rotated")
