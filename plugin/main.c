@@ -62,6 +62,7 @@ static int help(void)
         const char *title;
     } blocks[] = {
         {CONFIG_KEYMANAGER, "KeyManager: keys in a PKCS#11 token"},
+        {CONFIG_PREVIOUS, "KeyManager, in its block previous"},
         {CONFIG_PUBLISHER, "BundlePublisher: the trust bundle in a file"},
         {CONFIG_NOTIFIER, "Notifier: the same, at once when the bundle changes"},
     };

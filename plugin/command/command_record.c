@@ -71,7 +71,7 @@ int command_start_of(struct command_token *token, struct record *record,
         if (gone[i])
             loss_add_name(key, start->names, sizeof start->names);
     }
-    record_loss_code(record, is_lost, start, start->code);
+    record_loss_code(record, is_lost, start, false, start->code);
     start->gone = NULL;
     return 0;
 }

@@ -17,6 +17,7 @@ enum { LATCH_HASH = 10 }; /* bytes of it that name a file */
 /* One reading of one text. */
 struct reading {
     enum config_kind kind;
+    const char *prefix; /* of every name: "", or "previous: " */
     struct config *config;
     struct config_notes *notes;
     unsigned lines[OPTIONS_MAX]; /* of each option of the table; 0 = not given */
@@ -58,10 +59,10 @@ static void note_unknown(struct reading *r, const struct hcl_item *item, const c
 
     utf8_clean(item->key, false, name, sizeof name);
     if (nearest)
-        note(r->notes, true, "line %u: unknown option \"%s\" (did you mean %s?)", item->line, name,
-             nearest);
+        note(r->notes, true, "line %u: %sunknown option \"%s\" (did you mean %s?)", item->line,
+             r->prefix, name, nearest);
     else
-        note(r->notes, true, "line %u: unknown option \"%s\"", item->line, name);
+        note(r->notes, true, "line %u: %sunknown option \"%s\"", item->line, r->prefix, name);
 }
 
 static const struct {
@@ -81,7 +82,7 @@ static void join_group(struct reading *r, enum option_group group, const char *o
     if (group == GROUP_NONE)
         return;
     if (r->groups[group].option) {
-        note(r->notes, true, "line %u: %s: %s, and line %u has %s", line, option,
+        note(r->notes, true, "line %u: %s%s: %s, and line %u has %s", line, r->prefix, option,
              groups[group].twice, r->groups[group].line, r->groups[group].option);
         return;
     }
@@ -107,7 +108,7 @@ static void warn(struct reading *r, const struct config_option *option, unsigned
              bundle->refresh_hint < 60 * CLOCK_SECOND)
         odd = "less than a minute is short: every reader will ask so often";
     if (odd)
-        note(r->notes, false, "line %u: %s: %s", line, option->name, odd);
+        note(r->notes, false, "line %u: %s%s: %s", line, r->prefix, option->name, odd);
 }
 
 static bool is_whole_seconds(const struct reading *r, const struct config_option *option)
@@ -116,6 +117,8 @@ static bool is_whole_seconds(const struct reading *r, const struct config_option
            r->config->bundle.refresh_hint % CLOCK_SECOND == 0;
 }
 
+static void read_previous(struct reading *r, const struct hcl_item *block);
+
 static void read_option(struct reading *r, const struct config_option *option,
                         const struct hcl_item *item)
 {
@@ -123,19 +126,24 @@ static void read_option(struct reading *r, const struct config_option *option,
     char why[CONFIG_NOTE_MAX];
 
     if (*line != 0) {
-        note(r->notes, true, "line %u: %s is given twice, first in line %u", item->line,
-             option->name, *line);
+        note(r->notes, true, "line %u: %s%s is given twice, first in line %u", item->line,
+             r->prefix, option->name, *line);
         return;
     }
     *line = item->line;
+    if (option->kind == OPTION_BLOCK) {
+        read_previous(r, item);
+        return;
+    }
     join_group(r, option->group, option->name, item->line);
     if (!option_set(option, item, r->config, why)) {
-        note(r->notes, true, "line %u: %s: %s", item->line, option->name, why);
+        note(r->notes, true, "line %u: %s%s: %s", item->line, r->prefix, option->name, why);
         return;
     }
     if (!is_whole_seconds(r, option))
         note(r->notes, true, "line %u: %s: expected whole seconds", item->line, option->name);
-    if (strcmp(option->name, "token") == 0 && uri_has_pin_source(r->config->keymanager.token))
+    if (strcmp(option->name, "token") == 0 &&
+        uri_has_pin_source((const char *)r->config + option->offset))
         join_group(r, GROUP_PIN, "the pin-source of token", item->line);
     warn(r, option, item->line);
 }
@@ -180,6 +188,74 @@ static void check_issuer(struct reading *r)
         note(r->notes, true, "issuer is required: %s", issuer->help);
     if (line != 0 && r->config->bundle.format != BUNDLE_OIDC)
         note(r->notes, true, "line %u: issuer: expected with format = \"oidc\" only", line);
+}
+
+/* ---- the block previous ---- */
+
+static const char *given_option(const struct reading *r, const char *name)
+{
+    const char *nearest;
+    const struct config_option *option = option_find(r->kind, name, &nearest);
+
+    return r->lines[option - option_table(r->kind)] != 0 ? name : NULL;
+}
+
+/* A file has neither token nor identity: what is given of one beside it is a mistake. */
+static void check_file_alone(const struct reading *r, unsigned line)
+{
+    const struct config_option *table = option_table(r->kind);
+
+    for (size_t i = 0; table[i].name; i++)
+        if (r->lines[i] != 0 && strcmp(table[i].name, "keys_file") != 0) {
+            note(r->notes, true,
+                 "line %u: previous: keys_file and %s: keys come from a file or from a token, give "
+                 "one",
+                 line, table[i].name);
+            return;
+        }
+}
+
+static void check_token_whole(const struct reading *r, unsigned line)
+{
+    static const char *const wanted[] = {"module", "token"};
+
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++)
+        if (!given_option(r, wanted[i]))
+            note(r->notes, true, "line %u: previous: %s is required, beside %s", line, wanted[i],
+                 wanted[1 - i]);
+    if (!r->groups[GROUP_IDENTITY].option)
+        note(r->notes, true,
+             "line %u: previous: key_identifier_file or key_identifier_value is required: whose "
+             "keys on that token they are",
+             line);
+}
+
+static void check_previous(const struct reading *r, unsigned line)
+{
+    if (given_option(r, "keys_file"))
+        check_file_alone(r, line);
+    else if (given_option(r, "module") || given_option(r, "token"))
+        check_token_whole(r, line);
+    else
+        note(r->notes, true,
+             "line %u: previous: expected keys_file, or module and token: where the keys are",
+             line);
+}
+
+static void read_previous(struct reading *r, const struct hcl_item *block)
+{
+    struct reading inner = {
+        .kind = CONFIG_PREVIOUS, .prefix = "previous: ", .config = r->config, .notes = r->notes};
+    size_t errors = r->notes->errors;
+
+    if (block->kind != HCL_BLOCK || block->label) {
+        note(r->notes, true, "line %u: previous: expected a block without a label", block->line);
+        return;
+    }
+    r->config->keymanager.previous.given = true;
+    read_items(&inner, block);
+    if (r->notes->errors == errors)
+        check_previous(&inner, block->line);
 }
 
 /* ---- the whole ---- */
@@ -247,7 +323,7 @@ int config_read(enum config_kind kind, const char *trust_domain, const char *tex
                 struct config *config, struct config_notes *notes)
 {
     OWNED(config_wipe) struct config made = {.kind = kind};
-    struct reading reading = {.kind = kind, .config = &made, .notes = notes};
+    struct reading reading = {.kind = kind, .prefix = "", .config = &made, .notes = notes};
 
     if (read_whole(&reading, trust_domain, NULL, text, length) != 0)
         return -1;
@@ -259,7 +335,7 @@ int config_read_block(enum config_kind kind, const char *trust_domain, const str
                       struct config *config, struct config_notes *notes)
 {
     OWNED(config_wipe) struct config made = {.kind = kind};
-    struct reading reading = {.kind = kind, .config = &made, .notes = notes};
+    struct reading reading = {.kind = kind, .prefix = "", .config = &made, .notes = notes};
 
     if (read_whole(&reading, trust_domain, block, NULL, 0) != 0)
         return -1;
@@ -326,6 +402,7 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
     memcpy(settings->module, config->module, sizeof settings->module);
     memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
     memcpy(settings->token, config->token, sizeof settings->token);
+    memcpy(settings->keys_file, config->keys_file, sizeof settings->keys_file);
     name_latch(config, settings->latch);
     if (config->pin_file[0] != '\0') {
         settings->pin_kind = HSM_PIN_FILE;
@@ -339,8 +416,33 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
     }
 }
 
+bool config_previous(const struct config *config, struct config *previous)
+{
+    const struct config_previous *from = &config->keymanager.previous;
+    struct config_keymanager *to = &previous->keymanager;
+
+    if (!from->given)
+        return false;
+    *previous = *config;
+    to->record_file[0] = '\0';
+    to->accept_loss[0] = '\0';
+    memcpy(to->keys_file, from->keys_file, sizeof to->keys_file);
+    memcpy(to->module, from->module, sizeof to->module);
+    memcpy(to->module_args, from->module_args, sizeof to->module_args);
+    memcpy(to->token, from->token, sizeof to->token);
+    memcpy(to->pin_file, from->pin_file, sizeof to->pin_file);
+    memcpy(to->pin_env, from->pin_env, sizeof to->pin_env);
+    memcpy(to->pin, from->pin, sizeof to->pin);
+    memcpy(to->key_identifier_file, from->key_identifier_file, sizeof to->key_identifier_file);
+    memcpy(to->key_identifier_value, from->key_identifier_value, sizeof to->key_identifier_value);
+    explicit_bzero(&to->previous, sizeof to->previous);
+    return true;
+}
+
 void config_wipe(struct config *config)
 {
-    if (config->kind == CONFIG_KEYMANAGER)
-        explicit_bzero(config->keymanager.pin, sizeof config->keymanager.pin);
+    if (config->kind != CONFIG_KEYMANAGER)
+        return;
+    explicit_bzero(config->keymanager.pin, sizeof config->keymanager.pin);
+    explicit_bzero(config->keymanager.previous.pin, sizeof config->keymanager.previous.pin);
 }

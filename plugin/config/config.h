@@ -19,7 +19,23 @@ enum {
     CONFIG_ISSUER_MAX = 512,
 };
 
-enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER };
+/* CONFIG_PREVIOUS is the block `previous` in a KeyManager's: a table of its own, no plugin. */
+enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER, CONFIG_PREVIOUS };
+
+/* Where a server's keys are that moves: SPIRE's keys.json, or another token. */
+struct config_previous {
+    bool given;
+    char keys_file[HSM_PATH_MAX]; /* or the rest */
+    char module[HSM_PATH_MAX];
+    char module_args[HSM_ARGS_MAX];
+    char token[HSM_URI_MAX];
+    char pin_file[HSM_PATH_MAX];
+    char pin_env[HSM_PATH_MAX];
+    char pin[HSM_PIN_MAX]; /* wiped by config_wipe */
+    char key_identifier_file[HSM_PATH_MAX];
+    char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
+};
+
 
 struct config_keymanager {
     char module[HSM_PATH_MAX];
@@ -47,6 +63,8 @@ struct config_keymanager {
     bool verify_always;   /* verify_signatures = "always" */
     int64_t cka_id_length;
     int64_t label_max; /* 0 = no limit */
+    struct config_previous previous;
+    char keys_file[HSM_PATH_MAX]; /* of config_previous's result alone, which has no token then */
 };
 
 struct config_bundle {
@@ -96,6 +114,10 @@ int config_read_block(enum config_kind kind, const char *trust_domain, const str
 /* What the token's room needs to know. Wiped with hsm_settings_wipe. */
 void config_settings(const struct config_keymanager *config, struct hsm_settings *settings);
 
+/* The block `previous` as a configuration by itself, without a record, which the caller wipes: what
+ * opens a token and finds an identity does so with it. false: there is no such block. */
+bool config_previous(const struct config *config, struct config *previous);
+
 /* All errors in one sentence list, for a Configure that fails: "3 mistakes in
  * plugin_data: line 2: ...; line 5: ...", which ends with "and 7 more, see the log" if they
  * do not all fit. FAULT_INVALID_ARGUMENT. */
@@ -113,7 +135,7 @@ void config_markdown(enum config_kind kind, FILE *out);
 /* For tests: the name of the table's row `index`, or NULL behind the last one. */
 const char *config_option_name(enum config_kind kind, size_t index);
 
-/* Clears the PIN. */
+/* Clears the PINs. */
 void config_wipe(struct config *config);
 
 #endif

@@ -104,6 +104,34 @@ static const struct config_option keymanager_options[] = {
     {"label_max", OPTION_INTEGER, FIELD(keymanager.label_max), .initial = "0", .low = "40",
      .high = "800", .zero = true,
      .help = "bytes the token has for CKA_LABEL, 40 on a YubiHSM; 0 = no limit known"},
+    {"previous", OPTION_BLOCK, FIELD(keymanager.previous), .type = "block",
+     .help = "the keys that a server or agent comes from when it moves: they sign until SPIRE has "
+             "made new ones on the token"},
+    {0}};
+
+static const struct config_option previous_options[] = {
+    {"keys_file", OPTION_STRING, FIELD(keymanager.previous.keys_file), .type = "absolute path",
+     .check = value_check_path,
+     .help = "the keys.json of SPIRE's KeyManager disk; it is read and never written"},
+    {"module", OPTION_STRING, FIELD(keymanager.previous.module), .type = "path or file name",
+     .check = value_check_module,
+     .help = "or another token's PKCS#11 library, and the options that its KeyManager block had:"},
+    {"module_args", OPTION_STRING, FIELD(keymanager.previous.module_args), .type = "string",
+     .help = "what the library wants at C_Initialize, if anything"},
+    {"token", OPTION_STRING, FIELD(keymanager.previous.token), .type = "PKCS#11 URI",
+     .check = uri_wrong, .help = "which token"},
+    {"pin_file", OPTION_STRING, FIELD(keymanager.previous.pin_file), .group = GROUP_PIN,
+     .type = "absolute path", .check = value_check_path, .help = "file with its PIN"},
+    {"pin_env", OPTION_STRING, FIELD(keymanager.previous.pin_env), .group = GROUP_PIN,
+     .type = "variable name", .check = value_check_variable,
+     .help = "environment variable with its PIN"},
+    {"pin", OPTION_STRING, FIELD(keymanager.previous.pin), .group = GROUP_PIN, .type = "string",
+     .help = "its PIN itself, for local tests only"},
+    {"key_identifier_file", OPTION_STRING, FIELD(keymanager.previous.key_identifier_file),
+     .group = GROUP_IDENTITY, .type = "absolute path", .check = value_check_path,
+     .help = "whose keys on it: the file of then, which must be there"},
+    {"key_identifier_value", OPTION_STRING, FIELD(keymanager.previous.key_identifier_value),
+     .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes", .help = "or the value of then"},
     {0}};
 
 /* The rows that both kinds of bundle writer have. */
@@ -138,6 +166,7 @@ const struct config_option *option_table(enum config_kind kind)
         [CONFIG_KEYMANAGER] = keymanager_options,
         [CONFIG_PUBLISHER] = publisher_options,
         [CONFIG_NOTIFIER] = notifier_options,
+        [CONFIG_PREVIOUS] = previous_options,
     };
 
     return tables[kind];
@@ -259,6 +288,7 @@ static bool read_text(const struct config_option *option, const char *text, int6
         *value = strcmp(text, "true") == 0;
         return *value || strcmp(text, "false") == 0;
     case OPTION_STRING:
+    case OPTION_BLOCK:
         break;
     }
     return false;

@@ -33,6 +33,7 @@ enum option_kind {
     OPTION_BOOLEAN,
     OPTION_CHOICE,
     OPTION_MODE,
+    OPTION_BLOCK, /* with a table of its own */
 };
 
 /* Of a group, one option may be given. */

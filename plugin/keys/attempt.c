@@ -18,6 +18,8 @@
 
 #include "hsm/base/clock.h"
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/keys/moving.h"
+#include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
@@ -44,6 +46,11 @@ static void clear_away(struct attempt *attempt)
 /* The old one's last holder, a signature in flight maybe, lets it go for good. */
 static void tell_superseded(struct keymanager *keymanager, struct catalogue_key *old)
 {
+    if (old->previous) {
+        moving_tell(keymanager, old);
+        keymanager_drop(keymanager, old);
+        return;
+    }
     keymanager_log_event(keymanager, "key superseded", old);
     if (!old->made)
         keymanager_log_event(keymanager, "superseded key stays for spire-hsm prune", old);
@@ -80,6 +87,7 @@ static void write_down(struct attempt *attempt)
     struct record *record = scribe_edit(keymanager->scribe);
     struct record_key *old;
 
+    (void)previous_move(record, attempt->label.key_id);
     if (record_serve(record, &key, lost, ran) == 0 && attempt->old &&
         !keymanager->config.destroy_superseded) {
         old = record_find(record, &attempt->old->name);

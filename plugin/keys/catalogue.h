@@ -30,6 +30,7 @@ struct catalogue_key {
     bool made;     /* by this server: once superseded, it may leave the token. This and the next
                       two are set before it is served */
     bool unproven; /* served from the record: it could not be looked at */
+    bool previous; /* it lies in `previous`, and is signed with there. Generation 0 */
     int64_t begun; /* when it was made, as far as clock_now()'s clock can tell */
     atomic_bool in_use; /* it has signed when it was more than a minute old */
     bool unclaimed;     /* made, but nobody waited any more: the next request for it takes it.

@@ -8,8 +8,10 @@
 #include "hsm/base/clock.h"
 #include "hsm/base/condition.h"
 #include "hsm/base/hex.h"
+#include "hsm/base/scope.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/keys/loss.h"
+#include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 
 /* Reserved for the token itself after it has come back: scanning and proving get at
@@ -83,6 +85,7 @@ static struct keymanager *new_keymanager(const struct config *config)
         return NULL;
     keymanager->config = config->keymanager;
     explicit_bzero(keymanager->config.pin, sizeof keymanager->config.pin);
+    explicit_bzero(&keymanager->config.previous, sizeof keymanager->config.previous);
     keymanager->identity.lock = -1;
     keymanager->holders = 1;
     keymanager->patience = keymanager->config.operation_timeout;
@@ -194,6 +197,16 @@ static int start(struct keymanager *keymanager, const struct keymanager *before,
     return result;
 }
 
+static int start_source(struct keymanager *keymanager, const struct config *config,
+                        struct fault *fault)
+{
+    OWNED(config_wipe) struct config previous = {.kind = CONFIG_KEYMANAGER};
+
+    if (!config_previous(config, &previous))
+        return 0;
+    return source_open(&previous, false, &keymanager->source, fault);
+}
+
 static int load(struct keymanager *keymanager, struct keymanager *before, const atomic_bool *cancel,
                 struct fault *fault)
 {
@@ -219,7 +232,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
         free_keymanager(made);
         return -1;
     }
-    if (load(made, before, cancel, fault) != 0) {
+    if (start_source(made, config, fault) != 0 || load(made, before, cancel, fault) != 0) {
         if (before)
             rotation_open_gate(before, before);
         keymanager_release(made);
@@ -250,6 +263,8 @@ void keymanager_release(struct keymanager *keymanager)
     if (atomic_fetch_sub(&keymanager->holders, 1) != 1)
         return;
     disposals_allow(&keymanager->disposals, false);
+    if (keymanager->source)
+        source_retire(keymanager->source);
     supervisor_retire(keymanager->supervisor);
 }
 
@@ -257,6 +272,8 @@ void keymanager_abandon(struct keymanager *keymanager)
 {
     rotation_abandon(keymanager);
     supervisor_abandon(keymanager->supervisor);
+    if (keymanager->source)
+        source_abandon(keymanager->source);
 }
 
 /* It is in the record as condemned, and nobody signs with it any more. */
@@ -307,10 +324,37 @@ static void explain_gone(const struct signing *signing, const struct hsm_reply *
     signing->done(signing->context, signing->key, &gone);
 }
 
+/* It is not there any more, or another: put back, it signs. */
+static void explain_source(const struct signing *signing, const struct hsm_reply *reply)
+{
+    const struct source *source = signing->keymanager->source;
+    struct hsm_reply away = {.fault = reply->fault};
+
+    if (away.fault.code == FAULT_NOT_FOUND || away.fault.code == FAULT_FAILED_PRECONDITION)
+        away.fault.code = FAULT_UNAVAILABLE;
+    (void)fault_prefix(&away.fault, "previous (%s)", source_name(source));
+    signing->done(signing->context, signing->key, &away);
+}
+
 static void noted(void *context, bool written)
 {
     (void)context;
     (void)written; /* the scribe tries on */
+}
+
+/* Nothing is prepared with a key of `previous`: SPIRE makes a new one for that, on the token. */
+static void note_use_there(const struct signing *signing)
+{
+    struct scribe *scribe = signing->keymanager->scribe;
+    struct record_previous *key;
+
+    if (signing->key->in_use)
+        return;
+    signing->key->in_use = true;
+    key = previous_find(scribe_edit(scribe), signing->key->key_id);
+    if (key)
+        key->in_use = true;
+    scribe_commit(scribe, noted, NULL);
 }
 
 /* Preparing an authority signs too, but at once. */
@@ -332,9 +376,13 @@ static void signed_done(void *context, const struct hsm_reply *reply)
 {
     struct signing *signing = context;
 
-    if (reply->fault.code == FAULT_NONE)
+    if (reply->fault.code == FAULT_NONE && signing->key->previous)
+        note_use_there(signing);
+    else if (reply->fault.code == FAULT_NONE)
         note_use(signing);
-    if (reply->fault.code == FAULT_NOT_FOUND)
+    if (reply->fault.code != FAULT_NONE && signing->key->previous)
+        explain_source(signing, reply);
+    else if (reply->fault.code == FAULT_NOT_FOUND)
         explain_gone(signing, reply);
     else
         signing->done(signing->context, signing->key, reply);
@@ -373,8 +421,8 @@ void keymanager_sign(struct keymanager *keymanager, const char *key_id,
     full.key = key->name;
     full.type = key->public_key.type;
     memcpy(full.fingerprint, key->public_key.fingerprint, sizeof full.fingerprint);
-    supervisor_submit(keymanager->supervisor, &(struct supervisor_request){.request = &full,
-                                                                           .deadline = deadline,
-                                                                           .done = signed_done,
-                                                                           .context = signing});
+    supervisor_submit(
+        key->previous ? source_supervisor(keymanager->source) : keymanager->supervisor,
+        &(struct supervisor_request){
+            .request = &full, .deadline = deadline, .done = signed_done, .context = signing});
 }

@@ -11,6 +11,7 @@
 #include "plugin/keys/keymanager.h"
 #include "plugin/keys/rivals.h"
 #include "plugin/keys/scribe.h"
+#include "plugin/keys/source.h"
 #include "plugin/worker/supervisor.h"
 
 struct attempt;
@@ -24,6 +25,7 @@ struct keymanager {
     struct scribe *scribe; /* held; shared with the one we succeed, of the same record */
     bool recorded;         /* there was a record of this scope before */
     struct supervisor *supervisor;
+    struct source *source; /* of the keys that are served from `previous`; NULL: there are none */
     struct hsm_token_info info;
     struct catalogue catalogue;
     struct generations generations;

@@ -12,6 +12,8 @@
 #include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/keys/loss.h"
+#include "plugin/keys/moving.h"
+#include "plugin/keys/previous.h"
 #include "plugin/keys/stock.h"
 #include "plugin/keys/verdict.h"
 #include "plugin/report/log.h"
@@ -38,8 +40,9 @@ struct start {
     size_t shown;     /* items of ours in the latest look, and since when as many */
     int64_t shown_since;
     struct record record; /* as it was at the beginning */
-    bool by_token;        /* ids without a key are served by the token: a loss was accepted */
-    unsigned older;       /* whole keys of ours that are not served */
+    struct moving moving;
+    bool by_token;  /* ids without a key are served by the token: a loss was accepted */
+    unsigned older; /* whole keys of ours that are not served */
     struct stock stock;
 };
 
@@ -215,7 +218,9 @@ static bool name_loss(struct start *start, char names[NAMES_MAX], char code[RECO
         if (key->state == RECORD_SERVED && is_lost(start, key))
             loss_add_name(key, names, NAMES_MAX);
     }
-    record_loss_code(&start->record, is_lost, start, code);
+    if (start->moving.without)
+        moving_add_names(&start->record, names, NAMES_MAX);
+    record_loss_code(&start->record, is_lost, start, start->moving.without, code);
     return names[0] != '\0';
 }
 
@@ -342,7 +347,7 @@ static int judge(struct start *start, const struct doubt *doubt, struct fault *f
     char code[RECORD_CODE + 1];
     char names[NAMES_MAX];
 
-    if (!doubt->is_one)
+    if (!doubt->is_one && !start->moving.without)
         return 0;
     if (doubt->failed || !start->stock.record) {
         *fault = doubt->fault;
@@ -350,7 +355,7 @@ static int judge(struct start *start, const struct doubt *doubt, struct fault *f
     }
     if (start->before)
         return refuse_change(doubt, fault);
-    if (start->stock.told == 0 && !start->stock.walked) {
+    if (doubt->is_one && start->stock.told == 0 && !start->stock.walked) {
         *fault = doubt->fault;
         return -1;
     }
@@ -360,6 +365,8 @@ static int judge(struct start *start, const struct doubt *doubt, struct fault *f
             return loss_refuse(names, &start->keymanager->info, code, fault);
         log_write(LOG_WARN, "the loss of keys is accepted", "keys", names, "code", code, NULL);
         start->by_token = true;
+        if (start->moving.without)
+            moving_accept(&start->record, &start->moving);
     }
     go_without(start);
     return 0;
@@ -511,14 +518,40 @@ static int settle_item(struct start *start, const struct inventory_item *item, e
     return 0;
 }
 
+/* Of an id that is adopted: it stays, whatever it is, and no later start takes it for one that was
+ * made since. */
+static int leave_for_previous(struct start *start, const struct inventory_item *item,
+                              struct fault *fault)
+{
+    const struct record_key *key = record_find(&start->record, &item->name);
+    const struct record_key found = {
+        .state = RECORD_FOUND, .label = item->label, .name = item->name};
+
+    start->older += item->state == HSM_COMPLETE;
+    generations_saw(&start->keymanager->generations, item->label.generation);
+    if (item->state != HSM_ABSENT && !(key && key->state == RECORD_CONDEMNED))
+        log_write(LOG_WARN, "key on the token is not served: its id is served from previous",
+                  "key_id", item->label.key_id, "label", item->name.label, NULL);
+    if (key || record_put(&start->record, &found) == 0)
+        return 0;
+    return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
+}
+
 static int settle_id(struct start *start, struct inventory_item *first, struct fault *fault)
 {
     struct inventory *inventory = &start->stock.inventory;
     struct record *record = start->stock.record;
     struct inventory_item *item;
 
-    if (start->by_token && !verdict_served(record, inventory, first))
+    if (start->by_token && !verdict_served(record, inventory, first) &&
+        !previous_serves(&start->record, first->label.key_id))
         record = NULL;
+    if (start->moving.adopts && previous_find(&start->record, first->label.key_id)) {
+        for (item = first; item; item = inventory_next_generation(inventory, item))
+            if (leave_for_previous(start, item, fault) != 0)
+                return -1;
+        return 0;
+    }
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
         enum verdict verdict = verdict_of(record, inventory, first, item);
 
@@ -608,6 +641,8 @@ static void write_down(struct start *start)
     int64_t ran = scribe_ran(keymanager->scribe);
     struct record *record = scribe_edit(keymanager->scribe);
 
+    if (moving_write(&start->moving, &start->record, record) != 0)
+        log_write(LOG_WARN, "out of memory: not all of previous is written down", NULL);
     for (size_t i = 0; i < start->record.count; i++)
         merge(record, &start->record.keys[i], ran);
     if (!keymanager->recorded)
@@ -712,15 +747,19 @@ static void tell_walk(const struct start *start)
 static int run(struct start *start, struct fault *fault)
 {
     struct keymanager *keymanager = start->keymanager;
-    const struct doubt doubt = look_until_told(start);
+    struct doubt doubt;
 
+    if (moving_begin(keymanager, start->before != NULL, start->stock.cancel, &start->record,
+                     &start->moving, fault) != 0)
+        return -1;
+    doubt = look_until_told(start);
     if (start->stock.cancelled) /* all answers may have been there by then */
         return fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     if (judge(start, &doubt, fault) != 0)
         return -1;
     if (start->by_token && stock_prove_candidates(&start->stock, start->deadline, fault) != 0)
         return -1;
-    if (serve_all(start, fault) != 0)
+    if (serve_all(start, fault) != 0 || moving_serve(keymanager, &start->record, fault) != 0)
         return -1;
     write_down(start);
     dispose_condemned(keymanager);

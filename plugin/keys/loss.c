@@ -32,17 +32,22 @@ static bool holds(int fd, const char *path, const char *code)
     return read(fd, bytes, RECORD_CODE) == RECORD_CODE && memcmp(bytes, code, RECORD_CODE) == 0;
 }
 
-bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
-                      const char *code)
+bool loss_is_told(const struct config_keymanager *config, const char *record_path, const char *code)
 {
     OWNED(scope_close) int fd = -1;
     char path[HSM_PATH_MAX];
 
-    if (config->replace_missing || strcmp(config->accept_loss, code) == 0)
+    if (strcmp(config->accept_loss, code) == 0)
         return true;
     if (path_of(record_path, path))
         fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
     return fd >= 0 && holds(fd, path, code);
+}
+
+bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
+                      const char *code)
+{
+    return config->replace_missing || loss_is_told(config, record_path, code);
 }
 
 void loss_add_name(const struct record_key *key, char *names, size_t room)

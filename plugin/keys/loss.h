@@ -14,7 +14,11 @@
 #include "plugin/config/config.h"
 #include "plugin/keys/record.h"
 
-/* Has the operator accepted this loss? `record_path` "" = there is no file. */
+/* Has the operator given this very code? `record_path` "" = there is no file. */
+bool loss_is_told(const struct config_keymanager *config, const char *record_path,
+                  const char *code);
+
+/* Has he accepted this loss: so, or all of them? */
 bool loss_is_accepted(const struct config_keymanager *config, const char *record_path,
                       const char *code);
 

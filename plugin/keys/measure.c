@@ -2,6 +2,7 @@
 #include <stdlib.h>
 
 #include "plugin/keys/keymanager_private.h"
+#include "plugin/keys/previous.h"
 #include "plugin/report/metrics.h"
 
 static double seconds(int64_t ns)
@@ -32,7 +33,8 @@ static void measure_keys(struct keymanager *keymanager)
     int64_t now = clock_now();
 
     for (size_t i = 0; keys && i < count; i++) {
-        metrics_set(METRIC_KEY_AGE, keys[i]->key_id, NULL, seconds(now - keys[i]->begun));
+        if (!keys[i]->previous)
+            metrics_set(METRIC_KEY_AGE, keys[i]->key_id, NULL, seconds(now - keys[i]->begun));
         metrics_count(METRIC_SIGNATURES, keys[i]->key_id, metric_code(FAULT_NONE), 0);
         keymanager_drop(keymanager, keys[i]);
     }
@@ -51,6 +53,7 @@ static void measure_record(struct scribe *scribe)
 
     for (size_t i = 0; i < record->count; i++)
         counts[record->keys[i].state]++;
+    metrics_set(METRIC_KEYS, "previous", NULL, (double)previous_left(record));
     scribe_leave(scribe);
     for (size_t i = 0; i < sizeof states / sizeof states[0]; i++)
         metrics_set(METRIC_KEYS, states[i], NULL, counts[i]);

@@ -8,6 +8,7 @@
 
 #include "hsm/base/hex.h"
 #include "hsm/base/utf8.h"
+#include "plugin/keys/previous.h"
 
 /* Beside "x509-CA-" there are the server's JWT keys; an agent has SVID keys alone. The slot, A or
  * B, follows. */
@@ -21,6 +22,7 @@ void record_open(const struct label_scope *scope, struct record *record)
 void record_close(struct record *record)
 {
     free(record->keys);
+    free(record->previous);
     json_decref(record->document);
     record_open(&(struct label_scope){.server = ""}, record);
 }
@@ -79,12 +81,17 @@ bool record_made_here(const struct record *record, const struct hsm_key_name *na
     return record->maker_count > 0 && label_made_by(&record->makers[0].maker, name);
 }
 
-static const char *family_of(const struct record_key *key)
+const char *record_family(const char *key_id)
 {
     for (size_t i = 0; i < sizeof families / sizeof families[0]; i++)
-        if (strncmp(key->label.key_id, families[i], strlen(families[i])) == 0)
+        if (strncmp(key_id, families[i], strlen(families[i])) == 0)
             return families[i];
     return NULL;
+}
+
+static const char *family_of(const struct record_key *key)
+{
+    return record_family(key->label.key_id);
 }
 
 bool record_is_vital(const struct record_key *key)
@@ -158,19 +165,38 @@ static bool add_name(const struct hsm_key_name *name, uint8_t digest[SHA256_DIGE
     return SHA256(text, (size_t)(end - text), digest) != NULL;
 }
 
+/* In the array's order, which the file keeps. */
+static bool add_previous(const struct record *record, uint8_t digest[SHA256_DIGEST_LENGTH])
+{
+    for (size_t i = 0; i < record->previous_count; i++) {
+        const struct record_previous *key = &record->previous[i];
+        struct hsm_key_name name = {.id_length = HSM_ID_MAX};
+
+        if (!previous_is_needed(record, key))
+            continue;
+        memcpy(name.label, key->key_id, sizeof key->key_id);
+        memcpy(name.id, key->public_key.fingerprint, HSM_ID_MAX);
+        if (!add_name(&name, digest))
+            return false;
+    }
+    return true;
+}
+
 void record_loss_code(const struct record *record, record_test *is_missing, void *context,
-                      char code[RECORD_CODE + 1])
+                      bool no_previous, char code[RECORD_CODE + 1])
 {
     uint8_t digest[SHA256_DIGEST_LENGTH] = {0};
     const struct record_key *key = NULL;
+    bool done = true;
 
-    while ((key = next_missing(record, key, is_missing, context)))
-        if (!add_name(&key->name, digest)) {
-            memset(code, '-', RECORD_CODE);
-            code[RECORD_CODE] = '\0';
-            return;
-        }
-    hex_encode(digest, RECORD_CODE / 2, code);
+    while (done && (key = next_missing(record, key, is_missing, context)))
+        done = add_name(&key->name, digest);
+    if (done && no_previous)
+        done = add_previous(record, digest);
+    memset(code, '-', RECORD_CODE);
+    code[RECORD_CODE] = '\0';
+    if (done)
+        hex_encode(digest, RECORD_CODE / 2, code);
 }
 
 /* ---- changing ---- */
@@ -273,18 +299,28 @@ int record_serve(struct record *record, const struct record_key *key, bool lost,
     return record_put(record, &served);
 }
 
+/* NULL of nothing. */
+static void *copy_of(const void *from, size_t count, size_t size)
+{
+    void *made = count > 0 ? reallocarray(NULL, count, size) : NULL;
+
+    if (made)
+        memcpy(made, from, count * size);
+    return made;
+}
+
 int record_copy(const struct record *from, struct record *to)
 {
     struct record made = *from;
 
     made.document = NULL;
     made.room = from->count;
-    made.keys = NULL;
-    if (from->count > 0) {
-        made.keys = reallocarray(NULL, from->count, sizeof *made.keys);
-        if (!made.keys)
-            return -1;
-        memcpy(made.keys, from->keys, from->count * sizeof *made.keys);
+    made.keys = copy_of(from->keys, from->count, sizeof *made.keys);
+    made.previous = copy_of(from->previous, from->previous_count, sizeof *made.previous);
+    if ((from->count > 0 && !made.keys) || (from->previous_count > 0 && !made.previous)) {
+        free(made.keys);
+        free(made.previous);
+        return -1;
     }
     *to = made;
     return 0;

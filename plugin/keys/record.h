@@ -9,8 +9,10 @@
  *       "identity": "<hex>", "token": {"label": "..", "serial": ".."}, "ran": 86400,
  *       "makers": [{"key": "<hex>", "place": "..", "until": 0}, ..], newest first
  *       "keys": [{"state": "served", "label": "sp1-..", "cka_id": "<hex>", "type": "ec-p256",
- *                 "public_key": "<base64 DER>", "made": true, "in_use": true, "since": 0}, ..]}},
- *    "sha256": "<hex, of the document without this member, sorted and compact>"}
+ *                 "public_key": "<base64 DER>", "made": true, "in_use": true, "since": 0}, ..],
+ *       "previous": [{"state": "served", "id": "x509-CA-A", "label": "..", "cka_id": "", "type":
+ * .., "public_key": .., "in_use": true}, ..]}}, left out if it is empty "sha256": "<hex, of the
+ * document without this member, sorted and compact>"}
  *
  * Members that this version does not know are kept as they are, in the document, in a scope and
  * in a key, so that a newer version finds them again after a rollback. Only a `min_reader` above
@@ -34,6 +36,7 @@ enum {
     RECORD_ATTEMPTED_MAX = 64,   /* of one scope; the oldest is forgotten: prune finds it */
     RECORD_FOUND_MAX = 256,      /* likewise */
     RECORD_MISSING_MAX = 256,    /* of a token that begins empty with each start */
+    RECORD_PREVIOUS_MAX = 1024,  /* a source with more keys is refused */
     RECORD_CONDEMNED_MAX = 1024, /* keep_condemned's most of 16 ids. More there are where the role
                                     may not destroy, or a crash loop leaves no time to see them
                                     gone: what is forgotten is condemned again by a start that walks
@@ -57,6 +60,15 @@ struct record_key {
     bool made;                        /* by this server, for all we know: may be condemned */
     bool in_use;   /* it signed when it was more than a minute old: SPIRE had activated it */
     int64_t since; /* CONDEMNED: the record's running time then, s */
+};
+
+/* A key of the `previous` that this server has adopted: previous.h has what becomes of it. */
+struct record_previous {
+    char key_id[LABEL_KEY_ID_MAX + 1];
+    struct hsm_key_name name; /* as the worker of `previous` knows it; of a file without CKA_ID */
+    struct hsm_public_key public_key;
+    bool in_use; /* it has signed here */
+    bool moved;  /* a key of the token serves the id now */
 };
 
 /* Who marks keys (label.h), and where: good for one place only. Of an earlier place it tells the
@@ -84,6 +96,8 @@ struct record {
     struct record_key *keys; /* owned, in no order */
     size_t count;
     size_t room;
+    struct record_previous *previous; /* owned; one an id */
+    size_t previous_count;
     struct json_t *document; /* owned: all of the file, with what we do not know; or NULL */
 };
 
@@ -131,13 +145,17 @@ bool record_is_needed(const struct record *record, const struct record_key *key)
 /* Is it of such an id, whether needed or not? */
 bool record_is_vital(const struct record_key *key);
 
+/* Which of those ids a key id is one of, the same pointer for the same: NULL if it is none. */
+const char *record_family(const char *key_id);
+
 /* What SERVED keys are missing, as 8 characters that stand for exactly those: hex of a SHA-256 over
  * their labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each
- * SERVED key, more than once, and always answers the same. */
+ * SERVED key, more than once, and always answers the same. `no_previous`: so are the keys of
+ * `previous` that are needed (previous.h). */
 enum { RECORD_CODE = 8 };
 typedef bool record_test(void *context, const struct record_key *key);
 void record_loss_code(const struct record *record, record_test *is_missing, void *context,
-                      char code[RECORD_CODE + 1]);
+                      bool no_previous, char code[RECORD_CODE + 1]);
 
 /* ---- changing ---- */
 

@@ -15,6 +15,7 @@
 #include "hsm/base/utf8.h"
 #include "hsm/wire/keytype.h"
 #include "hsm/wire/pubkey.h"
+#include "plugin/keys/previous.h"
 
 enum {
     VERSION = 1, /* of what is written, and the newest that can be read */
@@ -29,6 +30,8 @@ static const char *const states[] = {
     [RECORD_CONDEMNED] = "condemned", [RECORD_ATTEMPTED] = "attempted",
     [RECORD_FOUND] = "found",
 };
+
+static const char moved[] = "moved"; /* of a key of previous, which is "served" till then */
 
 enum { STATES = sizeof states / sizeof states[0] };
 
@@ -245,6 +248,60 @@ static int read_keys(const json_t *section, struct record *record, struct fault 
     return 0;
 }
 
+/* ---- reading: the keys of previous ---- */
+
+static const char *get_previous_members(const json_t *object, struct record_previous *key)
+{
+    const char *state = json_string_value(json_object_get(object, "state"));
+    size_t length;
+
+    if (!state || (strcmp(state, states[RECORD_SERVED]) != 0 && strcmp(state, moved) != 0))
+        return "state";
+    key->moved = strcmp(state, moved) == 0;
+    if (!get_text(object, "id", key->key_id, sizeof key->key_id) || key->key_id[0] == '\0')
+        return "id";
+    if (!get_text(object, "label", key->name.label, sizeof key->name.label))
+        return "label";
+    if (!get_hex(object, "cka_id", sizeof key->name.id, key->name.id, &length))
+        return "cka_id";
+    key->name.id_length = (uint32_t)length;
+    if (!get_type(object, &key->public_key.type))
+        return "type";
+    return get_flag(object, "in_use", &key->in_use) ? NULL : "in_use";
+}
+
+static int read_previous_key(const json_t *object, size_t index, struct record *record,
+                             struct fault *fault)
+{
+    struct record_previous key = {.moved = false};
+    char where[48];
+    const char *wrong = get_previous_members(object, &key);
+
+    (void)snprintf(where, sizeof where, "key %zu of previous", index + 1);
+    if (wrong)
+        return wrong_member(fault, where, wrong);
+    if (get_public_key(object, where, &key.public_key, fault) != 0)
+        return -1;
+    if (previous_find(record, key.key_id))
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: it has %s twice", where);
+    return previous_add(record, &key) == 0 ? 0 : no_memory(fault);
+}
+
+/* Versions that know of no `previous` have none. */
+static int read_previous(const json_t *section, struct record *record, struct fault *fault)
+{
+    const json_t *keys = json_object_get(section, "previous");
+    const json_t *key;
+    size_t i;
+
+    if (keys && (!json_is_array(keys) || json_array_size(keys) > RECORD_PREVIOUS_MAX))
+        return wrong_member(fault, "its scope", "previous");
+    json_array_foreach (keys, i, key)
+        if (read_previous_key(key, i, record, fault) != 0)
+            return -1;
+    return 0;
+}
+
 static bool read_maker(const json_t *object, struct record_maker *maker)
 {
     int64_t until;
@@ -291,7 +348,9 @@ static int read_section(const json_t *section, struct record *record, struct fau
         return wrong_member(fault, "its scope", "token");
     if (read_makers(section, record, fault) != 0)
         return -1;
-    return read_keys(section, record, fault);
+    if (read_keys(section, record, fault) != 0)
+        return -1;
+    return read_previous(section, record, fault);
 }
 
 /* ---- reading: the document ---- */
@@ -595,6 +654,33 @@ static bool put_keys(json_t *section, const struct record *record)
     return json_object_set(section, "keys", keys) == 0;
 }
 
+static json_t *encode_previous(const struct record_previous *key)
+{
+    json_t *object = json_object();
+
+    if (object && put(object, "state", json_string(key->moved ? moved : states[RECORD_SERVED])) &&
+        put(object, "id", json_string(key->key_id)) &&
+        put(object, "label", json_string(key->name.label)) &&
+        put_hex(object, "cka_id", key->name.id, key->name.id_length) &&
+        put(object, "type", json_string(hsm_key_type_name(key->public_key.type))) &&
+        put_public_key(object, &key->public_key) &&
+        put(object, "in_use", json_boolean(key->in_use)))
+        return object;
+    json_decref(object);
+    return NULL;
+}
+
+static bool put_previous(json_t *section, const struct record *record)
+{
+    OWNED(free_json) json_t *keys = json_array();
+
+    (void)json_object_del(section, "previous");
+    for (size_t i = 0; i < record->previous_count; i++)
+        if (json_array_append_new(keys, encode_previous(&record->previous[i])) != 0)
+            return false;
+    return record->previous_count == 0 || json_object_set(section, "previous", keys) == 0;
+}
+
 static bool put_makers(json_t *section, const struct record *record)
 {
     OWNED(free_json) json_t *makers = json_array();
@@ -620,7 +706,7 @@ static bool put_section(json_t *section, const struct record *record)
            put(section, "ran", json_integer(record->ran)) &&
            put_text(token, "label", record->token_label) &&
            put_text(token, "serial", record->token_serial) && put_makers(section, record) &&
-           put_keys(section, record);
+           put_keys(section, record) && put_previous(section, record);
 }
 
 static bool put_document(json_t *document, const struct record *record)

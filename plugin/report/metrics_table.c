@@ -12,7 +12,7 @@ static labels by_key_and_code = {{"key_id", NULL}, {"code", NULL}};
 static labels by_call_and_part = {{"call", "sign,generate"}, {"part", "all,wait,token"}};
 static labels by_after = {{"after", "fault,worker"}};
 static labels by_how = {{"how", "died,hung,replaced,refused"}};
-static labels by_state = {{"state", "served,missing,condemned,attempted,found"}};
+static labels by_state = {{"state", "served,missing,condemned,attempted,found,previous"}};
 static labels by_whose = {{"whose", "ours,others"}};
 
 const struct metric_row metric_table[METRICS] = {
@@ -71,7 +71,7 @@ const struct metric_row metric_table[METRICS] = {
          .meaning =
              "workers whose PIN was refused; it is not tried again until its source changes"},
     [METRIC_KEYS] = {"keys", METRIC_GAUGE, METRIC_KEYMANAGERS, by_state,
-                     .meaning = "keys in the record, by state"},
+                     .meaning = "keys in the record, by state; previous: still served from there"},
     [METRIC_KEY_AGE] = {"key_age_seconds", METRIC_GAUGE, METRIC_KEYMANAGERS, by_key,
                         .meaning = "since the key served for this id was made"},
     [METRIC_OBJECTS] = {"objects", METRIC_GAUGE, METRIC_KEYMANAGERS, by_whose,

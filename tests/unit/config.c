@@ -352,6 +352,80 @@ static void the_pin_is_gone_after_wiping(void **state)
     assert_false(contains((const char *)&config, sizeof config, "hunter2"));
 }
 
+/* ---- the block previous ---- */
+
+static void previous_is_a_file_or_another_token(void **state)
+{
+    static const char disk[] = "previous { keys_file = \"/data/keys.json\" }";
+    static const char token[] = "previous {\n module = \"/lib/a.so\"\n token = \"pkcs11:token=a\"\n"
+                                " pin = \"hunter2\"\n key_identifier_value = \"then\"\n}";
+    struct config previous;
+
+    (void)state;
+    keymanager_accepted("");
+    assert_false(config_previous(&config, &previous));
+    keymanager_accepted(disk);
+    assert_true(config_previous(&config, &previous));
+    assert_string_equal(previous.keymanager.keys_file, "/data/keys.json");
+    assert_string_equal(previous.keymanager.token, "");
+    assert_string_equal(previous.keymanager.record_file, "");
+    keymanager_accepted(token);
+    assert_true(config_previous(&config, &previous));
+    assert_string_equal(previous.keymanager.keys_file, "");
+    assert_string_equal(previous.keymanager.module, "/lib/a.so");
+    assert_string_equal(previous.keymanager.key_identifier_file, "");
+    assert_string_equal(previous.keymanager.key_identifier_value, "then");
+    config_wipe(&previous);
+    config_wipe(&config);
+    assert_false(contains((const char *)&config, sizeof config, "hunter2"));
+    assert_false(contains((const char *)&previous, sizeof previous, "hunter2"));
+}
+
+static void previous_is_the_same_in_json(void **state)
+{
+    (void)state;
+    accepted(
+        CONFIG_KEYMANAGER,
+        "{\"module\": \"/m.so\", \"token\": \"pkcs11:token=a\", \"key_identifier_value\": \"x\", "
+        "\"previous\": {\"keys_file\": \"/data/keys.json\"}}");
+    assert_string_equal(config.keymanager.previous.keys_file, "/data/keys.json");
+}
+
+static void a_wrong_block_previous_is_one_clear_error(void **state)
+{
+    static const struct {
+        const char *text;
+        const char *message;
+    } rows[] = {
+        {"previous { }",
+         "line 4: previous: expected keys_file, or module and token: where the keys are"},
+        {"previous = \"/data/keys.json\"", "line 4: previous: expected a block without a label"},
+        {"previous \"disk\" { keys_file = \"/k\" }",
+         "line 4: previous: expected a block without a label"},
+        {"previous { keys_file = \"/k\" }\nprevious { keys_file = \"/l\" }",
+         "line 5: previous is given twice, first in line 4"},
+        {"previous {\n keys_fil = \"/k\"\n}",
+         "line 5: previous: unknown option \"keys_fil\" (did you mean keys_file?)"},
+        {"previous { keys_file = \"keys.json\" }",
+         "line 4: previous: keys_file: expected an absolute path"},
+        {"previous { keys_file = \"/k\" module = \"/m.so\" }",
+         "line 4: previous: keys_file and module: keys come from a file or from a token, give one"},
+        {"previous {\n module = \"/m.so\"\n key_identifier_value = \"x\"\n}",
+         "line 4: previous: token is required, beside module"},
+        {"previous { module = \"/m.so\" token = \"pkcs11:token=a\" }",
+         "line 4: previous: key_identifier_file or key_identifier_value is required: whose keys on "
+         "that token they are"},
+        {"previous {\n module = \"/m.so\"\n token = \"pkcs11:token=a\"\n pin_file = \"/p\"\n "
+         "pin_env = \"P\"\n key_identifier_value = \"x\"\n}",
+         "line 8: previous: pin_env: there can be only one source of the PIN, and line 7 has "
+         "pin_file"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        keymanager_refused(rows[i].text, rows[i].message);
+}
+
 /* ---- README.md ---- */
 
 static const struct {
@@ -359,6 +433,7 @@ static const struct {
     const char *heading;
 } sections[] = {
     {CONFIG_KEYMANAGER, "\n### KeyManager\n"},
+    {CONFIG_PREVIOUS, "\n### previous\n"},
     {CONFIG_PUBLISHER, "\n### BundlePublisher\n"},
     {CONFIG_NOTIFIER, "\n### Notifier\n"},
 };
@@ -446,8 +521,8 @@ static void as_item(char *row, char *item, size_t size)
 
 static void the_manual_page_has_the_options_as_they_are(void **state)
 {
-    static const char *const headings[] = {" .Ss KeyManager ", " .Ss BundlePublisher ",
-                                           " .Ss Notifier "};
+    static const char *const headings[] = {" .Ss KeyManager ", " .Ss previous ",
+                                           " .Ss BundlePublisher ", " .Ss Notifier "};
     OWNED(scope_free) char *page = read_source("packaging/man/spire-hsm.conf.5");
 
     (void)state;
@@ -524,6 +599,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_pin_is_never_repeated),
         cmocka_unit_test(a_refused_pin_is_remembered_beside_the_identity),
         cmocka_unit_test(the_pin_is_gone_after_wiping),
+        cmocka_unit_test(previous_is_a_file_or_another_token),
+        cmocka_unit_test(previous_is_the_same_in_json),
+        cmocka_unit_test(a_wrong_block_previous_is_one_clear_error),
         cmocka_unit_test(the_readme_has_the_option_tables_as_they_are),
         cmocka_unit_test(the_manual_page_has_the_options_as_they_are),
         cmocka_unit_test(help_and_markdown_have_every_option),

@@ -125,7 +125,7 @@ static void code_of(const struct record *record, unsigned which, char code[RECOR
 {
     struct lost lost = {record, which};
 
-    record_loss_code(record, is_lost, &lost, code);
+    record_loss_code(record, is_lost, &lost, false, code);
     assert_int_equal(strlen(code), RECORD_CODE);
     assert_int_equal(strspn(code, "0123456789abcdef"), RECORD_CODE);
 }

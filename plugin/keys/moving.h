@@ -1,0 +1,36 @@
+/* A start whose server moves its keys here: what becomes of the block `previous` and of the
+ * record's array (previous.h has the rule). For loading.c, on the slow lane. */
+#ifndef PLUGIN_KEYS_MOVING_H
+#define PLUGIN_KEYS_MOVING_H
+
+#include "plugin/keys/keymanager_private.h"
+
+struct moving {
+    bool adopts;  /* the record's array is new */
+    bool without; /* the block is gone, and a key is needed that is served from there: a loss, until
+                     it is accepted */
+    bool forgets; /* the block is gone, and the array with it */
+};
+
+/* Reads `previous` and settles `record`, the start's copy. FAULT_FAILED_PRECONDITION: see
+ * PREVIOUS_REFUSE; or it is damaged. FAULT_UNAVAILABLE: it is away, and was never read. One that is
+ * away and known is no failure. */
+int moving_begin(struct keymanager *keymanager, bool reconfigures, const atomic_bool *cancel,
+                 struct record *record, struct moving *moving, struct fault *fault);
+
+/* Adds the keys that are lost while `without` to names for a sentence. */
+void moving_add_names(const struct record *record, char *names, size_t room);
+
+/* That loss is accepted. */
+void moving_accept(struct record *record, struct moving *moving);
+
+/* Serves what is left in `previous`, once all of the token is served. */
+int moving_serve(struct keymanager *keymanager, struct record *record, struct fault *fault);
+
+/* Puts what came of it into the scribe's record. -1: out of memory. */
+int moving_write(const struct moving *moving, const struct record *from, struct record *record);
+
+/* An id has been made on the token: a line in the log. */
+void moving_tell(struct keymanager *keymanager, const struct catalogue_key *key);
+
+#endif
