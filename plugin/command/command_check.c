@@ -149,7 +149,7 @@ static void tell_start(struct check *check, const struct command_start *start)
 
     (void)snprintf(text, sizeof text, "%u keys served, %u of them missing; %u superseded ones wait",
                    start->served, start->missing, start->condemned);
-    if (start->missing == 0) {
+    if (start->missing == 0 && start->lost == 0) {
         row(check, FINE, "record", text);
         return;
     }
@@ -164,26 +164,83 @@ static void tell_start(struct check *check, const struct command_start *start)
                    start->names);
 }
 
+static void tell_known(struct check *check, const struct command_previous *found)
+{
+    char text[TABLE_CELL];
+
+    (void)snprintf(text, sizeof text, "%zu of %zu keys moved to the token%s", found->moved,
+                   found->moved + found->left,
+                   found->needed[0] != '\0' ? "" : ": the block can go");
+    row(check, found->needed[0] != '\0' ? NOTE : FINE, "previous", text);
+    if (found->needed[0] != '\0')
+        table_note(&check->table, "SPIRE needs what is left there: %s", found->needed);
+}
+
+static void tell_previous(struct check *check, const struct command_previous *found)
+{
+    char text[TABLE_CELL];
+
+    if (found->refused) {
+        row(check, MISSING, "previous", "other keys than this server moved from");
+        table_note(&check->table,
+                   "SPIRE has used the token's key \"%s\" since; a start is refused. Do: take the "
+                   "block out if it is an older copy; if this server comes again from these keys, "
+                   "accept them with accept_loss = \"%s\"",
+                   found->needed, found->code);
+    } else if (found->adopts > 0) {
+        (void)snprintf(text, sizeof text, "a start would adopt %zu keys, and sign with them there",
+                       found->adopts);
+        row(check, FINE, "previous", text);
+    } else {
+        tell_known(check, found);
+    }
+}
+
+/* Without the block it is the row of the record that tells what is missing. */
+static void check_previous(struct check *check, struct record *record)
+{
+    struct command_previous found;
+    struct fault fault;
+
+    if (command_previous_of(&check->config->config, record, &found, &fault) != 0)
+        row_fault(check, "previous", "cannot be used", &fault, "correct what the sentence names");
+    else if (found.given)
+        tell_previous(check, &found);
+}
+
+static void check_start(struct check *check, struct record *record, bool there)
+{
+    bool no_previous = !check->config->config.keymanager.previous.given;
+    struct command_start start;
+    struct fault fault;
+
+    if (!there)
+        row(check, NOTE, "record", "there is none yet: a start serves what the token has");
+    else if (command_start_of(&check->token, record, no_previous, &start, &fault) != 0)
+        row_fault(check, "record", "cannot be compared", &fault, advice_for(&fault));
+    else
+        tell_start(check, &start);
+}
+
 /* Would a start find the keys that it must find? */
 static void check_record(struct check *check)
 {
     OWNED(identity_close) struct identity identity = {.lock = -1};
     OWNED(record_close) struct record record = {.keys = NULL};
-    struct command_start start;
     struct label_scope scope;
     struct fault fault;
-    bool there;
+    bool there = false;
 
-    if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0)
-        return; /* it has a row of its own */
-    if (command_record(&check->config->config, &scope, &record, &there, &fault) != 0)
+    if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0) {
+        check_previous(check, &record); /* the identity has a row of its own */
+        return;
+    }
+    if (command_record(&check->config->config, &scope, &record, &there, &fault) != 0) {
         row_fault(check, "record", "cannot be used", &fault, "correct what the sentence names");
-    else if (!there)
-        row(check, NOTE, "record", "there is none yet: a start serves what the token has");
-    else if (command_start_of(&check->token, &record, &start, &fault) != 0)
-        row_fault(check, "record", "cannot be compared", &fault, advice_for(&fault));
-    else
-        tell_start(check, &start);
+        return;
+    }
+    check_previous(check, &record);
+    check_start(check, &record, there);
 }
 
 /* What is done for this library, and what of the token's own word did not count. */

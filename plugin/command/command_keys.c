@@ -143,6 +143,20 @@ static void print_missing(const struct command_token *token, const struct names 
     }
 }
 
+/* What the token does not have: it is signed with where the block previous says. */
+static void print_previous(const struct record *record)
+{
+    for (size_t i = 0; i < record->previous_count; i++) {
+        const struct record_previous *key = &record->previous[i];
+        char fingerprint[2 * HSM_FINGERPRINT + 1];
+
+        hex_encode(key->public_key.fingerprint, HSM_FINGERPRINT, fingerprint);
+        if (!key->moved)
+            (void)printf("in previous: key \"%s\" (%s, sha256=%s) is served from there\n",
+                         key->key_id, hsm_key_type_name(key->public_key.type), fingerprint);
+    }
+}
+
 static void print_table(const struct command_token *token, struct names *names)
 {
     OWNED(table_free) struct table table = {.rows = NULL};
@@ -165,6 +179,7 @@ static void print_table(const struct command_token *token, struct names *names)
                  token->info.serial, census->foreign, census->foreign == 1 ? "" : "s",
                  census->nameless);
     print_missing(token, names);
+    print_previous(&names->record);
 }
 
 /* ---- JSON ---- */
@@ -221,6 +236,23 @@ static json_t *missing_json(const struct command_token *token, const struct name
     return missing;
 }
 
+static json_t *previous_json(const struct record *record)
+{
+    json_t *keys = json_array();
+
+    for (size_t i = 0; i < record->previous_count; i++) {
+        const struct record_previous *key = &record->previous[i];
+        char fingerprint[2 * HSM_FINGERPRINT + 1];
+
+        hex_encode(key->public_key.fingerprint, HSM_FINGERPRINT, fingerprint);
+        (void)json_array_append_new(keys, json_pack("{ss ss ss ss}", "key_id", key->key_id, "type",
+                                                    hsm_key_type_name(key->public_key.type),
+                                                    "sha256", fingerprint, "state",
+                                                    key->moved ? "moved" : "served"));
+    }
+    return keys;
+}
+
 static int print_json(const struct command_token *token, struct names *names)
 {
     const struct census *census = &token->census;
@@ -235,11 +267,12 @@ static int print_json(const struct command_token *token, struct names *names)
             fill(names, &server, &server.items[i], &line);
             (void)json_array_append_new(keys, key_json(&line));
         }
-    document = json_pack("{s{ss ss ss ss ss} so so si si}", "token", "label", token->info.label,
+    document = json_pack("{s{ss ss ss ss ss} so so so si si}", "token", "label", token->info.label,
                          "serial", token->info.serial, "manufacturer", token->info.manufacturer,
                          "model", token->info.model, "library", token->info.library, "keys", keys,
-                         "missing", missing_json(token, names), "foreign_objects",
-                         (int)census->foreign, "nameless_objects", (int)census->nameless);
+                         "missing", missing_json(token, names), "previous",
+                         previous_json(&names->record), "foreign_objects", (int)census->foreign,
+                         "nameless_objects", (int)census->nameless);
     result = document ? json_dumpf(document, stdout, JSON_INDENT(2)) : -1;
     (void)fputc('\n', stdout);
     json_decref(document);

@@ -136,8 +136,28 @@ struct command_start {
     char code[RECORD_CODE + 1];
 };
 
-int command_start_of(struct command_token *token, struct record *record,
+/* `no_previous`: plugin_data has no block of that name, so what is needed of it is missing too. */
+int command_start_of(struct command_token *token, struct record *record, bool no_previous,
                      struct command_start *start, struct fault *fault);
+
+/* ---- command_previous.c ---- */
+
+/* What a start would make of the block previous. */
+struct command_previous {
+    bool given;
+    size_t adopts; /* so many keys are new, and would be served from there; 0 = it is known */
+    bool refused;  /* they are other keys than those it moved from: see previous.h */
+    size_t moved;  /* of those that are known. This and the next: so many */
+    size_t left;   /* served from there */
+    char
+        needed[256]; /* ids that SPIRE needs of them; of `refused`, one of the token's; "" = none */
+    char code[RECORD_CODE + 1];
+};
+
+/* Reads it by a worker, at once. What would be adopted is so in *record then, which stays the
+ * caller's and is not written. */
+int command_previous_of(const struct config *config, struct record *record,
+                        struct command_previous *found, struct fault *fault);
 
 /* ---- command_trial.c ---- */
 

@@ -6,6 +6,7 @@
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
 #include "plugin/keys/loss.h"
+#include "plugin/keys/previous.h"
 #include "plugin/keys/scribe.h"
 
 int command_record(const struct config *config, const struct label_scope *scope,
@@ -48,7 +49,17 @@ static bool is_lost(void *context, const struct record_key *key)
     return start->gone[key - start->record->keys] && record_is_needed(start->record, key);
 }
 
-int command_start_of(struct command_token *token, struct record *record,
+/* What a start without the block previous would miss of it. */
+static void add_previous(struct command_start *start)
+{
+    const struct record *record = start->record;
+
+    for (size_t i = 0; i < record->previous_count; i++)
+        start->lost += previous_is_needed(record, &record->previous[i]);
+    loss_add_previous(record, start->names, sizeof start->names);
+}
+
+int command_start_of(struct command_token *token, struct record *record, bool no_previous,
                      struct command_start *start, struct fault *fault)
 {
     OWNED(scope_free) bool *gone = calloc(record->count + 1, sizeof *gone);
@@ -71,7 +82,9 @@ int command_start_of(struct command_token *token, struct record *record,
         if (gone[i])
             loss_add_name(key, start->names, sizeof start->names);
     }
-    record_loss_code(record, is_lost, start, false, start->code);
+    if (no_previous)
+        add_previous(start);
+    record_loss_code(record, is_lost, start, no_previous, start->code);
     start->gone = NULL;
     return 0;
 }
@@ -85,7 +98,7 @@ static int look(const struct config *config, struct record *record, struct comma
 
     if (command_open_token(&config->keymanager, -1, &token, fault) != 0)
         return -1;
-    return command_start_of(&token, record, start, fault);
+    return command_start_of(&token, record, !config->keymanager.previous.given, start, fault);
 }
 
 /* A start would be refused, and this loss can be accepted; anything else could not be looked at. */

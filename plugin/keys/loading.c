@@ -219,7 +219,7 @@ static bool name_loss(struct start *start, char names[NAMES_MAX], char code[RECO
             loss_add_name(key, names, NAMES_MAX);
     }
     if (start->moving.without)
-        moving_add_names(&start->record, names, NAMES_MAX);
+        loss_add_previous(&start->record, names, NAMES_MAX);
     record_loss_code(&start->record, is_lost, start, start->moving.without, code);
     return names[0] != '\0';
 }

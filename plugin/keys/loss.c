@@ -8,6 +8,7 @@
 
 #include "hsm/base/file.h"
 #include "hsm/base/scope.h"
+#include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 
 static bool path_of(const char *record_path, char path[HSM_PATH_MAX])
@@ -56,6 +57,19 @@ void loss_add_name(const struct record_key *key, char *names, size_t room)
 
     (void)snprintf(names + used, room - used, "%skey \"%s\" (label %s)", used > 0 ? ", " : "",
                    key->label.key_id, key->name.label);
+}
+
+void loss_add_previous(const struct record *record, char *names, size_t room)
+{
+    for (size_t i = 0; i < record->previous_count; i++) {
+        const struct record_previous *key = &record->previous[i];
+        size_t used = strlen(names);
+
+        if (previous_is_needed(record, key))
+            (void)snprintf(names + used, room - used,
+                           "%skey \"%s\" (served from previous until now: put that block back)",
+                           used > 0 ? ", " : "", key->key_id);
+    }
 }
 
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,

@@ -25,6 +25,9 @@ bool loss_is_accepted(const struct config_keymanager *config, const char *record
 /* Adds the key to a list of names for a sentence, "" at first, as far as `room` bytes go. */
 void loss_add_name(const struct record_key *key, char *names, size_t room);
 
+/* The same for those keys of `previous` that are needed, where that block is gone. */
+void loss_add_previous(const struct record *record, char *names, size_t room);
+
 /* FAULT_FAILED_PRECONDITION: which keys (`names`, for a sentence), what it means, what to do. */
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault);

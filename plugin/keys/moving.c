@@ -140,19 +140,6 @@ static bool is_any_needed(const struct record *record)
     return false;
 }
 
-void moving_add_names(const struct record *record, char *names, size_t room)
-{
-    for (size_t i = 0; i < record->previous_count; i++) {
-        const struct record_previous *key = &record->previous[i];
-        size_t used = strlen(names);
-
-        if (previous_is_needed(record, key))
-            (void)snprintf(names + used, room - used,
-                           "%skey \"%s\" (till now from previous: put that block back in)",
-                           used > 0 ? ", " : "", key->key_id);
-    }
-}
-
 void moving_accept(struct record *record, struct moving *moving)
 {
     previous_forget(record);

@@ -18,9 +18,6 @@ struct moving {
 int moving_begin(struct keymanager *keymanager, bool reconfigures, const atomic_bool *cancel,
                  struct record *record, struct moving *moving, struct fault *fault);
 
-/* Adds the keys that are lost while `without` to names for a sentence. */
-void moving_add_names(const struct record *record, char *names, size_t room);
-
 /* That loss is accepted. */
 void moving_accept(struct record *record, struct moving *moving);
 
