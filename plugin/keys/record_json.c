@@ -282,6 +282,8 @@ static int read_previous_key(const json_t *object, size_t index, struct record *
         return wrong_member(fault, where, wrong);
     if (get_public_key(object, where, &key.public_key, fault) != 0)
         return -1;
+    if (key.public_key.pkix_length == 0)
+        return wrong_member(fault, where, "public_key");
     if (previous_find(record, key.key_id))
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: it has %s twice", where);
     return previous_add(record, &key) == 0 ? 0 : no_memory(fault);

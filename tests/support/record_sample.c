@@ -8,6 +8,7 @@
 #include "hsm/base/openssl.h"
 #include "hsm/base/scope.h"
 #include "hsm/wire/pubkey.h"
+#include "plugin/keys/previous.h"
 
 struct label_scope sample_scope;
 struct hsm_public_key sample_p256;
@@ -66,6 +67,21 @@ struct record sample_empty(void)
     return record;
 }
 
+/* One of a file, one of a token. */
+static void put_previous(struct record *record)
+{
+    struct record_previous key = {
+        .key_id = "x509-CA-A", .name = {.label = "x509-CA-A"}, .moved = true};
+
+    key.public_key = sample_p256;
+    assert_int_equal(previous_add(record, &key), 0);
+    key = (struct record_previous){.key_id = "x509-CA-B",
+                                   .name = {.label = "sp1-x", .id = {1, 2}, .id_length = 2},
+                                   .in_use = true};
+    key.public_key = sample_p256;
+    assert_int_equal(previous_add(record, &key), 0);
+}
+
 struct record sample_record(void)
 {
     struct record record = sample_empty();
@@ -84,6 +100,7 @@ struct record sample_record(void)
     sample_put(&record, sample_condemned("x509-CA-A", 6, 400));
     sample_put(&record, sample_key(RECORD_ATTEMPTED, "x509-CA-B", 9));
     sample_put(&record, sample_key(RECORD_FOUND, "JWT-Signer-A", 1));
+    put_previous(&record);
     return record;
 }
 
@@ -124,6 +141,17 @@ static void assert_same_key(const struct record_key *a, const struct record_key 
     assert_int_equal(a->since, b->since);
 }
 
+static void assert_same_previous(const struct record_previous *a, const struct record_previous *b)
+{
+    assert_string_equal(a->key_id, b->key_id);
+    assert_string_equal(a->name.label, b->name.label);
+    assert_int_equal(a->name.id_length, b->name.id_length);
+    assert_memory_equal(a->name.id, b->name.id, a->name.id_length);
+    assert_memory_equal(&a->public_key, &b->public_key, sizeof a->public_key);
+    assert_int_equal(a->in_use, b->in_use);
+    assert_int_equal(a->moved, b->moved);
+}
+
 void assert_same_record(struct record *a, struct record *b)
 {
     assert_int_equal(a->written, b->written);
@@ -145,4 +173,7 @@ void assert_same_record(struct record *a, struct record *b)
         assert_non_null(key);
         assert_same_key(&a->keys[i], key);
     }
+    assert_int_equal(a->previous_count, b->previous_count);
+    for (size_t i = 0; i < a->previous_count; i++)
+        assert_same_previous(&a->previous[i], &b->previous[i]);
 }

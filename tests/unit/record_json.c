@@ -11,6 +11,7 @@
 
 #include "hsm/base/hex.h"
 #include "hsm/base/scope.h"
+#include "plugin/keys/previous.h"
 
 static void free_json(json_t **json)
 {
@@ -131,7 +132,11 @@ static void the_same_record_is_the_same_text(void **state)
     other.document = NULL;
     other.keys = NULL;
     other.count = other.room = 0;
+    other.previous = NULL;
+    other.previous_count = 0;
     other.written = 0;
+    for (size_t i = 0; i < keys.previous_count; i++)
+        assert_int_equal(previous_add(&other, &keys.previous[i]), 0);
     for (size_t i = keys.count; i-- > 0;)
         sample_put(&other, keys.keys[i]);
     third = sample_format(&other);
@@ -354,7 +359,7 @@ static void a_record_for_newer_readers_is_refused(void **state)
                   "is of a newer version: its min_reader is 17, and this version reads 1");
 }
 
-enum where { DOCUMENT, SECTION, TOKEN, MAKER, KEY };
+enum where { DOCUMENT, SECTION, TOKEN, MAKER, PREVIOUS, KEY };
 
 static json_t *object_at(json_t *document, enum where where)
 {
@@ -367,6 +372,8 @@ static json_t *object_at(json_t *document, enum where where)
         return json_object_get(section_in(document), "token");
     case MAKER:
         return json_array_get(json_object_get(section_in(document), "makers"), 0);
+    case PREVIOUS:
+        return json_array_get(json_object_get(section_in(document), "previous"), 1);
     default:
         return key_in(document, 0);
     }
@@ -408,6 +415,12 @@ static void members_that_are_wrong_are_named(void **state)
         {KEY, "made", "0", "the \"made\" of key 1 is wrong"},
         {KEY, "in_use", "0", "the \"in_use\" of key 1 is wrong"},
         {KEY, "since", "\"0\"", "the \"since\" of key 1 is wrong"},
+        {SECTION, "previous", "[1]", "the \"state\" of key 1 of previous is wrong"},
+        {PREVIOUS, "state", "\"found\"", "the \"state\" of key 2 of previous is wrong"},
+        {PREVIOUS, "cka_id", "\"1\"", "the \"cka_id\" of key 2 of previous is wrong"},
+        {PREVIOUS, "type", "\"ec-p257\"", "the \"type\" of key 2 of previous is wrong"},
+        {PREVIOUS, "public_key", "\"\"", "the \"public_key\" of key 2 of previous is wrong"},
+        {PREVIOUS, "in_use", "0", "the \"in_use\" of key 2 of previous is wrong"},
     };
     OWNED(record_close) struct record record = sample_record();
 
@@ -512,6 +525,9 @@ static void nothing_is_there_twice(void **state)
     assert_int_equal(json_array_append_new(keys, json_deep_copy(key_in(document, 1))), 0);
     refuses_document(document, "is damaged: it has key 6 twice");
     served = document_of(&record);
+    change(object_at(served, PREVIOUS), "id", "\"x509-CA-A\"");
+    refuses_document(served, "is damaged: it has key 2 of previous twice");
+    change(object_at(served, PREVIOUS), "id", "\"x509-CA-B\"");
     change(key_in(served, 2), "state", "\"served\"");
     refuses_document(served, "it has two served keys of the id \"x509-CA-A\"");
 }
