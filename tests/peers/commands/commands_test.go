@@ -96,6 +96,17 @@ func (s *scene) contains(text string, parts ...string) {
 	}
 }
 
+// makeIn a running plugin a key; its fingerprint.
+func (s *scene) makeIn(p *host.Plugin, id string) string {
+	s.Helper()
+	response, err := p.KeyManager().GenerateKey(context.Background(),
+		&keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: keymanagerv1.KeyType_EC_P256})
+	if err != nil {
+		s.Fatal(err)
+	}
+	return response.PublicKey.Fingerprint
+}
+
 // generate keys as a server does.
 func (s *scene) generate(trustDomain string, ids ...string) map[string]string {
 	s.Helper()
@@ -105,12 +116,7 @@ func (s *scene) generate(trustDomain string, ids ...string) map[string]string {
 	}
 	fingerprints := map[string]string{}
 	for _, id := range ids {
-		response, err := p.KeyManager().GenerateKey(context.Background(),
-			&keymanagerv1.GenerateKeyRequest{KeyId: id, KeyType: keymanagerv1.KeyType_EC_P256})
-		if err != nil {
-			s.Fatal(err)
-		}
-		fingerprints[id] = response.PublicKey.Fingerprint
+		fingerprints[id] = s.makeIn(p, id)
 	}
 	if err := p.Close(); err != nil {
 		s.Fatal(err)
