@@ -242,6 +242,20 @@ static void check_previous(const struct reading *r, unsigned line)
              line);
 }
 
+/* A server that comes from itself would adopt each key that it makes. */
+static void check_other_place(struct reading *r)
+{
+    const struct config_keymanager *own = &r->config->keymanager;
+    const struct config_previous *previous = &own->previous;
+
+    if (previous->given && previous->keys_file[0] == '\0' &&
+        strcmp(previous->module, own->module) == 0 && strcmp(previous->token, own->token) == 0 &&
+        strcmp(previous->key_identifier_file, own->key_identifier_file) == 0 &&
+        strcmp(previous->key_identifier_value, own->key_identifier_value) == 0)
+        note(r->notes, true,
+             "previous: it is this token and key identifier itself, and there is nothing to move");
+}
+
 static void read_previous(struct reading *r, const struct hcl_item *block)
 {
     struct reading inner = {
@@ -288,6 +302,8 @@ static void read_tree(struct reading *r, const struct hcl_item *root)
     read_items(r, root);
     note_missing(r);
     check_issuer(r);
+    if (r->kind == CONFIG_KEYMANAGER && r->notes->errors == 0)
+        check_other_place(r);
 }
 
 static void read_text(struct reading *r, const char *text, size_t length)

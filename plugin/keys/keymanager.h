@@ -85,6 +85,15 @@
  *   the role may not destroy: the old key stays, and the log says so
  *     -> a_key_that_may_not_be_destroyed_is_left_alone
  *     -> superseded_keys_stay_where_the_role_may_not_destroy
+ *   the server moves, and ends at any step of it: each id is where it was, or on the token
+ *     -> TestAServerMovesFromKeysJsonAndHasEveryKeyAtEveryStep
+ *     -> TestAServerMovesFromAnotherToken
+ *   the block previous is taken out too early: no start
+ *     -> TestTheBlockIsTakenOutTooEarly
+ *   an older keys.json comes back after the move: no start, as it would take the keys in use away
+ *     -> TestAnOlderKeysJsonIsRefusedOnceTheTokenSigns
+ *   previous is away: listed from the record, and its signatures UNAVAILABLE
+ *     -> TestASourceThatIsAwayFailsItsSignaturesAloneAndComesBack
  *   the identity is lost: the keys are another server's, and not touched
  *     -> servers_with_identity_files_of_their_own
  *   a second process has the identity: refused on one host, elsewhere seen, and nothing old goes

@@ -28,6 +28,17 @@ static void tick(void *context)
     (void)context;
 }
 
+/* Another token may have had the identity that ours has now: a PIN that is refused there is none of
+ * ours. */
+static void part_latch(char latch[HSM_PATH_MAX])
+{
+    static const char suffix[] = ".previous";
+    size_t length = strlen(latch);
+
+    if (length + sizeof suffix <= HSM_PATH_MAX)
+        memcpy(latch + length, suffix, sizeof suffix);
+}
+
 int source_open(const struct config *previous, bool one_caller, struct source **source,
                 struct fault *fault)
 {
@@ -49,6 +60,7 @@ int source_open(const struct config *previous, bool one_caller, struct source **
     config_wipe(&made->config);
     options.context = made;
     config_settings(config, &options.settings);
+    part_latch(options.settings.latch);
     result = supervisor_start(&options, &made->supervisor, fault);
     hsm_settings_wipe(&options.settings);
     if (result == 0)

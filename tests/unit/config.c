@@ -412,6 +412,8 @@ static void a_wrong_block_previous_is_one_clear_error(void **state)
          "line 4: previous: keys_file and module: keys come from a file or from a token, give one"},
         {"previous {\n module = \"/m.so\"\n key_identifier_value = \"x\"\n}",
          "line 4: previous: token is required, beside module"},
+        {"previous {\n module = \"m\"\n token = \"pkcs11:\"\n key_identifier_value = \"x\"\n}",
+         "previous: it is this token and key identifier itself, and there is nothing to move"},
         {"previous { module = \"/m.so\" token = \"pkcs11:token=a\" }",
          "line 4: previous: key_identifier_file or key_identifier_value is required: whose keys on "
          "that token they are"},

@@ -14,11 +14,12 @@
 
 static const struct label_scope ours = {"aaaaaaaa", "bbbbbbbb"};
 
-/* The ids, by a letter: the slots A and B of an X.509 CA, and of JWT keys. */
+/* The ids, by a letter: the slots A and B of an X.509 CA, of JWT keys, of an agent. */
 static const char *id_of(char letter)
 {
-    static const char *const ids[] = {"x509-CA-A", "x509-CA-B", "JWT-Signer-A", "JWT-Signer-B"};
-    static const char letters[] = "ABjk";
+    static const char *const ids[] = {"x509-CA-A",    "x509-CA-B",    "JWT-Signer-A",
+                                      "JWT-Signer-B", "agent-svid-A", "agent-svid-B"};
+    static const char letters[] = "ABjkst";
 
     return ids[strchr(letters, letter) - letters];
 }
@@ -146,6 +147,8 @@ static const struct needed_row {
     {"Bsu", "A1u", "", "the token's signs"},
     {"Bcu", "A1u", "A", "it did, and is not served"},
     {"jsu", "A1u", "A", "a JWT key of the token is no X.509 authority"},
+    {"", "s1u t2", "s", "an agent needs the key of its SVID"},
+    {"tsu", "s1u", "", "until one of the token is"},
 };
 
 static void what_spire_needs_of_it(void **state)
@@ -159,7 +162,7 @@ static void what_spire_needs_of_it(void **state)
         make(&record, row->token, row->known);
         for (size_t k = 0; k < record.previous_count; k++)
             if (previous_is_needed(&record, &record.previous[k]))
-                needed[strlen(needed)] = record.previous[k].key_id[8];
+                needed[strlen(needed)] = row->known[k == 0 ? 0 : strcspn(row->known, " ") + 1];
         if (strcmp(needed, row->needed) != 0)
             fail_msg("token %s, known %s: needed is \"%s\": %s", row->token, row->known, needed,
                      row->why);

@@ -92,6 +92,16 @@ func (d *disk) bytes(t *testing.T) []byte {
 	return text
 }
 
+// left are the keys of it among what is served.
+func (d *disk) left(served map[string]string) (count int) {
+	for id, print := range d.print {
+		if served[id] == print {
+			count++
+		}
+	}
+	return count
+}
+
 func (d *disk) block() string { return fmt.Sprintf("previous { keys_file = %q }\n", d.path) }
 
 // ---- the server ----
@@ -226,6 +236,12 @@ func TestAServerMovesFromKeysJsonAndHasEveryKeyAtEveryStep(t *testing.T) {
 		s.serves(p, want)
 		want[id] = scene.Generate(t, p, id, p256).Fingerprint
 		s.serves(p, want)
+		if _, there := d.print[id]; there {
+			line := p.Logs.Wait(t, "moved to the token")
+			if left := fmt.Sprint(d.left(want)); line.Fields["left_in_previous"] != left {
+				t.Errorf("the log has %s left in previous, want %s", line.Fields["left_in_previous"], left)
+			}
+		}
 		p = s.crash(p, d.block())
 		s.serves(p, want)
 	}
@@ -245,6 +261,7 @@ func TestTheBlockIsTakenOutTooEarly(t *testing.T) {
 	p := s.start(d.block())
 	s.serves(p, d.print)
 	b := scene.Generate(t, p, x509B, p256).Fingerprint
+	p.AwaitFigure(t, "pkcs11.keys{state=previous}", func(left float32) bool { return left == 2 })
 	scene.Must(t, p.Close())
 	s.refused("", x509A, "previous", "but SPIRE needs it")
 	want := merged(d.print, map[string]string{x509B: b})
@@ -390,14 +407,50 @@ func TestAServerThatComesAgainSaysSoByTheCode(t *testing.T) {
 	s.serves(s.restart(p, d.block()), d.print)
 }
 
+// SPIRE configures anew while it runs: it knows the keys that are served, and must keep them.
+func TestSpireConfiguresAnew(t *testing.T) {
+	t.Parallel()
+	s, d := newServer(t), newDisk(t, x509A)
+	p := s.start("")
+	b := scene.Generate(t, p, x509B, p256).Fingerprint
+	want := map[string]string{x509B: b}
+	err := p.Configure(scene.Domain, s.PluginData(quick+d.block()))
+	if err == nil || !strings.Contains(err.Error(), "at a start") {
+		t.Errorf("a block that is new was taken up without a start: %v", err)
+	}
+	s.serves(p, want)
+	p = s.restart(p, d.block())
+	want = merged(want, d.print)
+	s.serves(p, want)
+	scene.Must(t, p.Configure(scene.Domain, s.PluginData(quick+"max_sessions = 2\n"+d.block())))
+	s.serves(p, want)
+	err = p.Configure(scene.Domain, s.PluginData(quick))
+	if err == nil || !strings.Contains(err.Error(), "put the block back") {
+		t.Errorf("the block was taken out while SPIRE needs it: %v", err)
+	}
+	s.serves(p, want)
+	want[x509A] = scene.Generate(t, p, x509A, p256).Fingerprint
+	scene.Must(t, p.Configure(scene.Domain, s.PluginData(quick)))
+	s.serves(p, want)
+	s.serves(s.crash(p, ""), want)
+}
+
 // ---- from another token ----
 
 func TestAServerMovesFromAnotherToken(t *testing.T) {
-	t.Parallel()
+	for _, identity := range []string{"old-id", "hsm-id"} { // of its own, or kept
+		t.Run(identity, func(t *testing.T) {
+			t.Parallel()
+			movesFromAnotherToken(t, identity)
+		})
+	}
+}
+
+func movesFromAnotherToken(t *testing.T, identity string) {
 	s := newServer(t)
 	s.Init(t, "old")
 	old := fmt.Sprintf("token = \"pkcs11:token=old\"\npin_file = %q\nkey_identifier_file = %q\n",
-		s.PINFile, filepath.Join(s.Dir, "old-id"))
+		s.PINFile, filepath.Join(s.Dir, identity))
 	setting := scene.Setting{Environ: s.Env(), Data: fmt.Sprintf("module = %q\n%s", softhsm.Module(), old)}
 	p := setting.Ready(t)
 	scene.Generate(t, p, x509A, p256)
@@ -414,7 +467,10 @@ func TestAServerMovesFromAnotherToken(t *testing.T) {
 	moved[x509A] = scene.Generate(t, p, x509A, p256).Fingerprint
 	p = s.crash(p, block)
 	s.serves(p, moved)
-	// The old token has all that it had.
 	scene.Must(t, p.Close())
+	if identity == "hsm-id" { // the record has moved on
+		return
+	}
+	// The old token has all that it had.
 	s.serves(setting.Ready(t), want)
 }
