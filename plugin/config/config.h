@@ -36,7 +36,6 @@ struct config_previous {
     char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
 };
 
-
 struct config_keymanager {
     char module[HSM_PATH_MAX];
     char module_args[HSM_ARGS_MAX];

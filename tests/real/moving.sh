@@ -427,5 +427,5 @@ done
 section "On PostgreSQL"
 must "PostgreSQL runs" postgres_start
 store="dbname=spire host=$postgres_home user=postgres sslmode=disable"
-all_of_the_page 6
+all_of_the_page 10
 check "everything that was started has ended" all_gone
