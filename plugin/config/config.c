@@ -297,6 +297,17 @@ static void place_record(struct config_keymanager *config)
                        config->key_identifier_file);
 }
 
+/* Without a record each start would take all of previous anew, and nothing would ever move. */
+static void check_record_file(struct reading *r)
+{
+    const struct config_keymanager *config = &r->config->keymanager;
+
+    if (config->previous.given && config->record_file[0] == '\0')
+        note(r->notes, true,
+             "previous: record_file is required beside key_identifier_value: what has moved is "
+             "written down there");
+}
+
 static void read_tree(struct reading *r, const struct hcl_item *root)
 {
     read_items(r, root);
@@ -332,6 +343,8 @@ static int read_whole(struct reading *r, const char *trust_domain, const struct 
         read_text(r, text, length);
     if (r->kind == CONFIG_KEYMANAGER)
         place_record(&r->config->keymanager);
+    if (r->kind == CONFIG_KEYMANAGER && r->notes->errors == 0)
+        check_record_file(r);
     return r->notes->errors > 0 ? -1 : 0;
 }
 

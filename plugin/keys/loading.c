@@ -537,6 +537,30 @@ static int leave_for_previous(struct start *start, const struct inventory_item *
     return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
 }
 
+/* There is no record: it may be lost, and with it what has moved. */
+static int check_unrecorded(struct start *start, struct fault *fault)
+{
+    const struct keymanager *keymanager = start->keymanager;
+    struct inventory *inventory = &start->stock.inventory;
+    const struct record *record = &start->record;
+    char code[RECORD_CODE + 1];
+
+    if (!start->moving.adopts || keymanager->recorded)
+        return 0;
+    previous_code(record->previous, record->previous_count, code);
+    if (loss_is_told(&keymanager->config, scribe_path(keymanager->scribe), code))
+        return 0;
+    for (size_t i = 0; i < inventory->count; i++) {
+        const struct inventory_item *item = &inventory->items[i];
+
+        if (item->state == HSM_COMPLETE && record_family(item->label.key_id) &&
+            previous_find(record, item->label.key_id))
+            return moving_refuse_unrecorded(keymanager, item->label.key_id, item->name.label, code,
+                                            fault);
+    }
+    return 0;
+}
+
 static int settle_id(struct start *start, struct inventory_item *first, struct fault *fault)
 {
     struct inventory *inventory = &start->stock.inventory;
@@ -580,21 +604,23 @@ struct note {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     bool done;
+    bool written;
 };
 
 static void noted(void *context, bool written)
 {
     struct note *note = context;
 
-    (void)written; /* the scribe has said so, and tries on */
     (void)pthread_mutex_lock(&note->mutex);
+    note->written = written;
     note->done = true;
     (void)pthread_cond_signal(&note->changed);
     (void)pthread_mutex_unlock(&note->mutex);
 }
 
-/* The scribe answers within 2 s, whatever the disk does. */
-static void commit(struct scribe *scribe)
+/* The scribe answers within 2 s, whatever the disk does. false: it is not written yet, which the
+ * scribe has said; it tries on. */
+static bool commit(struct scribe *scribe)
 {
     struct note note = {.done = false};
 
@@ -607,6 +633,7 @@ static void commit(struct scribe *scribe)
     (void)pthread_mutex_unlock(&note.mutex);
     (void)pthread_cond_destroy(&note.changed);
     (void)pthread_mutex_destroy(&note.mutex);
+    return note.written;
 }
 
 /* A predecessor's disposals and signatures may have changed the record since it was copied. */
@@ -635,7 +662,8 @@ static void put_found(struct record *record, const struct inventory *inventory)
     }
 }
 
-static void write_down(struct start *start)
+/* What is adopted and not written down would be adopted anew, whatever has moved by then. */
+static int write_down(struct start *start, struct fault *fault)
 {
     struct keymanager *keymanager = start->keymanager;
     int64_t ran = scribe_ran(keymanager->scribe);
@@ -654,8 +682,12 @@ static void write_down(struct start *start)
     memcpy(record->token_serial, keymanager->info.serial, sizeof record->token_serial);
     for (size_t i = 0; i < record->count; i++)
         generations_saw(&keymanager->generations, record->keys[i].label.generation);
-    commit(keymanager->scribe);
+    if (!commit(keymanager->scribe) && start->moving.adopts)
+        return fault_set(fault, FAULT_UNAVAILABLE,
+                         "previous: record_file %s cannot be written, so nothing can move",
+                         scribe_path(keymanager->scribe));
     loss_forget(scribe_path(keymanager->scribe));
+    return 0;
 }
 
 static void dispose_condemned(struct keymanager *keymanager)
@@ -759,9 +791,11 @@ static int run(struct start *start, struct fault *fault)
         return -1;
     if (start->by_token && stock_prove_candidates(&start->stock, start->deadline, fault) != 0)
         return -1;
-    if (serve_all(start, fault) != 0 || moving_serve(keymanager, &start->record, fault) != 0)
+    if (check_unrecorded(start, fault) != 0 || serve_all(start, fault) != 0 ||
+        moving_serve(keymanager, &start->record, fault) != 0)
         return -1;
-    write_down(start);
+    if (write_down(start, fault) != 0)
+        return -1;
     dispose_condemned(keymanager);
     if (start->stock.walked)
         tell_walk(start);

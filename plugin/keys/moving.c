@@ -86,6 +86,18 @@ static int refuse_old_set(const struct keymanager *keymanager, const struct reco
                      code);
 }
 
+int moving_refuse_unrecorded(const struct keymanager *keymanager, const char *key_id,
+                             const char *label, const char *code, struct fault *fault)
+{
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "previous: there is no record of what has moved from %s, and the token has "
+                     "key \"%s\" (label %s). If it has moved, restore record_file, or take the "
+                     "block previous out. If this server signs with the keys of previous now, "
+                     "accept them with accept_loss = \"%s\" in plugin_data or with: spire-hsm "
+                     "accept %s",
+                     source_name(keymanager->source), key_id, label, code, code);
+}
+
 static int adopt(const struct keymanager *keymanager, const struct shown *shown,
                  struct record *record, struct moving *moving, struct fault *fault)
 {

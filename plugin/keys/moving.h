@@ -18,6 +18,11 @@ struct moving {
 int moving_begin(struct keymanager *keymanager, bool reconfigures, const atomic_bool *cancel,
                  struct record *record, struct moving *moving, struct fault *fault);
 
+/* FAULT_FAILED_PRECONDITION: it adopts, there is no record, and the token has a key that SPIRE may
+ * need more. */
+int moving_refuse_unrecorded(const struct keymanager *keymanager, const char *key_id,
+                             const char *label, const char *code, struct fault *fault);
+
 /* That loss is accepted. */
 void moving_accept(struct record *record, struct moving *moving);
 

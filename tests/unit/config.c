@@ -354,11 +354,14 @@ static void the_pin_is_gone_after_wiping(void **state)
 
 /* ---- the block previous ---- */
 
+#define RECORD "record_file = \"/r\"\n"
+
 static void previous_is_a_file_or_another_token(void **state)
 {
-    static const char disk[] = "previous { keys_file = \"/data/keys.json\" }";
-    static const char token[] = "previous {\n module = \"/lib/a.so\"\n token = \"pkcs11:token=a\"\n"
-                                " pin = \"hunter2\"\n key_identifier_value = \"then\"\n}";
+    static const char disk[] = RECORD "previous { keys_file = \"/data/keys.json\" }";
+    static const char token[] =
+        RECORD "previous {\n module = \"/lib/a.so\"\n token = \"pkcs11:token=a\"\n"
+               " pin = \"hunter2\"\n key_identifier_value = \"then\"\n}";
     struct config previous;
 
     (void)state;
@@ -387,7 +390,7 @@ static void previous_is_the_same_in_json(void **state)
     accepted(
         CONFIG_KEYMANAGER,
         "{\"module\": \"/m.so\", \"token\": \"pkcs11:token=a\", \"key_identifier_value\": \"x\", "
-        "\"previous\": {\"keys_file\": \"/data/keys.json\"}}");
+        "\"record_file\": \"/r\", \"previous\": {\"keys_file\": \"/data/keys.json\"}}");
     assert_string_equal(config.keymanager.previous.keys_file, "/data/keys.json");
 }
 
@@ -412,6 +415,9 @@ static void a_wrong_block_previous_is_one_clear_error(void **state)
          "line 4: previous: keys_file and module: keys come from a file or from a token, give one"},
         {"previous {\n module = \"/m.so\"\n key_identifier_value = \"x\"\n}",
          "line 4: previous: token is required, beside module"},
+        {"previous { keys_file = \"/k\" }",
+         "previous: record_file is required beside key_identifier_value: what has moved is written "
+         "down there"},
         {"previous {\n module = \"m\"\n token = \"pkcs11:\"\n key_identifier_value = \"x\"\n}",
          "previous: it is this token and key identifier itself, and there is nothing to move"},
         {"previous { module = \"/m.so\" token = \"pkcs11:token=a\" }",

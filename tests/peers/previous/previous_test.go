@@ -407,6 +407,28 @@ func TestAServerThatComesAgainSaysSoByTheCode(t *testing.T) {
 	s.serves(s.restart(p, d.block()), d.print)
 }
 
+// With the record gone nobody knows what has moved.
+func TestALostRecordIsNoReasonToAdoptAnew(t *testing.T) {
+	t.Parallel()
+	s, d := newServer(t), newDisk(t, x509A)
+	p := s.start(d.block())
+	moved := map[string]string{x509A: scene.Generate(t, p, x509A, p256).Fingerprint}
+	scene.Must(t, p.Close())
+	for _, name := range []string{"hsm-id.keys", "hsm-id.keys~"} {
+		scene.Must(t, os.RemoveAll(filepath.Join(s.Dir, name)))
+	}
+	s.refused(d.block(), "there is no record of what has moved", x509A, "accept_loss")
+	s.serves(s.start(""), moved)
+}
+
+// What is adopted stands in the record before SPIRE hears of it.
+func TestNothingIsAdoptedThatCannotBeWrittenDown(t *testing.T) {
+	t.Parallel()
+	s, d := newServer(t), newDisk(t, x509A)
+	nowhere := "record_file = \"/proc/hsm-id.keys\"\n"
+	s.refused(nowhere+d.block(), "previous", "/proc/hsm-id.keys", "cannot be written")
+}
+
 // SPIRE configures anew while it runs: it knows the keys that are served, and must keep them.
 func TestSpireConfiguresAnew(t *testing.T) {
 	t.Parallel()
