@@ -21,6 +21,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 	"google.golang.org/grpc/codes"
@@ -174,6 +175,18 @@ func (s *server) serves(p *host.Plugin, want map[string]string) {
 	}
 }
 
+// served now; by id, the fingerprint.
+func (s *server) served(p *host.Plugin) map[string]string {
+	s.t.Helper()
+	response, err := p.KeyManager().GetPublicKeys(s.t.Context(), &keymanagerv1.GetPublicKeysRequest{})
+	scene.Must(s.t, err)
+	found := map[string]string{}
+	for _, key := range response.PublicKeys {
+		found[key.Id] = key.Fingerprint
+	}
+	return found
+}
+
 func merged(maps ...map[string]string) map[string]string {
 	all := map[string]string{}
 	for _, m := range maps {
@@ -252,6 +265,40 @@ func TestAServerMovesFromKeysJsonAndHasEveryKeyAtEveryStep(t *testing.T) {
 	s.serves(p, want)
 	if !bytes.Equal(before, d.bytes(t)) {
 		t.Error("keys.json was written")
+	}
+}
+
+// Killed while it makes a key: SPIRE's last word from it counts. Unheard, an id may lie on either
+// side, and signs.
+func TestAServerKilledWhileAKeyMovesServesTheKeyThatSpireKnows(t *testing.T) {
+	t.Parallel()
+	ids := make([]string, 8)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("key-%d", i)
+	}
+	s, d := newServer(t), newDisk(t, ids...)
+	want := merged(d.print)
+	p := s.start(d.block())
+	for i, id := range ids {
+		told := make(chan string, 1)
+		go func() {
+			key, err := load.Generate(p, id, p256)
+			if err != nil {
+				told <- ""
+				return
+			}
+			told <- key.Fingerprint
+		}()
+		time.Sleep(time.Duration(i*i) * time.Millisecond)
+		p.Kill()
+		print := <-told
+		p = s.start(d.block())
+		if print == "" { // either; never another afterwards
+			want[id] = s.served(p)[id]
+		} else {
+			want[id] = print
+		}
+		s.serves(p, want)
 	}
 }
 
