@@ -332,7 +332,8 @@ static void explain_source(const struct signing *signing, const struct hsm_reply
 
     if (away.fault.code == FAULT_NOT_FOUND || away.fault.code == FAULT_FAILED_PRECONDITION)
         away.fault.code = FAULT_UNAVAILABLE;
-    (void)fault_prefix(&away.fault, "previous (%s)", source_name(source));
+    if (!strstr(away.fault.message, "previous"))
+        (void)fault_prefix(&away.fault, "previous (%s)", source_name(source));
     signing->done(signing->context, signing->key, &away);
 }
 
