@@ -543,3 +543,39 @@ func movesFromAnotherToken(t *testing.T, identity string) {
 	// The old token has all that it had.
 	s.serves(setting.Ready(t), want)
 }
+
+func TestAnotherTokenThatIsAwayFailsItsSignaturesAloneAndComesBack(t *testing.T) {
+	t.Parallel()
+	s, away := newServer(t), softhsm.New(t)
+	own, err := os.ReadDir(s.Tokens)
+	scene.Must(t, err)
+	s.Init(t, "old")
+	old := fmt.Sprintf("module = %q\ntoken = \"pkcs11:token=old\"\npin_file = %q\nkey_identifier_file = %q\n",
+		softhsm.Module(), s.PINFile, filepath.Join(s.Dir, "old-id"))
+	setting := scene.Setting{Environ: s.Env(), Data: old}
+	p := setting.Ready(t)
+	a := scene.Generate(t, p, x509A, p256)
+	scene.Must(t, p.Close())
+	block := "previous {\n" + old + "}\n"
+	p = s.start(block)
+	b := scene.Generate(t, p, x509B, p256)
+	scene.Must(t, p.Close())
+	entries, err := os.ReadDir(s.Tokens)
+	scene.Must(t, err)
+	move := func(from, to string) {
+		for _, entry := range entries {
+			if entry.Name() != own[0].Name() {
+				scene.Must(t, os.Rename(filepath.Join(from, entry.Name()), filepath.Join(to, entry.Name())))
+			}
+		}
+	}
+	move(s.Tokens, away.Dir)
+	p = s.start(block)
+	scene.Sign(t, p, b)
+	if err := load.Sign(p, a); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "previous") {
+		t.Errorf("got %v; want UNAVAILABLE that names previous", err)
+	}
+	move(away.Dir, s.Tokens)
+	scene.Eventually(t, "it signs again", func() bool { return load.Sign(p, a) == nil })
+	s.serves(p, map[string]string{x509A: a.Fingerprint, x509B: b.Fingerprint})
+}
