@@ -1,6 +1,6 @@
 /* plugin_data as values. All options, with type, default, range and help, stand in
  * the tables of config_option.c, which `spire-hsm --help` prints and a test compares with
- * README.md. Reading is pure: no file, no token is touched, so Validate may call it. */
+ * docs/options.md. Reading is pure: no file, no token is touched, so Validate may call it. */
 #ifndef PLUGIN_CONFIG_CONFIG_H
 #define PLUGIN_CONFIG_CONFIG_H
 
@@ -128,7 +128,7 @@ bool config_duration(const char *text, int64_t *nanoseconds);
 /* The option table of `kind` as text, two lines an option. */
 void config_help(enum config_kind kind, FILE *out);
 
-/* For tests: the same as README.md has it. */
+/* For tests: the same as docs/options.md has it. */
 void config_markdown(enum config_kind kind, FILE *out);
 
 /* For tests: the name of the table's row `index`, or NULL behind the last one. */

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The README's runbook on the real parts: each procedure is followed, and what it says will
+# The runbook of docs/operating.md on the real parts: each procedure is followed, and what it says will
 # be seen is looked for.
 . "$(dirname "$0")/../lib/lib.sh" runbook
 . "$here/lib/parts.sh"

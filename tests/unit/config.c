@@ -2,7 +2,7 @@
  * mistakes are reported at once. Single values are in unit/config_values.c.
  *
  * With --markdown the program prints the option tables instead. A test compares them with
- * README.md, another one compares the manual page packaging/man/spire-hsm.conf.5. */
+ * docs/options.md, another one compares the manual page packaging/man/spire-hsm.conf.5. */
 #include "plugin/config/config.h"
 
 #include <setjmp.h>
@@ -434,7 +434,7 @@ static void a_wrong_block_previous_is_one_clear_error(void **state)
         keymanager_refused(rows[i].text, rows[i].message);
 }
 
-/* ---- README.md ---- */
+/* ---- docs/options.md ---- */
 
 static const struct {
     enum config_kind kind;
@@ -478,21 +478,22 @@ static char *read_source(const char *path)
 }
 
 /* The rows under a heading are these, all of them, in this order, and no others. */
-static void the_readme_has_the_option_tables_as_they_are(void **state)
+static void the_page_has_the_option_tables_as_they_are(void **state)
 {
-    OWNED(scope_free) char *readme = read_source("README.md");
+    OWNED(scope_free) char *page = read_source("docs/options.md");
 
     (void)state;
     for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
         OWNED(scope_free) char *table = markdown(sections[i].kind);
-        char *section = strstr(readme, sections[i].heading);
+        char *section = strstr(page, sections[i].heading);
         char *rows = section ? strstr(section, "\n|") : NULL;
         char *end = section ? strstr(section + 1, "\n#") : NULL;
 
         if (!rows || !end || strncmp(rows + 1, table, strlen(table)) != 0 ||
             memmem(rows + strlen(table), (size_t)(end - rows) - strlen(table), "\n|", 2))
-            fail_msg("README.md must have this table, as unit/config --markdown prints it:%s%s",
-                     sections[i].heading, table);
+            fail_msg(
+                "docs/options.md must have this table, as unit/config --markdown prints it:%s%s",
+                sections[i].heading, table);
     }
 }
 
@@ -610,7 +611,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(previous_is_a_file_or_another_token),
         cmocka_unit_test(previous_is_the_same_in_json),
         cmocka_unit_test(a_wrong_block_previous_is_one_clear_error),
-        cmocka_unit_test(the_readme_has_the_option_tables_as_they_are),
+        cmocka_unit_test(the_page_has_the_option_tables_as_they_are),
         cmocka_unit_test(the_manual_page_has_the_options_as_they_are),
         cmocka_unit_test(help_and_markdown_have_every_option),
     };

@@ -1,4 +1,4 @@
-/* What README.md says the log says must be what the log says. (Its option tables are
+/* What docs/operating.md says the log says must be what the log says. (The option tables are
  * unit/config.c's.) */
 #include <glob.h>
 #include <stdio.h>
@@ -8,7 +8,7 @@
 #include "hsm/base/scope.h"
 #include "tests/support/source_text.h"
 
-enum { README_MAX = 1 << 16, SOURCES_MAX = 1 << 20 };
+enum { PAGE_MAX = 1 << 16, SOURCES_MAX = 1 << 20 };
 
 static const char heading[] = "\n## What to do when\n";
 static const char of_another[] = "(SPIRE's own)"; /* behind a text that is not ours */
@@ -73,7 +73,7 @@ static void must_be_said(const char *source, const char *quote)
             rest += 3;
         }
         if (!strstr(source, trim(part)))
-            fail_msg("README.md has the log say '%s', but no source has '%s'", quote, part);
+            fail_msg("docs/operating.md has the log say '%s', but no source has '%s'", quote, part);
     }
 }
 
@@ -100,9 +100,9 @@ static size_t check_row(const char *source, char *row)
     return count;
 }
 
-static void every_text_that_the_readme_quotes_is_in_the_sources(void **state)
+static void every_text_that_the_page_quotes_is_in_the_sources(void **state)
 {
-    OWNED(scope_free) char *readme = calloc(1, README_MAX);
+    OWNED(scope_free) char *page = calloc(1, PAGE_MAX);
     OWNED(scope_free) char *source = NULL;
     size_t count = 0;
     char *rest;
@@ -110,10 +110,10 @@ static void every_text_that_the_readme_quotes_is_in_the_sources(void **state)
 
     (void)state;
     go_home("README.md");
-    assert_non_null(readme);
-    append_file("README.md", readme, README_MAX);
+    assert_non_null(page);
+    append_file("docs/operating.md", page, PAGE_MAX);
     source = sources();
-    rest = strstr(readme, heading);
+    rest = strstr(page, heading);
     assert_non_null(rest);
     rest += strlen(heading);
     while ((line = strsep(&rest, "\n")) != NULL && strncmp(line, "## ", 3) != 0)
@@ -125,7 +125,7 @@ static void every_text_that_the_readme_quotes_is_in_the_sources(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_text_that_the_readme_quotes_is_in_the_sources),
+        cmocka_unit_test(every_text_that_the_page_quotes_is_in_the_sources),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
