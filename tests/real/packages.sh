@@ -156,7 +156,7 @@ deb_has() { # PATH...
 
 # In the package dh_compress has packed the long ones.
 every_document_is_packed() {
-    (cd "$here/.." && find docs examples -type f | sort) >"$scratch/documents"
+    (cd "$here/.." && find SECURITY.md docs examples -type f | sort) >"$scratch/documents"
     tar -tzf "$here/../build/spire-hsm-$("$packaging/version.sh").tar.gz" | sed 's|^[^/]*/||' | sort >"$scratch/tarball"
     sed -n -e 's/\.gz$//' -e 's|^\./usr/share/doc/spire-hsm/||p' "$scratch/listing" | sort >"$scratch/package"
     ! { comm -23 "$scratch/documents" "$scratch/tarball" && comm -23 "$scratch/documents" "$scratch/package"; } | grep .
@@ -220,7 +220,7 @@ check "program, command, pages, example and units are where they belong" deb_has
     usr/share/doc/spire-hsm/examples/systemd/spire-server.service.d/spire-hsm.conf \
     usr/share/doc/spire-hsm/examples/prometheus/spire-hsm.rules.yml \
     usr/share/doc/spire-hsm/examples/grafana/spire-hsm.json
-check "all of docs/ and examples/ is in it, and in the tarball" every_document_is_packed
+check "SECURITY.md and all of docs/ and examples/ are in it, and in the tarball" every_document_is_packed
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
 must "a token is made" token_make
