@@ -25,113 +25,122 @@ static const struct option_choice formats[] = {{"spiffe", BUNDLE_SPIFFE},
 static const struct config_option keymanager_options[] = {
     {"module", OPTION_STRING, FIELD(keymanager.module), .required = true,
      .type = "path or file name", .check = value_check_module,
-     .help = "the token's PKCS#11 library: an absolute path, or a file in p11-kit's module folder"},
+     .help = "the token's PKCS#11 library: an absolute path, or a file name in p11-kit's module "
+             "folder"},
     {"module_args", OPTION_STRING, FIELD(keymanager.module_args), .type = "string",
-     .help = "what the library wants at C_Initialize, if anything: NSS its configdir"},
+     .help =
+         "text that the library expects at C_Initialize, if any; NSS wants its configdir there"},
     {"token", OPTION_STRING, FIELD(keymanager.token), .required = true, .type = "PKCS#11 URI",
      .check = uri_wrong,
-     .help = "which token, by any of token (its label), serial, model, manufacturer, slot-id; it "
-             "must fit exactly one"},
+     .help = "which token, by any of token (its label), serial, model, manufacturer and slot-id; "
+             "exactly one token must match"},
     {"pin_file", OPTION_STRING, FIELD(keymanager.pin_file), .group = GROUP_PIN,
      .type = "absolute path", .check = value_check_path,
-     .help =
-         "file with the PIN, read at each login; it must be ours or root's and closed to others"},
+     .help = "file with the PIN, read at each login; the server's user or root must own it, and no "
+             "other user may access it"},
     {"pin_env", OPTION_STRING, FIELD(keymanager.pin_env), .group = GROUP_PIN,
      .type = "variable name", .check = value_check_variable,
-     .help = "environment variable with the PIN"},
+     .help = "environment variable that holds the PIN"},
     {"pin", OPTION_STRING, FIELD(keymanager.pin), .group = GROUP_PIN, .type = "string",
-     .help = "the PIN itself, for local tests only: SPIRE's memory has it too"},
+     .help = "the PIN itself, for local tests only: SPIRE keeps it in memory too"},
     {"key_identifier_file", OPTION_STRING, FIELD(keymanager.key_identifier_file),
      .group = GROUP_IDENTITY, .type = "absolute path", .check = value_check_path,
-     .help = "file that says which keys on the token are this server's; made if it is absent"},
+     .help = "file that identifies this server's keys on the token; the plugin makes it if it is "
+             "absent"},
     {"key_identifier_value", OPTION_STRING, FIELD(keymanager.key_identifier_value),
      .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes",
-     .help = "the same as a fixed name, where there is no disk; guarded against a second server on "
-             "this "
-             "host only"},
+     .help = "a fixed name in place of that file, where there is no disk; a second server with "
+             "this name is refused only on the same host"},
     {"record_file", OPTION_STRING, FIELD(keymanager.record_file), .type = "absolute path",
      .check = value_check_path,
-     .help = "where it is written down which keys are served; if it is not set: the path of "
-             "key_identifier_file with .keys behind it"},
+     .help = "file that records which keys are served; if it is not set: the path of "
+             "key_identifier_file with .keys added"},
     {"missing_keys", OPTION_CHOICE, FIELD(keymanager.replace_missing), .initial = "refuse",
      .choices = missing_keys,
-     .help = "what a start does without a key that SPIRE needs; replace makes new ones, and ends "
-             "every agent of a server without UpstreamAuthority"},
+     .help = "refuse: no start without a key that SPIRE needs; replace: make new keys instead, "
+             "which ends every agent of a server without UpstreamAuthority"},
     {"accept_loss", OPTION_STRING, FIELD(keymanager.accept_loss), .type = "code of 8 characters",
      .check = value_check_code,
-     .help = "the code from a refused start: go on once, without exactly the keys, or the damaged "
-             "record, "
-             "that it stands for"},
+     .help = "the code from a refused start: accept once the loss of exactly the keys, or the "
+             "damaged record, that the code stands for"},
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
-     .help = "sessions with the token, which is how many signatures it makes at a time"},
+     .help = "how many sessions the plugin opens on the token, and so how many signatures run at a "
+             "time"},
     {"startup_wait", OPTION_DURATION, FIELD(keymanager.startup_wait), .initial = "60s", .low = "0s",
      .high = "10m", .help = "how long a start waits for an absent token or PIN file"},
     {"call_timeout", OPTION_DURATION, FIELD(keymanager.call_timeout), .initial = "25s", .low = "1s",
      .high = "29s",
-     .help = "how long a call waits for a token that is away; SPIRE itself gives up after 30s"},
+     .help = "how long a call waits while the token is away; SPIRE itself gives up after 30s"},
     {"operation_timeout", OPTION_DURATION, FIELD(keymanager.operation_timeout), .initial = "10s",
      .low = "1s", .high = "60s",
-     .help = "how long one operation may take before the library counts as hung"},
+     .help = "how long one operation may take before the plugin treats the library as hung"},
     {"generate_timeout", OPTION_DURATION, FIELD(keymanager.generate_timeout), .initial = "5m",
      .low = "10s", .high = "30m",
-     .help = "the same where a key pair is made or the token searched"},
+     .help = "the same limit for making a key pair and for searching the token"},
     {"keep_alive", OPTION_DURATION, FIELD(keymanager.keep_alive), .initial = "20s", .low = "1s",
      .high = "10m", .zero = true,
-     .help = "an idle token is asked for a random number so often; 0 = never"},
+     .help = "how often the plugin asks an idle token for a random number, to keep its sessions "
+             "alive; 0 = never"},
     {"destroy_superseded", OPTION_BOOLEAN, FIELD(keymanager.destroy_superseded), .initial = "true",
-     .help = "destroy old keys once a new one is served; false where the role may not"},
+     .help = "destroy old keys once a new one is served; set false if the token's role may not "
+             "destroy keys"},
     {"destroy_superseded_after", OPTION_DURATION, FIELD(keymanager.destroy_superseded_after),
      .initial = "24h", .low = "1s", .high = "8760h", .zero = true,
      .help = "how long the server runs before it destroys a superseded key; 0 = at once"},
     {"keep_condemned", OPTION_INTEGER, FIELD(keymanager.keep_condemned), .initial = "4", .low = "1",
      .high = "64",
-     .help = "superseded keys of one key id that wait for it at most; the oldest goes earlier"},
+     .help = "how many superseded keys of one key id may wait for destruction; if there are more, "
+             "the oldest is destroyed earlier"},
     {"attribute_check", OPTION_CHOICE, FIELD(keymanager.lenient), .initial = "strict",
      .choices = attribute_checks,
-     .help = "lenient takes a key of which the token does not tell that it was made there and "
-             "never left"},
+     .help = "strict: serve only keys that the token reports as made there and never extractable; "
+             "lenient: also serve keys whose origin the token cannot report"},
     {"key_template", OPTION_CHOICE, FIELD(keymanager.least), .initial = "full",
      .choices = key_templates,
-     .help = "least asks for a key with fewer attributes, where the token fails and does not tell "
-             "that it is for them"},
+     .help = "full: request all attributes that protect a key; least: request fewer; try this if "
+             "key generation fails with an unspecific error"},
     {"verify_signatures", OPTION_CHOICE, FIELD(keymanager.verify_always), .initial = "auto",
      .choices = verifications,
-     .help = "auto verifies every RSA signature and, where the token is fast, every 64th of EC; "
-             "always verifies each"},
+     .help = "auto: verify every RSA signature, and every EC signature of a slow token, one in 64 "
+             "of a fast one; always: verify every signature"},
     {"cka_id_length", OPTION_CHOICE, FIELD(keymanager.cka_id_length), .initial = "16",
-     .choices = id_lengths, .help = "bytes of CKA_ID; 2 for a token that has no room for 16"},
+     .choices = id_lengths, .help = "bytes of CKA_ID; 2 for a token that cannot store 16"},
     {"label_max", OPTION_INTEGER, FIELD(keymanager.label_max), .initial = "0", .low = "40",
      .high = "800", .zero = true,
-     .help = "bytes the token has for CKA_LABEL, 40 on a YubiHSM; 0 = no limit known"},
+     .help =
+         "how many bytes of CKA_LABEL the token can store, 40 on a YubiHSM; 0 = no limit known"},
     {"previous", OPTION_BLOCK, FIELD(keymanager.previous), .type = "block",
-     .help = "the keys that a server or agent comes from when it moves: they sign until SPIRE has "
-             "made new ones on the token"},
+     .help =
+         "the keys that this server or agent used before it moved; they sign until SPIRE has made "
+         "new ones on the token"},
     {0}};
 
 static const struct config_option previous_options[] = {
     {"keys_file", OPTION_STRING, FIELD(keymanager.previous.keys_file), .type = "absolute path",
      .check = value_check_path,
-     .help = "the keys.json of SPIRE's KeyManager disk; it is read and never written"},
+     .help = "the keys.json of SPIRE's KeyManager disk; the plugin reads it and never writes it"},
     {"module", OPTION_STRING, FIELD(keymanager.previous.module), .type = "path or file name",
      .check = value_check_module,
-     .help = "or another token's PKCS#11 library, and the options that its KeyManager block had:"},
+     .help = "the PKCS#11 library of the old token; instead of keys_file"},
     {"module_args", OPTION_STRING, FIELD(keymanager.previous.module_args), .type = "string",
-     .help = "what the library wants at C_Initialize, if anything"},
+     .help = "text for that library at C_Initialize"},
     {"token", OPTION_STRING, FIELD(keymanager.previous.token), .type = "PKCS#11 URI",
-     .check = uri_wrong, .help = "which token"},
+     .check = uri_wrong, .help = "the old token"},
     {"pin_file", OPTION_STRING, FIELD(keymanager.previous.pin_file), .group = GROUP_PIN,
-     .type = "absolute path", .check = value_check_path, .help = "file with its PIN"},
+     .type = "absolute path", .check = value_check_path,
+     .help = "file with the PIN of the old token"},
     {"pin_env", OPTION_STRING, FIELD(keymanager.previous.pin_env), .group = GROUP_PIN,
      .type = "variable name", .check = value_check_variable,
-     .help = "environment variable with its PIN"},
+     .help = "environment variable with that PIN"},
     {"pin", OPTION_STRING, FIELD(keymanager.previous.pin), .group = GROUP_PIN, .type = "string",
-     .help = "its PIN itself, for local tests only"},
+     .help = "that PIN itself; only for local tests"},
     {"key_identifier_file", OPTION_STRING, FIELD(keymanager.previous.key_identifier_file),
      .group = GROUP_IDENTITY, .type = "absolute path", .check = value_check_path,
-     .help = "whose keys on it: the file of then, which must be there"},
+     .help = "the key_identifier_file of then; it must exist"},
     {"key_identifier_value", OPTION_STRING, FIELD(keymanager.previous.key_identifier_value),
-     .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes", .help = "or the value of then"},
+     .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes",
+     .help = "the key_identifier_value of then"},
     {0}};
 
 /* The rows that both kinds of bundle writer have. */
@@ -139,12 +148,12 @@ static const struct config_option previous_options[] = {
 #define BUNDLE_OPTIONS \
     {"path", OPTION_STRING, FIELD(bundle.path), .required = true, .type = "absolute path", \
      .check = value_check_place, \
-     .help = "the file, or the folder with format oidc; the folder must exist and be ours to write"}, \
+     .help = "the file, or with format oidc the folder; the folder must exist, and the server's user must be able to write to it"}, \
     {"format", OPTION_CHOICE, FIELD(bundle.format), .initial = "spiffe", .choices = formats, \
-     .help = "spiffe is what the OIDC discovery provider reads, oidc what it would serve"}, \
+     .help = "spiffe: what the OIDC discovery provider reads; oidc: what that provider would serve; jwks and pem: for other readers"}, \
     {"issuer", OPTION_STRING, FIELD(bundle.issuer), .type = "https URL", \
      .check = oidc_issuer_wrong, \
-     .help = "with format oidc, jwt_issuer of server.conf: a web server serves the folder there"}, \
+     .help = "with format oidc: jwt_issuer of server.conf; a web server serves the folder at this URL"}, \
     {"refresh_hint", OPTION_DURATION, FIELD(bundle.refresh_hint), .initial = "0", .low = "1s", \
      .high = "8760h", .zero = true, \
      .help = "how often readers should look again, in whole seconds; 0 = what the bundle says"}, \

@@ -107,8 +107,8 @@ static void an_issuer_belongs_to_oidc(void **state)
 {
     (void)state;
     refused(CONFIG_PUBLISHER, "path = \"/srv/oidc\"\nformat = \"oidc\"",
-            "issuer is required: with format oidc, jwt_issuer of server.conf: a web server serves "
-            "the folder there");
+            "issuer is required: with format oidc: jwt_issuer of server.conf; a web server serves "
+            "the folder at this URL");
     refused(CONFIG_NOTIFIER, "path = \"/b\"\nissuer = \"https://a.example\"",
             "line 2: issuer: expected with format = \"oidc\" only");
     refused(CONFIG_PUBLISHER,
@@ -235,8 +235,8 @@ static void what_is_missing_is_named_without_a_line(void **state)
 {
     (void)state;
     refused(CONFIG_PUBLISHER, "",
-            "path is required: the file, or the folder with format oidc; the folder must exist and "
-            "be ours to write");
+            "path is required: the file, or with format oidc the folder; the folder must exist, and "
+            "the server's user must be able to write to it");
     assert_int_equal(read_text(CONFIG_KEYMANAGER, "# nothing"), -1);
     assert_int_equal(notes.errors, 3);
 }
