@@ -30,13 +30,13 @@ static const struct option {
     const char *help;
 } options[] = {
     {"--config", "FILE", offsetof(struct command_options, config), WITH_TOKEN,
-     "plugin_data, or the server's or agent's whole configuration: then the\n"
-     "        KeyManager block whose plugin_cmd ends in spire-hsm, or the only one;\n"
-     "        of several the one that is enabled"},
+     "plugin_data, or the whole configuration of a server or an agent. In the latter\n"
+     "        the command reads the KeyManager block whose plugin_cmd ends in spire-hsm, or\n"
+     "        the only one; of several it reads the enabled one"},
     {"--trust-domain", "NAME", offsetof(struct command_options, trust_domain), WITH_TOKEN,
-     "the trust domain, where FILE is plugin_data alone"},
+     "the trust domain, if FILE holds plugin_data alone"},
     {"--expand-env", NULL, offsetof(struct command_options, expand_env), WITH_TOKEN,
-     "replace ${NAME} in FILE, as spire-server does with -expandEnv"},
+     "replace ${NAME} in FILE by the environment variable, as spire-server -expandEnv does"},
     {"--all", NULL, offsetof(struct command_options, all), CHECK | BENCH,
      "try all four key types, not only those the server is configured for"},
     {"--no-trial", NULL, offsetof(struct command_options, no_trial), CHECK,
@@ -44,25 +44,25 @@ static const struct option {
     {"--json", NULL, offsetof(struct command_options, json), KEYS | EVIDENCE | BENCH,
      "JSON instead of a table"},
     {"--other-servers", NULL, offsetof(struct command_options, other_servers), PRUNE,
-     "the keys of all other servers of this trust domain, instead of our own leftovers"},
+     "take the keys of all other servers of this trust domain, not this server's leftovers"},
     {"--server-id", "VALUE", offsetof(struct command_options, server_id), KEYS | PRUNE,
-     "a server by its key_identifier_value: keys shows the name, prune takes its keys alone"},
+     "another server's key_identifier_value: `keys` shows its name, `prune` takes its keys alone"},
     {"--server-id-file", "PATH", offsetof(struct command_options, server_id_file), KEYS | PRUNE,
-     "the same by its key_identifier_file"},
+     "the same, by the server's key_identifier_file"},
     {"--older-than", "DURATION", offsetof(struct command_options, older_than), PRUNE,
-     "24h or more, and 24h if it is not given: leave what was in use since"},
+     "leave keys that were in use in this time; 24h or more, 24h if not given"},
     {"--yes", NULL, offsetof(struct command_options, yes), PRUNE,
-     "really destroy; without it nothing is changed"},
+     "really destroy the keys; without --yes the command only lists them"},
     {"--format", "FORMAT", offsetof(struct command_options, format), BUNDLE | EVIDENCE,
-     "spiffe, jwks, pem or oidc; what the file looks like if it is not given"},
+     "spiffe, jwks, pem or oidc; if not given, the command guesses from the file"},
     {"--bundle", "FILE", offsetof(struct command_options, bundle), EVIDENCE,
      "the published bundle, as BundlePublisher or Notifier wrote it"},
     {"--nonce", "HEX", offsetof(struct command_options, nonce), EVIDENCE,
-     "8 to 64 bytes from whoever asks for the evidence; random if it is not given"},
+     "8 to 64 bytes, chosen by the auditor; random if not given"},
     {"--sessions", "N", offsetof(struct command_options, sessions), BENCH,
-     "up to so many at a time, 1 to 64; max_sessions if it is not given"},
+     "the most signatures at a time, 1 to 64; max_sessions if not given"},
     {"--seconds", "N", offsetof(struct command_options, seconds), BENCH,
-     "how long each step takes, 1 to 60; 2 if it is not given"},
+     "how long each step takes, 1 to 60; 2 if not given"},
 };
 
 enum { OPTIONS = sizeof options / sizeof options[0] };
@@ -78,51 +78,51 @@ static const struct command {
     command_fn *run;
 } commands[] = {
     {"check", CHECK, "check --config FILE [OPTION...]", "can this token hold SPIRE's keys?",
-     "Loads the module, logs in and shows in a table what the token can do beside what SPIRE\n"
-     "needs. A trial key of each type the server is configured for is made, verified and\n"
-     "destroyed; not so with destroy_superseded = false, as it might then have to stay.\n"
-     "A PIN that was refused is remembered as the plugin does it: it is not tried again before\n"
-     "its source has changed.\n",
+     "Loads the module, logs in, and shows in a table what the token can do and what SPIRE needs.\n"
+     "Makes, verifies and destroys a trial key of each type the server is configured for. With\n"
+     "destroy_superseded = false it makes none, as the key might have to stay.\n"
+     "Like the plugin, it remembers a refused PIN and tries it again only when its source has\n"
+     "changed.\n",
      check_command},
     {"keys", KEYS, "keys --config FILE [OPTION...]", "what SPIRE has on this token",
-     "Lists the keys of all servers and trust domains, each with the fields of the server's log\n"
-     "lines. Names that the configuration does not tell are shown as the 8 characters that\n"
-     "stand in the label. Each key is looked at closely, which takes one signature with it.\n"
+     "Lists the keys of all servers and trust domains, with the fields of the server's log lines.\n"
+     "A server or trust domain that the configuration does not name is shown as the 8 characters\n"
+     "in the label. The command has each key sign once, to prove it.\n"
      "local_authority_id is SPIRE's for an X.509 authority; that of a JWT authority is random.\n"
      "\n"
-     "States: current (the one a server serves), older (a newer one is served), half (one half\n"
-     "of a pair, a crash left it), unfit (must not be served; the reason is given), duplicate\n"
-     "(two of one name or generation), unknown (could not be looked at).\n",
+     "States: current (a server serves it), older (a newer key is served), half (one half of a\n"
+     "pair, left by a crash), unfit (must not be served, for the reason given), duplicate (two\n"
+     "keys have one name or generation), unknown (the command could not examine it).\n",
      keys_command},
     {"prune", PRUNE, "prune --config FILE [OPTION...]", "destroy keys that nobody needs any more",
-     "Shows which keys would be destroyed, and destroys them with --yes. By default these are\n"
-     "leftovers of this server: keys, and halves of keys, that a newer key replaced 24 hours ago.\n"
-     "Its newest key stays, and so does a half that nothing has replaced: it may be the key in "
-     "use.\n"
-     "The server must not be running. With --other-servers or --server-id they are all keys of "
-     "servers\n"
-     "that have made none for 24 hours. Such a server may well be alive: give --older-than more\n"
-     "than your ca_ttl, and look at the list first. Keys of other trust domains and foreign\n"
-     "objects are never touched.\n",
+     "Lists keys that nobody needs, and destroys them with --yes. By default these are leftovers\n"
+     "of this server: keys, and halves of keys, that a newer key replaced 24 hours ago. The "
+     "newest\n"
+     "key stays. So does a half that nothing has replaced, as it may be the key in use.\n"
+     "Stop the server first. With --other-servers or --server-id the command takes all keys of\n"
+     "servers that have made none for 24 hours. Such a server may well be alive: set --older-than\n"
+     "above your ca_ttl, and read the list first. The command never touches keys of other trust\n"
+     "domains or foreign objects.\n",
      prune_command},
     {"accept", ACCEPT, "accept --config FILE [CODE]", "let a server start without lost keys",
-     "A start is refused when a key is gone that SPIRE needs: with a new one in its place every\n"
-     "agent of the trust domain ends, unless an UpstreamAuthority or a second server on this\n"
-     "datastore is there. The refusal names the keys and a CODE that stands for exactly these.\n"
-     "With the CODE this accepts their loss, for the start that waits now or the next one.\n"
-     "Without it this looks at the token and says what is missing.\n",
+     "The plugin refuses a start when a key is gone that SPIRE needs. A new key in its place "
+     "would\n"
+     "end every agent of the trust domain, unless the server has an UpstreamAuthority or a second\n"
+     "server shares its datastore. The refusal names the keys, and a CODE for exactly these.\n"
+     "With the CODE the command accepts their loss, for the start that waits now or the next one.\n"
+     "Without the CODE it looks at the token and says what is missing.\n",
      accept_command},
     {"bundle", BUNDLE, "bundle show FILE [--format FORMAT]", "what a published bundle file holds",
-     "Lists the authorities in a file that BundlePublisher or Notifier wrote, and what the OIDC\n"
-     "discovery provider could not read in it.\n",
+     "Lists the authorities in a file that BundlePublisher or Notifier wrote, and what in it the\n"
+     "OIDC discovery provider could not read.\n",
      bundle_command},
     {"evidence", EVIDENCE, "evidence --config FILE --bundle FILE [OPTION...]",
      "which authorities have their key in this token",
-     "For each X.509 and JWT authority of the bundle: does this token hold its key, what does the\n"
-     "token say of where the key was made and whether it can get out, and a signature with it "
-     "over\n"
-     "a fresh nonce. Keys are told by their public key. What is told is the word of the token's\n"
-     "library, not of its maker. A key that could not be proven counts as not there.\n"
+     "Answers for each X.509 and JWT authority of the bundle: does this token hold its key? Where\n"
+     "was the key made, and can it leave the token? A signature over a fresh nonce proves that "
+     "the\n"
+     "token has the key. The command compares public keys. It reports what the token's library\n"
+     "says; the token's maker vouches for nothing. An unproven key counts as absent.\n"
      "\n"
      "Anybody can verify a signature, here the first one of the --json:\n"
      "\n"
@@ -131,18 +131,19 @@ static const struct command {
      "    jq -r '.authorities[0].signature' evidence.json | base64 -d > signature\n"
      "    openssl dgst -sha256 -verify key.pem -signature signature message\n"
      "\n"
-     "The message names nonce and public key. Exit status 1: an authority is not in this token.\n",
+     "The message names nonce and public key. Exit status 1: an authority's key is not in this "
+     "token.\n",
      evidence_command},
     {"bench", BENCH, "bench --config FILE [OPTION...]", "how fast does this token sign?",
-     "Makes a trial key of each type the server is configured for, and signs with it: one at a\n"
-     "time, two, four, up to max_sessions. It tells signatures per second, how long half of them\n"
-     "took (p50) and all but 1 % (p99), and from where on more at a time bring less than a tenth\n"
-     "(the knee). That is the max_sessions to set. An SVID takes one signature, so SPIRE issues "
-     "no\n"
-     "more a second than that. Times are the token's and the plugin's own, gRPC not included.\n"
-     "A running server shares the token meanwhile, and is slower.\n"
-     "The trial keys are gone afterwards, also after Ctrl-C. With destroy_superseded = false none\n"
-     "is made, so nothing is measured.\n",
+     "Makes a trial key of each type the server is configured for and signs with it: one "
+     "signature\n"
+     "at a time, then two, four, up to max_sessions. Reports signatures per second, and how long\n"
+     "half of them (p50) and all but 1 % (p99) took. The knee is where more at a time bring less\n"
+     "than a tenth: set max_sessions to it. Each SVID takes one signature, so SPIRE cannot issue\n"
+     "more per second. The times are the token's and the plugin's own, without gRPC.\n"
+     "A running server shares the token meanwhile and is slower.\n"
+     "The trial keys are destroyed afterwards, also after Ctrl-C. With destroy_superseded = false\n"
+     "the command makes none, and measures nothing.\n",
      bench_command},
 };
 
@@ -180,9 +181,11 @@ static int help(const struct command *command)
         if (options[i].commands & command->bit)
             (void)printf("    %s%s%s\n        %s\n", options[i].name, options[i].value ? " " : "",
                          options[i].value ? options[i].value : "", options[i].help);
-    (void)printf("    --help\n        this text\n\n"
-                 "exit status: 0 all is well, 1 something is wrong with what was looked at, "
-                 "2 could not look\n");
+    (void)printf(
+        "    --help\n"
+        "        this text\n"
+        "\n"
+        "exit status: 0 all is well, 1 the command found something wrong, 2 it could not look\n");
     return fflush(stdout) == 0 ? COMMAND_FINE : COMMAND_CANNOT;
 }
 
@@ -233,7 +236,7 @@ static int read_option(const struct command *command, char **argv, struct comman
     if (next)
         value = argv[1];
     if (option->value && (!value || !*value))
-        return usage(fault, "a value is expected behind", argv[0]);
+        return usage(fault, "missing value of option", argv[0]);
     set_option(option, value, made);
     return next ? 2 : 1;
 }

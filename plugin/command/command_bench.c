@@ -98,8 +98,8 @@ static int read_options(struct bench *bench, struct fault *fault)
         return -1;
     if (!config->destroy_superseded)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "with destroy_superseded = false a trial key might have to stay, so none "
-                         "is made");
+                         "with destroy_superseded = false a trial key might have to stay, so the "
+                         "command makes none");
     return 0;
 }
 
@@ -304,7 +304,7 @@ static int measure_all(struct bench *bench, struct fault *fault)
         types += is_wanted(bench, type);
     if (types == 0 || bench->token.info.write_protected)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         types == 0 ? "the token makes no key of the types the server asks for"
+                         types == 0 ? "the token cannot make the key types that the server asks for"
                                     : "the token is write-protected: no trial key can be made");
     bench->steps = types * count_steps(bench->token.info.sessions);
     catch_signals();

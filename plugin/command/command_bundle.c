@@ -107,8 +107,10 @@ static void print_number(const json_t *document, const char *name, const char *t
 
 static void print_head(const struct command_bundle *bundle, const char *path)
 {
-    (void)printf("file: %s\nformat: %s\ntrust domain: does not stand in the file\n", path,
-                 command_format_name(bundle->format));
+    (void)printf("file: %s\n"
+                 "format: %s\n"
+                 "trust domain: the file does not name it\n",
+                 path, command_format_name(bundle->format));
     if (bundle->format != BUNDLE_SPIFFE)
         return;
     print_number(bundle->document, "spiffe_sequence", "sequence", "");
@@ -133,9 +135,10 @@ static bool is_marked(const struct table *table, const char *mark)
 static void judge_authorities(struct show *show)
 {
     if (show->bundle->format != BUNDLE_SPIFFE)
-        warn(show, "the OIDC discovery provider cannot read this format, it needs spiffe");
+        warn(show, "the OIDC discovery provider cannot read this format; it needs spiffe");
     else if (show->jwt.count == 0)
-        warn(show, "no JWT authority: the discovery provider serves no key, no JWT-SVID verifies");
+        warn(show,
+             "no JWT authority: the discovery provider serves no key, and no JWT-SVID verifies");
     if (show->x509.count == 0)
         warn(show, "no X.509 authority: no X.509-SVID verifies with this bundle");
     if (is_marked(&show->x509, "EXPIRED"))
@@ -151,21 +154,23 @@ static void judge_file(struct show *show)
 
     (void)printf("\n");
     if (result != 0 && fault.code == FAULT_NOT_FOUND) { /* we would not write it */
-        warn(show, "no authorities in it: the discovery provider believes that and serves no key");
+        warn(show,
+             "the file has no authorities: the discovery provider accepts it and serves no key");
         return;
     }
     if (result != 0) {
         show->warnings++;
-        (void)printf("WARNING: the file is damaged, readers refuse all of it: %s\n", fault.message);
+        (void)printf("WARNING: the file is damaged, and readers refuse all of it: %s\n",
+                     fault.message);
         if (show->x509.count + show->jwt.count == 0)
             return;
     } else if (summary.others > 0) {
-        (void)printf("keys of another use, which readers pass over: %zu\n", summary.others);
+        (void)printf("keys for another use, which readers ignore: %zu\n", summary.others);
     }
     if (bundle->format != BUNDLE_OIDC)
         judge_authorities(show);
     if (show->warnings == 0)
-        (void)printf("fine: readers take this file as it is\n");
+        (void)printf("fine: readers accept this file\n");
 }
 
 static void close_show(struct show *show)

@@ -53,10 +53,10 @@ static void row_fault(struct check *check, const char *what, const char *state,
 static const char *advice_for(const struct fault *fault)
 {
     if (hsm_refused_pin(fault->ckr))
-        return "correct the PIN where it comes from; it is not tried again before that";
+        return "correct the PIN in its source; the plugin does not try it again before that";
     if (fault->code == FAULT_UNAVAILABLE)
-        return "see to what the sentence says is absent; `pkcs11-tool --module MODULE -L` lists "
-               "the tokens that the module sees";
+        return "provide what the sentence reports as absent; `pkcs11-tool --module MODULE -L` "
+               "lists the tokens that the module sees";
     return "correct what the sentence names";
 }
 
@@ -87,8 +87,8 @@ static void check_host(struct check *check)
 
     if (fd >= 0 && read(fd, &mode, 1) == 1 && mode == '1')
         row(check, NOTE, "host",
-            "FIPS mode: keys are made and used in the token; hashes of names, and checks of its "
-            "signatures, are OpenSSL's default provider's");
+            "FIPS mode: the token makes and uses the keys; OpenSSL's default provider hashes names "
+            "and verifies signatures");
 }
 
 static void check_sessions(struct check *check)
@@ -105,7 +105,7 @@ static void check_writing(struct check *check)
 {
     if (check->token.info.write_protected)
         row_missing(check, "write", "the token is write-protected",
-                    "have its administrator make it writable: rotation makes and destroys keys");
+                    "ask its administrator to make it writable: rotation makes and destroys keys");
     else
         row(check, FINE, "write", "the token opens sessions for writing");
 }
@@ -147,7 +147,7 @@ static void tell_start(struct check *check, const struct command_start *start)
 {
     char text[TABLE_CELL];
 
-    (void)snprintf(text, sizeof text, "%u keys served, %u of them missing; %u superseded ones wait",
+    (void)snprintf(text, sizeof text, "%u keys served, %u of them missing; %u superseded keys wait",
                    start->served, start->missing, start->condemned);
     if (start->missing == 0 && start->lost == 0) {
         row(check, FINE, "record", text);
@@ -156,8 +156,8 @@ static void tell_start(struct check *check, const struct command_start *start)
     row(check, start->lost > 0 ? MISSING : NOTE, "record", text);
     if (start->lost > 0)
         table_note(&check->table,
-                   "not on the token: %s; a start is refused. Do: bring back the token, or accept "
-                   "the loss with accept_loss = \"%s\"",
+                   "not on the token: %s; the plugin refuses a start. Do: bring back the token, or "
+                   "accept the loss with accept_loss = \"%s\"",
                    start->names, start->code);
     else
         table_note(&check->table, "not on the token: %s; SPIRE makes new ones in their place",
@@ -215,7 +215,7 @@ static void check_start(struct check *check, struct record *record, bool there)
     struct fault fault;
 
     if (!there)
-        row(check, NOTE, "record", "there is none yet: a start serves what the token has");
+        row(check, NOTE, "record", "no record yet: a start serves the keys on the token");
     else if (command_start_of(&check->token, record, no_previous, &start, &fault) != 0)
         row_fault(check, "record", "cannot be compared", &fault, advice_for(&fault));
     else
@@ -271,10 +271,12 @@ static void check_types(struct check *check)
         if (check->token.info.can_generate[type] && !check->token.info.doubtful[type])
             row(check, FINE, name, "the token says it can generate and sign");
         else if (is_to_be_tried(check, type))
-            row(check, NOTE, name, "the token says that it cannot: a trial key tells");
+            row(check, NOTE, name,
+                "the token says that it cannot; a trial key shows whether it can");
         else if (check->config->needed[type])
             row_missing(check, name, "the token cannot generate and sign",
-                        "set ca_key_type and jwt_key_type of the server to a type it can");
+                        "in server.conf, set ca_key_type and jwt_key_type to a type that the token "
+                        "can make");
         else
             row(check, NOTE, name, "the token cannot generate and sign; not needed");
     }
@@ -282,9 +284,9 @@ static void check_types(struct check *check)
 
 enum { SLOW_WALK = 100 }; /* tenths of a second */
 
-static const char slow_walk[] =
-    "reading all objects takes long. A first start, and one that misses a key, waits for it; other "
-    "starts, signatures and new keys do not. Do: give SPIRE a token or partition of its own";
+static const char slow_walk[] = "reading all objects takes long. A first start waits for it, and "
+                                "so does a start that misses a key. Other starts, signatures and "
+                                "new keys do not. Do: give SPIRE a token or partition of its own";
 
 static void take_census(struct check *check)
 {
@@ -299,7 +301,7 @@ static void take_census(struct check *check)
     }
     took = (clock_now() - begun) / (CLOCK_SECOND / 10);
     (void)snprintf(text, sizeof text,
-                   "%zu keys of SPIRE's, %u foreign, %u without name; read in %d.%d s",
+                   "%zu keys of SPIRE, %u foreign objects, %u without a name; read in %d.%d s",
                    check->token.census.found.count, check->token.census.foreign,
                    check->token.census.nameless, (int)(took / 10), (int)(took % 10));
     row(check, took > SLOW_WALK ? NOTE : FINE, "objects", text);
@@ -383,15 +385,15 @@ static void destroy(const struct trial *trial, const char *gone)
     }
     row(trial->check, MISSING, trial->what, "cannot be destroyed");
     table_note(&trial->check->table,
-               "%s; do: allow the role to destroy, or set destroy_superseded = false; then remove "
-               "label=%s",
+               "%s; do: allow the role to destroy keys, or set destroy_superseded = false; then "
+               "remove label=%s",
                fault.message, trial->name.label);
 }
 
 static const char make_advice[] =
-    "allow the role to make keys; for a label or id that the token cuts, see label_max and "
-    "cka_id_length; for attributes it does not tell, attribute_check; for an error "
-    "that says nothing of the kind, key_template";
+    "allow the role to make keys. If the token cuts labels or ids, set label_max or cka_id_length. "
+    "If it cannot report attributes, set attribute_check. If its error is unspecific, try "
+    "key_template";
 
 static void try_type(struct check *check, enum hsm_key_type type)
 {
@@ -415,7 +417,7 @@ static void try_type(struct check *check, enum hsm_key_type type)
     } else {
         row_fault(check, trial.what, "cannot be made", &fault, make_advice);
     }
-    destroy(&trial, made ? "destroyed, and seen gone" : "nothing of it is left");
+    destroy(&trial, made ? "destroyed, and no longer found" : "the token holds no part of it");
 }
 
 static void clear_away(struct check *check)
@@ -428,7 +430,7 @@ static void clear_away(struct check *check)
             struct trial trial = {.check = check, .what = "earlier trial", .name = item->name};
 
             if (command_trial_is_leftover(&check->trials, item))
-                destroy(&trial, "destroyed, and seen gone");
+                destroy(&trial, "destroyed, and no longer found");
         }
 }
 
@@ -487,7 +489,7 @@ int check_command(const struct command_options *options)
     run(&check);
     table_print(&check.table, stdout);
     if (check.missing == 0)
-        (void)printf("all that SPIRE needs is there\n");
+        (void)printf("the token has all that SPIRE needs\n");
     else
         (void)printf("%u thing%s missing\n", check.missing, check.missing == 1 ? " is" : "s are");
     return check.missing == 0 ? COMMAND_FINE : COMMAND_WRONG;

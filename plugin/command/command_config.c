@@ -243,9 +243,8 @@ static int find_plugin(const struct hcl_item *root, const struct hcl_item **plug
     if (choice.count == 1)
         return 0;
     return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     choice.count == 0
-                         ? "there is no KeyManager block with plugin_data"
-                         : "there is more than one KeyManager block that it could be");
+                     choice.count == 0 ? "there is no KeyManager block with plugin_data"
+                                       : "several KeyManager blocks match; disable all but one");
 }
 
 static const struct {
@@ -267,7 +266,7 @@ static int read_key_type(const char *setting, const char *name, bool needed[HSM_
             return 0;
         }
     return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     "%s \"%s\" is no key type: ec-p256, ec-p384, rsa-2048 and rsa-4096 are",
+                     "%s \"%s\" is no key type: expected ec-p256, ec-p384, rsa-2048 or rsa-4096",
                      setting, name);
 }
 
@@ -348,7 +347,7 @@ static int read_tree(struct file_reading *r, const struct hcl_item *root, struct
     }
     if (!trust_domain)
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                         "the trust domain does not stand in it: give --trust-domain NAME");
+                         "the file does not name the trust domain: give --trust-domain NAME");
     if (plugin)
         return read_plugin(r, trust_domain, plugin, fault);
     (void)config_read_block(CONFIG_KEYMANAGER, trust_domain, root, &r->made->config, &r->notes);
@@ -362,7 +361,7 @@ static int refuse_text(const char *text, struct fault *fault)
 
     if (strstr(why.message, "\"${\""))
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                         "there is a \"${\" in it: give --expand-env, if the server is started "
+                         "the file contains \"${\": give --expand-env, if the server is started "
                          "with -expandEnv");
     if (strstr(text, "plugin_data"))
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
@@ -393,7 +392,7 @@ static int read_config(struct file_reading *r, struct fault *fault)
     if (!text)
         return -1;
     if (strlen(text) != length)
-        return fault_set(fault, FAULT_INVALID_ARGUMENT, "there is a NUL byte in it");
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "the file contains a NUL byte");
     if (!r->options->expand_env)
         return read_text(r, text, fault);
     expanded = command_expand(text, &unset);
@@ -401,8 +400,8 @@ static int read_config(struct file_reading *r, struct fault *fault)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     if (unset > 0)
         (void)fprintf(stderr,
-                      "spire-hsm: warning: %u environment variable%s that %s names %s not set "
-                      "here, and empty\n",
+                      "spire-hsm: warning: %u environment variable%s named in %s %s not set here, "
+                      "and taken as empty\n",
                       unset, unset == 1 ? "" : "s", r->options->config, unset == 1 ? "is" : "are");
     return read_text(r, expanded, fault);
 }

@@ -228,15 +228,15 @@ static void judge(struct evidence *evidence, struct authority *authority)
                        "spire-hsm makes no keys of this type");
     else if (!authority->item && evidence->unproven > 0)
         (void)snprintf(authority->reason, sizeof authority->reason,
-                       "no proven key of SPIRE's on this token is it; %zu could not be proven, see "
+                       "no proven key of SPIRE on this token matches; %zu could not be proven, see "
                        "spire-hsm keys",
                        evidence->unproven);
     else if (!authority->item)
         (void)snprintf(authority->reason, sizeof authority->reason,
-                       "no key of SPIRE's on this token is it");
+                       "no key of SPIRE on this token matches");
     else if (sign_nonce(evidence, authority, &fault) != 0)
         (void)snprintf(authority->reason, sizeof authority->reason,
-                       "found, but it did not sign: %s", fault.message);
+                       "the key is there, but it did not sign: %s", fault.message);
     evidence->absent += !is_held(authority);
 }
 
@@ -301,20 +301,23 @@ static void add_row(struct table *table, const struct authority *authority)
 
 static void print_claim(bool lenient)
 {
-    (void)printf("\nOf each key in it the token said just now:");
+    (void)printf("\n"
+                 "The token reported just now of each key that it holds:");
     for (size_t i = 0; i < sizeof attributes / sizeof attributes[0]; i++)
         if (!attributes[i].history || !lenient)
             (void)printf(" %s=%s", attributes[i].name, attributes[i].value ? "true" : "false");
     if (lenient)
-        (void)printf(".\nattribute_check is lenient, so nothing is said here of where a key was "
-                     "made and whether it was ever outside.\n");
+        (void)printf(".\n"
+                     "attribute_check is lenient, so this does not show where a key was made, nor "
+                     "whether it was ever outside.\n");
     else
-        (void)printf(".\nSo it was made in this token, was always sensitive and could never be "
-                     "taken out.\n");
-    (void)printf("Each has signed the nonce, which verifies with the bundle's public key. --json "
-                 "has the signatures.\n"
-                 "All this is what the token tells through its library; its maker has signed "
-                 "nothing of it.\n");
+        (void)printf(
+            ".\n"
+            "So the token made each key, always kept it sensitive, and never let it out.\n");
+    (void)printf(
+        "Each key signed the nonce, and the bundle's public key verifies it. --json has the "
+        "signatures.\n"
+        "All this is what the token's library says; the token's maker has signed none of it.\n");
 }
 
 static void print_table(const struct evidence *evidence)

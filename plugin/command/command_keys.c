@@ -173,8 +173,8 @@ static void print_table(const struct command_token *token, struct names *names)
         }
     if (census->found.count > 0)
         table_print(&table, stdout);
-    (void)printf("%zu key%s of SPIRE's on token \"%s\" (serial %s); not SPIRE's: %u foreign key "
-                 "object%s, %u without name\n",
+    (void)printf("%zu key%s of SPIRE on token \"%s\" (serial %s); not SPIRE's: %u foreign key "
+                 "object%s, %u without a name\n",
                  census->found.count, census->found.count == 1 ? "" : "s", token->info.label,
                  token->info.serial, census->foreign, census->foreign == 1 ? "" : "s",
                  census->nameless);
@@ -298,7 +298,7 @@ static int find_names(const struct command_options *options, const struct config
     if (command_identity(config, false, &identity, &names->own, fault) != 0) {
         if (fault->code != FAULT_NOT_FOUND)
             return -1;
-        (void)fprintf(stderr, "spire-hsm: warning: %s: which keys are this server's is not known\n",
+        (void)fprintf(stderr, "spire-hsm: warning: %s: cannot tell which keys are this server's\n",
                       fault->message);
     }
     if (names->own.server[0] != '\0' &&

@@ -45,7 +45,7 @@ static int read_target(const struct command_options *options, enum census_target
                          "only one of --server-id and --server-id-file can be used");
     if (options->other_servers && named)
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                         "--other-servers takes them all: it does not go with --server-id");
+                         "--other-servers takes all servers: do not combine it with --server-id");
     *target = named ? CENSUS_NAMED : options->other_servers ? CENSUS_OTHERS : CENSUS_OWN;
     return 0;
 }
@@ -58,7 +58,7 @@ static int read_own(struct prune *prune, struct fault *fault)
     if (command_identity(prune->config, lock, &prune->own, &prune->rule.own, fault) == 0)
         return 0;
     if (fault->code == FAULT_NOT_FOUND)
-        return fault_prefix(fault, "which keys are this server's is not known, so none is pruned");
+        return fault_prefix(fault, "cannot tell which keys are this server's, so none is pruned");
     return lock ? fault_prefix(fault, "nothing was destroyed; stop the server first") : -1;
 }
 
@@ -204,11 +204,11 @@ static void sum_up(const struct prune *prune)
     if (prune->found == 0)
         (void)printf("there is nothing to prune\n");
     else if (!prune->options->yes)
-        (void)printf("%zu key%s would be destroyed; --yes does it\n", prune->found,
+        (void)printf("%zu key%s would be destroyed; --yes destroys them\n", prune->found,
                      prune->found == 1 ? "" : "s");
     else
-        (void)printf("%zu of %zu key%s destroyed and seen gone\n", prune->found - prune->failed,
-                     prune->found, prune->found == 1 ? "" : "s");
+        (void)printf("%zu of %zu key%s destroyed, and no longer found\n",
+                     prune->found - prune->failed, prune->found, prune->found == 1 ? "" : "s");
 }
 
 static void close_prune(struct prune *prune)

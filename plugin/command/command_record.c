@@ -123,17 +123,18 @@ static int show(const struct config *config, const struct label_scope *scope, st
         return tell_damage(config, scope, fault);
     if (!there)
         return fault_set(fault, FAULT_NOT_FOUND,
-                         "there is no record of this server's keys: a start serves what the token "
-                         "has, and there is no loss to accept");
+                         "this server has no record of its keys: a start serves the keys on the "
+                         "token, and there is no loss to accept");
     if (look(config, &record, &start, fault) != 0)
         return -1;
     if (start.lost == 0) {
         (void)printf("every key that a start needs is on the token: there is no loss to accept\n");
         return COMMAND_FINE;
     }
-    (void)printf("not on the token: %s\na start is refused. If the loss is final: spire-hsm accept "
-                 "--config FILE %s\n",
-                 start.names, start.code);
+    (void)printf(
+        "not on the token: %s\n"
+        "the plugin refuses a start. If the loss is final: spire-hsm accept --config FILE %s\n",
+        start.names, start.code);
     return COMMAND_WRONG;
 }
 
@@ -150,7 +151,7 @@ static int accept_loss(const struct config *config, const char *code, struct fau
     if (loss_accept(config->keymanager.record_file, code, fault) != 0)
         return -1;
     (void)printf("accepted: the start that waits now, or the next one, goes on without what %s "
-                 "stands for, and nothing else\n",
+                 "stands for; any other loss is still refused\n",
                  code);
     return COMMAND_FINE;
 }

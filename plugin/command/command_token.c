@@ -22,7 +22,7 @@ static int blame_user(const char *path, struct fault *fault)
     struct stat file;
 
     if (*path && stat(path, &file) == 0 && file.st_uid != 0 && file.st_uid != geteuid())
-        (void)fault_prefix(fault, "run this as user %u, as the server is", (unsigned)file.st_uid);
+        (void)fault_prefix(fault, "run this as user %u, as the server does", (unsigned)file.st_uid);
     return -1;
 }
 

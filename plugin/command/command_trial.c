@@ -58,8 +58,8 @@ int command_trial_make(struct command_trials *trials, const struct hsm_key_name 
         return -1;
     }
     if (reply.state != HSM_COMPLETE)
-        return fault_set(fault, FAULT_FAILED_PRECONDITION, "the new key is not as it must be: %s",
-                         reply.why[0] != '\0' ? reply.why : "it does not show up whole");
+        return fault_set(fault, FAULT_FAILED_PRECONDITION, "the new key is unfit: %s",
+                         reply.why[0] != '\0' ? reply.why : "the token does not show both halves");
     *key = reply.public_key;
     return 0;
 }

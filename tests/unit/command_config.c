@@ -113,7 +113,7 @@ static void the_configuration_may_be_json(void **state)
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++)
         accepted(texts[i]);
     refused(JSON("{\"KeyManager\": [{\"a\": " PLUGIN ", \"b\": " PLUGIN "}]}"),
-            "more than one KeyManager");
+            "several KeyManager blocks");
     refused(JSON("{\"KeyManager\": [1, \"x\", {}]}"), "no KeyManager");
     refused(JSON("[[1]]"), "line 1: ");
     refused(JSON("[{}, 1]"), "no KeyManager");
@@ -129,10 +129,10 @@ static void ours_is_taken_among_several(void **state)
     refused(SERVER "}\nplugins {\n"
                    "KeyManager \"a\" { plugin_cmd = \"/x/spire-hsm\"\n plugin_data {" DATA "} }\n"
                    "KeyManager \"b\" { plugin_cmd = \"/x/spire-hsm\"\n plugin_data {" DATA "} }\n}",
-            "more than one KeyManager");
+            "several KeyManager blocks");
     refused(SERVER "}\nplugins {\nKeyManager \"a\" { plugin_data {" DATA "} }\n"
                    "KeyManager \"b\" { plugin_data {" DATA "} }\n}",
-            "more than one KeyManager");
+            "several KeyManager blocks");
     refused(SERVER "}\nplugins {\nNotifier \"a\" { plugin_data { path = \"/p\" } }\n}",
             "no KeyManager");
 }

@@ -160,7 +160,7 @@ func TestBundleShowPassesOverWhatTheDiscoveryProviderPassesOver(t *testing.T) {
 			t.Fatalf("%s: go-spiffe, which the provider reads with: %v, %v", what, read, err)
 		}
 		output, _ := s.run(fine, "bundle", "show", path)
-		s.contains(output, "JWT authorities: 1", "keys of another use, which readers pass over: 1", "fine:")
+		s.contains(output, "JWT authorities: 1", "keys for another use, which readers ignore: 1", "fine:")
 	}
 }
 
@@ -169,7 +169,7 @@ func TestBundleShowSaysThatAnEmptyListIsBelieved(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "bundle")
 	s.write(path, `{"keys": [], "spiffe_sequence": 7}`)
 	output, _ := s.run(wrong, "bundle", "show", path)
-	s.contains(output, "WARNING: no authorities in it", "serves no key")
+	s.contains(output, "WARNING: the file has no authorities", "serves no key")
 	if strings.Contains(output, "refuse") {
 		t.Fatal(output)
 	}

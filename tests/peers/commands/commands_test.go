@@ -133,7 +133,7 @@ func TestMistakesOnTheCommandLineAreNamed(t *testing.T) {
 		says string
 	}{
 		{[]string{"check"}, "--config FILE is required"},
-		{[]string{"check", "--config"}, "a value is expected"},
+		{[]string{"check", "--config"}, "missing value of option"},
 		{[]string{"check", "--confg", "x"}, `no option "--confg"`},
 		{[]string{"check", "--json", "--config", "x"}, `no option "--json"`},
 		{[]string{"keys", "--json=1"}, "no value is expected"},
@@ -177,11 +177,11 @@ func TestEveryCommandHasItsHelp(t *testing.T) {
 func TestCheckFindsAGoodTokenFine(t *testing.T) {
 	s := newScene(t, "")
 	output := s.command(fine, "check", "--all")
-	s.contains(output, "all that SPIRE needs is there", `"spire"`)
+	s.contains(output, "the token has all that SPIRE needs", `"spire"`)
 	for _, name := range []string{"ec-p256", "ec-p384", "rsa-2048", "rsa-4096"} {
 		s.contains(output, "trial "+name)
 	}
-	if strings.Count(output, "destroyed, and seen gone") != 4 || strings.Contains(output, "MISSING") {
+	if strings.Count(output, "destroyed, and no longer found") != 4 || strings.Contains(output, "MISSING") {
 		t.Fatal(output)
 	}
 	if left := s.token.Labels(t); len(left) != 0 {
@@ -272,9 +272,9 @@ func TestCheckSaysWhatOfTheTokensWordIsNotSo(t *testing.T) {
 	s.contains(s.command(fine, "check"),
 		"it says that it is write-protected; a session for writing was opened",
 		"its texts end with a NUL, not with blanks",
-		"the token says that it cannot: a trial key tells",
+		"the token says that it cannot; a trial key shows whether it can",
 		"ECDSA with SHA-256 signed and verified",
-		"all that SPIRE needs is there")
+		"the token has all that SPIRE needs")
 }
 
 func TestCheckSaysThatTheRoleMayNotDestroy(t *testing.T) {
@@ -347,7 +347,7 @@ func TestKeysShowsWhatAServerHasMade(t *testing.T) {
 		s.contains(table, k.KeyID, "label="+k.Label, "cka_id="+k.CKAID, "sha256="+*k.SHA256,
 			"local_authority_id="+*k.AuthorityID, "this server")
 	}
-	s.contains(table, fmt.Sprintf("2 keys of SPIRE's on token %q", "spire"), "2 foreign key objects")
+	s.contains(table, fmt.Sprintf("2 keys of SPIRE on token %q", "spire"), "2 foreign key objects")
 }
 
 func TestKeysShowsOthersByTheirHashesOrTheirGivenNames(t *testing.T) {

@@ -238,7 +238,7 @@ func TestEvidenceHoldsForEveryAuthorityWhoseKeyIsInTheToken(t *testing.T) {
 		t.Fatalf("%v", ids)
 	}
 	table := s.command(fine, "evidence", "--bundle", path)
-	s.contains(table, "3 of 3 authorities have their key in this token", "JWT-Signer-A", "could never be taken out",
+	s.contains(table, "3 of 3 authorities have their key in this token", "JWT-Signer-A", "never let it out",
 		hex.EncodeToString([]byte("x509-CA-A")), found.Token.Serial)
 }
 
@@ -272,7 +272,7 @@ func TestEvidenceSaysWhichAuthoritiesAreNotInThisToken(t *testing.T) {
 		}
 	}
 	table := s.command(wrong, "evidence", "--bundle", path)
-	s.contains(table, "1 of 3 authorities have their key in this token; 2 NOT", "no key of SPIRE's on this token is it")
+	s.contains(table, "1 of 3 authorities have their key in this token; 2 NOT", "no key of SPIRE on this token matches")
 }
 
 func TestEvidenceDoesNotHoldForAKeyThatWasImported(t *testing.T) {
@@ -317,8 +317,8 @@ func TestEvidenceOfALenientLookClaimsNoOrigin(t *testing.T) {
 		t.Fatalf("%+v", found)
 	}
 	table := s.command(fine, "evidence", "--bundle", path)
-	s.contains(table, "nothing is said here of where a key was made", "PEM says nothing of JWT authorities")
-	if strings.Contains(table, "could never be taken out") {
+	s.contains(table, "this does not show where a key was made", "PEM says nothing of JWT authorities")
+	if strings.Contains(table, "never let it out") {
 		t.Fatal(table)
 	}
 }

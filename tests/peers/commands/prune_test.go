@@ -123,7 +123,7 @@ func TestPruneTakesOurOwnLeftoversOnly(t *testing.T) {
 	dry := c.prune(fine)
 	c.contains(dry, c.superseded, c.half, "2 keys would be destroyed", "superseded", "half a key")
 	c.lost(c.before)
-	c.contains(c.prune(fine, "--yes"), "2 of 2 keys destroyed and seen gone")
+	c.contains(c.prune(fine, "--yes"), "2 of 2 keys destroyed, and no longer found")
 	c.lost(c.before, c.superseded, c.half)
 	c.contains(c.prune(fine, "--yes"), "nothing to prune")
 }
@@ -185,7 +185,7 @@ func TestPruneRefusesWithoutAnIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"--yes"}, {"--yes", "--other-servers"}, {"--yes", "--server-id", "server-b"}} {
-		c.contains(c.prune(cannot, args...), "which keys are this server's is not known")
+		c.contains(c.prune(cannot, args...), "cannot tell which keys are this server's")
 		c.lost(c.before)
 	}
 	if _, err := os.Stat(c.identity); err == nil {

@@ -166,7 +166,7 @@ func (c *command) ends(t testing.TB, exit int, says ...string) string {
 	return c.output.String()
 }
 
-const content = "all that SPIRE needs is there"
+const content = "the token has all that SPIRE needs"
 
 // ---- a bundle ----
 
