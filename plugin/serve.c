@@ -156,7 +156,8 @@ static void take_signal(void)
         if (server.term_end != CLOCK_NEVER)
             continue;
         server.term_end = clock_now() + after_term;
-        log_write(LOG_DEBUG, "asked to end: serving until the host stops us, at most 5 s", NULL);
+        log_write(LOG_DEBUG, "asked to end: serving until the host stops the plugin, at most 5 s",
+                  NULL);
     }
 }
 

@@ -46,11 +46,11 @@ int handshake_check(struct fault *fault)
 
     if (variable("PLUGIN_CLIENT_CERT"))
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the host asks for mutual TLS (PLUGIN_CLIENT_CERT), which this plugin "
-                         "does not offer: its socket is open to its owner only");
+                         "the host asks for mutual TLS (PLUGIN_CLIENT_CERT), but this plugin does "
+                         "not offer it: only its owner can use its socket");
     if (versions && !lists_version_1(versions))
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the host speaks plugin protocol %.60s (PLUGIN_PROTOCOL_VERSIONS), "
+                         "the host speaks plugin protocol %.60s (PLUGIN_PROTOCOL_VERSIONS), but "
                          "this plugin only 1",
                          versions);
     return 0;

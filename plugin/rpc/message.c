@@ -87,7 +87,7 @@ static int check_string(const ProtobufCMessageDescriptor *type,
     if (utf8_is_text((const char *)content->at, left(content)))
         return 0;
     return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     "malformed request: %s in %s is not text (it holds a NUL, or is not UTF-8)",
+                     "malformed request: %s in %s is not text (it contains a NUL, or is not UTF-8)",
                      field->name, type->short_name);
 }
 

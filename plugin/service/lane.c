@@ -149,9 +149,9 @@ static void give_up(const struct lane_job *job, const char *why, const char *bus
 static const char *refuse(void)
 {
     if (lane.closed)
-        return "was given up: the plugin is stopping";
+        return "was abandoned: the plugin is stopping";
     if (lane.count == JOBS_MAX)
-        return "was refused: too much is waiting behind ";
+        return "was refused: too many calls wait behind ";
     return NULL;
 }
 
@@ -215,7 +215,7 @@ static void answer_stuck(const struct lane_job *job, enum lane_outcome outcome)
     if (outcome == LANE_STOPPED)
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
     else
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no end of it after %d s",
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "it has not ended after %d s",
                         (int)(job->kind->run_limit / CLOCK_SECOND));
     job->kind->answer(job->context, outcome, &fault);
     lock();

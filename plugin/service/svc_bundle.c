@@ -218,8 +218,8 @@ static void answer(void *context, enum lane_outcome outcome, const struct fault 
 static void log_late(void *context, const struct fault *fault)
 {
     (void)context;
-    log_write(LOG_WARN, "publishing has come to an end after all", "path", state.settings.path,
-              "error", fault ? fault->message : "", NULL);
+    log_write(LOG_WARN, "publishing has ended after all", "path", state.settings.path, "error",
+              fault ? fault->message : "", NULL);
 }
 
 static void release(void *context)

@@ -62,8 +62,8 @@ static void warn_of_talkers(void)
     for (size_t i = 0; i < sizeof variables / sizeof variables[0]; i++)
         if (getenv(variables[i]))
             log_write(LOG_WARN,
-                      "an environment variable makes PKCS#11 libraries log what they are given, "
-                      "the PIN too: not for production",
+                      "an environment variable makes PKCS#11 libraries log all calls, including "
+                      "the PIN: unset it in production",
                       "variable", variables[i], NULL);
 }
 
@@ -362,7 +362,7 @@ static int read_sign_request(const Keymanager__SignDataRequest *request, struct 
                          (int)sign->hash);
     if (request->data.len != expected)
         return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                         "data is %zu bytes, but a digest of this hash algorithm has %zu",
+                         "data has %zu bytes, but a digest of this hash algorithm has %zu",
                          request->data.len, expected);
     memcpy(sign->digest, request->data.data, expected);
     sign->digest_length = (uint32_t)expected;

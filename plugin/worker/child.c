@@ -257,7 +257,7 @@ bool child_reap(struct child *child, int patience_ms, char *how, size_t size)
     if (got == child->pid)
         describe(status, how, size);
     else
-        (void)snprintf(how, size, "unknown (reaped by somebody else)");
+        (void)snprintf(how, size, "unknown (another process reaped it)");
     child_log_stderr(child);
     child_hang_up(child);
     close_end(&child->err);

@@ -73,8 +73,8 @@ static int open_path(int *fd, struct fault *fault)
         return fault_set(fault,
                          error == EMFILE || error == ENFILE ? FAULT_UNAVAILABLE
                                                             : FAULT_FAILED_PRECONDITION,
-                         "cannot open the worker's program %s: %s; it must lie beside spire-hsm "
-                         "and come from the same build",
+                         "cannot open the worker's program %s: %s; it must be beside spire-hsm and "
+                         "come from the same build",
                          program.path, strerrordesc_np(error));
     if (fstat(low, &file) == 0 && !S_ISREG(file.st_mode))
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
@@ -127,11 +127,11 @@ static int check(int fd, struct fault *fault)
         return -1;
     if (strcmp(found, program.sha256) == 0)
         return 0;
-    return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "%s is not the worker that this spire-hsm was built with: its SHA-256 is %s, "
-                     "expected is %s; install both programs from one build, and do not strip or "
-                     "change either",
-                     program.path, found, program.sha256);
+    return fault_set(
+        fault, FAULT_FAILED_PRECONDITION,
+        "%s is not the worker that this spire-hsm was built with: its SHA-256 is %s, but %s is "
+        "expected; install both programs from one build, unstripped and unchanged",
+        program.path, found, program.sha256);
 }
 
 /* Takes what lies at the path in the place of what is open, if it is ours. */
@@ -182,7 +182,7 @@ static int refused_access(struct fault *fault)
     if (fstatvfs(program.fd, &mount) == 0 && (mount.f_flag & ST_NOEXEC) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "the worker's program %s is on a file system that is mounted noexec: "
-                         "install spire-hsm and it elsewhere, or mount with exec",
+                         "install both programs elsewhere, or mount with exec",
                          program.path);
     return fault_errno(fault, FAULT_FAILED_PRECONDITION, EACCES,
                        "the worker's program %s may not be executed by user %u (mode %04o, or a "
@@ -199,8 +199,8 @@ int program_refused(int error, struct fault *fault)
         return refused_access(fault);
     case ENOENT:
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the worker's program %s does not start: its loader is not there, or "
-                         "/proc is not mounted",
+                         "the worker's program %s does not start: its loader is missing, or /proc "
+                         "is not mounted",
                          program.path);
     case ENOEXEC:
         return fault_errno(fault, FAULT_FAILED_PRECONDITION, error,

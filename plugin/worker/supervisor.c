@@ -351,7 +351,7 @@ static void renew(struct supervisor *s)
     if (!s->renew || s->worker != WORKER_READY)
         return;
     s->renew = false;
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "a fresh PKCS#11 worker is asked for its opinion");
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "a new PKCS#11 worker tries it again");
     supervisor_worker_refused(s, &fault);
     supervisor_worker_leave(s, LEAVING_REPLACED);
 }

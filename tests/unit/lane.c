@@ -264,7 +264,7 @@ static void a_running_job_is_answered_at_its_limit(void **state)
     pass(1);
     lane_tick();
     assert_count(&seen.answers[LANE_STUCK], 1);
-    assert_string_equal(seen.message, "no end of it after 20 s");
+    assert_string_equal(seen.message, "it has not ended after 20 s");
     assert_count(&seen.released, 0);
 }
 
@@ -370,7 +370,7 @@ static void closing_gives_up_what_waits_and_does_not_hang(void **state)
     submit("job", &patient, 1);
     assert_count(&seen.answers[LANE_REFUSED], 2);
     assert_count(&seen.released, 2);
-    assert_string_equal(seen.message, "job was given up: the plugin is stopping");
+    assert_string_equal(seen.message, "job was abandoned: the plugin is stopping");
     assert_count(&seen.ran, 0);
 }
 

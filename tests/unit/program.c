@@ -104,7 +104,7 @@ static void a_missing_program_is_told_with_where_it_must_lie(void **state)
 {
     (void)state;
     (void)unlink(path);
-    is_kept_out("No such file or directory; it must lie beside spire-hsm and come from the same");
+    is_kept_out("No such file or directory; it must be beside spire-hsm and come from the same");
     replace(right);
     (void)opens();
 }
@@ -116,7 +116,7 @@ static void another_program_is_told_with_both_digests(void **state)
     is_kept_out("is not the worker that this spire-hsm was built with");
     is_kept_out(right_sha256);
     is_kept_out(wrong_sha256);
-    is_kept_out("install both programs from one build, and do not strip or change either");
+    is_kept_out("install both programs from one build, unstripped and unchanged");
     replace("");
     is_kept_out("is not the worker");
     replace(right);
@@ -180,7 +180,7 @@ static void a_missing_loader_is_told(void **state)
 {
     (void)state;
     (void)opens();
-    is_refused(ENOENT, "its loader is not there, or /proc is not mounted");
+    is_refused(ENOENT, "its loader is missing, or /proc is not mounted");
     is_refused(ENOEXEC, "does not start: Exec format error");
 }
 

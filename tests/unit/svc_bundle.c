@@ -65,7 +65,7 @@ static void answer_early(const char *what, const struct lane_kind *kind, void *c
     if (lane_comes_to == LANE_REFUSED)
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "%s waited too long", what);
     else if (lane_comes_to == LANE_STUCK)
-        (void)fault_set(&fault, FAULT_UNAVAILABLE, "no end of it after %d s",
+        (void)fault_set(&fault, FAULT_UNAVAILABLE, "it has not ended after %d s",
                         (int)(kind->run_limit / CLOCK_SECOND));
     else
         (void)fault_set(&fault, FAULT_UNAVAILABLE, "the plugin is stopping");
@@ -470,13 +470,14 @@ static void a_publication_without_end_is_answered_and_goes_on(void **state)
     call = deliver(PUBLISH, (struct message){.sequence = 5});
     assert_false(call.ok);
     assert_int_equal(call.fault.code, FAULT_UNAVAILABLE);
-    assert_string_equal(call.fault.message, "cannot publish the bundle: no end of it after 20 s: "
-                                            "does the file system hang?");
-    assert_logged("WARN publishing has come to an end after all path=");
+    assert_string_equal(call.fault.message,
+                        "cannot publish the bundle: it has not ended after 20 s: "
+                        "does the file system hang?");
+    assert_logged("WARN publishing has ended after all path=");
     assert_logged("error=\n");
     assert_published_sequence(path, 5);
     assert_delivered(NOTIFY_AND_ADVISE, 6);
-    assert_logged("ERROR cannot publish the bundle: no end of it after 20 s");
+    assert_logged("ERROR cannot publish the bundle: it has not ended after 20 s");
 }
 
 static void how_a_late_publication_failed_is_logged(void **state)
@@ -484,8 +485,8 @@ static void how_a_late_publication_failed_is_logged(void **state)
     (void)state;
     assert_int_equal(mkdir(path, 0755), 0);
     lane_comes_to = LANE_STUCK;
-    assert_refused(PUBLISH, (struct message){.sequence = 5}, FAULT_UNAVAILABLE, "no end of it");
-    assert_logged("WARN publishing has come to an end after all path=");
+    assert_refused(PUBLISH, (struct message){.sequence = 5}, FAULT_UNAVAILABLE, "it has not ended");
+    assert_logged("WARN publishing has ended after all path=");
     assert_logged("is a directory");
 }
 

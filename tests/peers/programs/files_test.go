@@ -50,7 +50,7 @@ func (i *installed) mountOver(t testing.TB, flags uintptr) {
 	scene.Must(t, syscall.Mount("", i.worker, "", syscall.MS_BIND|syscall.MS_REMOUNT|flags, ""))
 }
 
-const otherBuild = "install both programs from one build, and do not strip or change either"
+const otherBuild = "install both programs from one build, unstripped and unchanged"
 
 var spoilt = []struct {
 	name  string
@@ -60,7 +60,7 @@ var spoilt = []struct {
 }{
 	{"it is missing",
 		func(t testing.TB, i *installed) { scene.Must(t, os.Remove(i.worker)) },
-		[]string{"cannot open the worker's program", "No such file", "it must lie beside spire-hsm and come from the same build"}, nil},
+		[]string{"cannot open the worker's program", "No such file", "it must be beside spire-hsm and come from the same build"}, nil},
 	{"it is of another build",
 		func(t testing.TB, i *installed) {
 			replace(t, i.worker, append(i.right[:len(i.right):len(i.right)], 0), 0o755)
@@ -93,7 +93,7 @@ var spoilt = []struct {
 		[]string{"is not executable (mode 0644): chmod 755 it"}, nil},
 	{"it is where nothing may be executed",
 		func(t testing.TB, i *installed) { i.mountOver(t, syscall.MS_NOEXEC) },
-		[]string{"mounted noexec", "install spire-hsm and it elsewhere, or mount with exec"},
+		[]string{"mounted noexec", "install both programs elsewhere, or mount with exec"},
 		func(t testing.TB, i *installed) { scene.Must(t, syscall.Unmount(i.worker, syscall.MNT_DETACH)) }},
 }
 
