@@ -260,7 +260,7 @@ static int encode_json(const struct bundle *bundle, const struct dialect *dialec
     if (!document || json_object_set_new(document, "keys", keys) != 0)
         return no_memory(fault);
     if (dialect->jwt_alone && bundle->jwt_count == 0)
-        return invalid(fault, "the bundle has no JWT authorities, and OIDC knows no others");
+        return invalid(fault, "the bundle has no JWT authorities, and OIDC needs one");
     if (!dialect->jwt_alone && add_x509(bundle, dialect->use_x509, keys, fault) != 0)
         return -1;
     if (add_jwt(bundle, dialect, keys, fault) != 0 ||
@@ -325,11 +325,11 @@ static int check_purpose(const json_t *jwk, bool x509, const struct dialect *dia
     const char *algorithm = jwk_algorithm(key);
 
     if (x509 && dialect->jwt_alone)
-        return invalid(fault, "an X.509 authority, which a key set for OIDC does not have");
+        return invalid(fault, "an X.509 authority, which does not belong into a key set for OIDC");
     if (wanted ? !is_text(use, wanted) : use != NULL)
-        return invalid(fault, "another \"use\" than such a file has");
+        return invalid(fault, "its \"use\" does not belong into such a file");
     if (dialect->algorithm && (algorithm ? !is_text(alg, algorithm) : alg != NULL))
-        return invalid(fault, "another \"alg\" than SPIRE signs with");
+        return invalid(fault, "its \"alg\" is not one that SPIRE signs with");
     return 0;
 }
 
@@ -365,7 +365,7 @@ static int read_keys(const json_t *keys, const struct dialect *dialect,
     if (!seen)
         return no_memory(fault);
     if (!json_is_array(keys))
-        return invalid(fault, "no list of keys in it");
+        return invalid(fault, "the file has no list of keys");
     json_array_foreach (keys, i, jwk)
         if (read_entry(jwk, dialect, seen, summary, fault) != 0)
             return fault_prefix(fault, "key %zu of %zu", i + 1, json_array_size(keys));
@@ -380,9 +380,9 @@ static int read_sequence(const json_t *document, uint64_t *sequence, struct faul
     const json_t *hint = json_object_get(document, "spiffe_refresh_hint");
 
     if (number && (!json_is_integer(number) || json_integer_value(number) < 0))
-        return invalid(fault, "\"spiffe_sequence\" is not a number of the kind");
+        return invalid(fault, "\"spiffe_sequence\" is not a whole number from 0 up");
     if (hint && !json_is_integer(hint))
-        return invalid(fault, "\"spiffe_refresh_hint\" is not a number of the kind");
+        return invalid(fault, "\"spiffe_refresh_hint\" is not a whole number");
     *sequence = (uint64_t)json_integer_value(number);
     return 0;
 }
@@ -434,7 +434,7 @@ static int encode_pem(const struct bundle *bundle, char **bytes, size_t *length,
     if (!bio || !checked)
         return no_memory(fault);
     if (bundle->x509_count == 0)
-        return invalid(fault, "the bundle has no X.509 authorities, and PEM holds no others");
+        return invalid(fault, "the bundle has no X.509 authorities, and PEM needs one");
     if (add_x509(bundle, NULL, checked, fault) != 0)
         return -1;
     for (size_t i = 0; i < bundle->x509_count; i++)
@@ -485,7 +485,7 @@ static int read_pem(const char *bytes, size_t length, struct bundle_summary *sum
     if (summary->x509 == 0)
         return invalid(fault, "no authorities in it");
     if (BIO_get_mem_data(again, &written) != (long)length || memcmp(written, bytes, length) != 0)
-        return invalid(fault, "something else than PEM blocks in it, or half a block");
+        return invalid(fault, "the file holds something besides PEM blocks, or half a block");
     return 0;
 }
 

@@ -78,7 +78,7 @@ static int write_number(const EVP_PKEY *key, struct member member, json_t *jwk, 
         return bad_key(fault, "not a complete public key");
     width = member.width > 0 ? member.width : BN_num_bytes(number);
     if (width > MODULUS_MAX || BN_bn2binpad(number, bytes, width) != width)
-        return bad_key(fault, "key too large for the file's readers");
+        return bad_key(fault, "the key is too large for the file's readers");
     return set_bytes(jwk, member.name, bytes, (size_t)width, fault);
 }
 
@@ -98,7 +98,7 @@ static int write_ec(const EVP_PKEY *key, json_t *jwk, struct fault *fault)
     const struct curve *curve = curve_of(key);
 
     if (!curve)
-        return bad_key(fault, "EC key on another curve than P-256, P-384 and P-521");
+        return bad_key(fault, "EC key is on none of the curves P-256, P-384 and P-521");
     if (set_text(jwk, "kty", "EC", fault) != 0 || set_text(jwk, "crv", curve->crv, fault) != 0)
         return -1;
     if (write_number(key, (struct member){OSSL_PKEY_PARAM_EC_PUB_X, "x", curve->width}, jwk,
@@ -142,7 +142,7 @@ static int read_piece(const json_t *jwk, const char *name, struct piece *piece, 
     OWNED(scope_free) uint8_t *bytes = text ? base64_decode(BASE64_URL, text, &length) : NULL;
 
     if (!bytes || length == 0 || length > sizeof piece->bytes)
-        return fault_set(fault, FAULT_INVALID_ARGUMENT, "no \"%s\" in base64url", name);
+        return fault_set(fault, FAULT_INVALID_ARGUMENT, "\"%s\" is missing or not base64url", name);
     memcpy(piece->bytes, bytes, length);
     piece->length = length;
     return 0;
@@ -157,7 +157,7 @@ static EVP_PKEY *build(const char *type, OSSL_PARAM_BLD *builder, struct fault *
     if (params && context && EVP_PKEY_fromdata_init(context) == 1 &&
         EVP_PKEY_fromdata(context, &key, EVP_PKEY_PUBLIC_KEY, params) == 1)
         return key;
-    (void)bad_key(fault, "members that make no key");
+    (void)bad_key(fault, "its members do not form a key");
     return NULL;
 }
 
@@ -181,7 +181,7 @@ static EVP_PKEY *read_ec(const json_t *jwk, struct fault *fault)
     size_t width;
 
     if (!curve) {
-        (void)bad_key(fault, "EC key on another curve than P-256, P-384 and P-521");
+        (void)bad_key(fault, "EC key is on none of the curves P-256, P-384 and P-521");
         return NULL;
     }
     width = (size_t)curve->width;
@@ -220,7 +220,7 @@ static EVP_PKEY *read_rsa(const json_t *jwk, struct fault *fault)
     if (!n || !e)
         return NULL;
     if (!builder || BN_num_bits(e) > EXPONENT_BITS_MAX) {
-        (void)bad_key(fault, "RSA key with too large an exponent");
+        (void)bad_key(fault, "RSA key has too large an exponent");
         return NULL;
     }
     (void)OSSL_PARAM_BLD_push_BN(builder, OSSL_PKEY_PARAM_RSA_N, n);
@@ -239,7 +239,7 @@ static EVP_PKEY *read_ed25519(const json_t *jwk, struct fault *fault)
     if (crv && strcmp(crv, "Ed25519") == 0)
         key = EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, NULL, x.bytes, x.length);
     if (!key)
-        (void)bad_key(fault, "OKP key other than Ed25519");
+        (void)bad_key(fault, "OKP key is not Ed25519");
     return key;
 }
 
@@ -275,7 +275,7 @@ EVP_PKEY *jwk_read(const json_t *jwk, struct fault *fault)
     for (size_t i = 0; kty && i < sizeof kinds / sizeof kinds[0]; i++)
         if (strcmp(kinds[i].kty, kty) == 0)
             return kinds[i].read(jwk, fault);
-    (void)fault_set(fault, FAULT_INVALID_ARGUMENT, "no key type that is known here");
+    (void)fault_set(fault, FAULT_INVALID_ARGUMENT, "key type is unknown");
     return NULL;
 }
 

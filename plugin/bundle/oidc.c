@@ -68,15 +68,15 @@ const char *oidc_issuer_wrong(const char *url)
     if (strncmp(url, scheme, sizeof scheme - 1) != 0)
         return "expected a URL that begins with https://";
     if (url[length - 1] == '/')
-        return "expected no / at the end (nor in jwt_issuer of server.conf)";
+        return "the URL must not end with / (here and in jwt_issuer of server.conf)";
     if (strpbrk(url, "?#@"))
         return "expected a URL without user, query and fragment";
     at = skip_host(url + sizeof scheme - 1);
     if (!at)
-        return "expected a host name in lower case behind https://";
+        return "expected a lower-case host name after https://";
     at = skip_port(at);
     if (!at)
-        return "expected a port from 1 to 65535 behind the host, other than 443";
+        return "expected a port from 1 to 65535 after the host, but not 443";
     if (!is_path(at))
         return "expected letters, digits and -._~ between single slashes";
     return NULL;

@@ -48,7 +48,7 @@ static int look_at_target(const struct file_place *place, bool *missing, struct 
         return 0;
     if (S_ISREG(status.st_mode))
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "path %s is mounted by itself and cannot be replaced: mount its folder "
+                         "path %s is a mount point and cannot be replaced: mount its folder "
                          "(docker -v FOLDER:FOLDER, Kubernetes without subPath)",
                          place->path);
     if (S_ISDIR(status.st_mode))
@@ -254,7 +254,8 @@ static int read_back(const struct publish *publish, const struct file_draft *dra
         read_whole(draft->fd, bytes, publish->length) != 0 ||
         memcmp(bytes, publish->bytes, publish->length) != 0)
         return fault_set(fault, FAULT_UNAVAILABLE,
-                         "what was written beside %s reads back differently", publish->path);
+                         "the file just written beside %s has other content when read back",
+                         publish->path);
     return publish->check ? publish->check(publish->context, bytes, publish->length, fault) : 0;
 }
 

@@ -103,7 +103,7 @@ int publisher_accept(const struct publisher *publisher, const char *trust_domain
     if (strcmp(trust_domain, publisher->settings.trust_domain) == 0)
         return 0;
     return fault_set(fault, FAULT_INVALID_ARGUMENT,
-                     "the bundle is of trust domain \"%s\", the configuration of \"%s\"",
+                     "the bundle is for trust domain \"%s\", but the configuration for \"%s\"",
                      trust_domain, publisher->settings.trust_domain);
 }
 

@@ -97,16 +97,16 @@ static void warn(struct reading *r, const struct config_option *option, unsigned
     const char *odd = NULL;
 
     if (strcmp(option->name, "pin") == 0)
-        odd = "a PIN in the configuration is for local tests only, use pin_file";
+        odd = "a PIN in the configuration is for local tests only: use pin_file";
     else if (strcmp(option->name, "format") == 0 && bundle->format != BUNDLE_SPIFFE &&
              bundle->format != BUNDLE_OIDC)
-        odd = "the OIDC discovery provider cannot read this format, it needs spiffe";
+        odd = "the OIDC discovery provider cannot read this format; it needs spiffe";
     else if (strcmp(option->name, "refresh_hint") == 0 &&
              bundle->refresh_hint >= 24 * 3600 * CLOCK_SECOND)
-        odd = "a day or more is long: readers learn of a new key only then";
+        odd = "a day or more is long: readers learn of a new key no sooner";
     else if (strcmp(option->name, "refresh_hint") == 0 && bundle->refresh_hint > 0 &&
              bundle->refresh_hint < 60 * CLOCK_SECOND)
-        odd = "less than a minute is short: every reader will ask so often";
+        odd = "less than a minute is short: every reader will ask this often";
     if (odd)
         note(r->notes, false, "line %u: %s%s: %s", line, r->prefix, option->name, odd);
 }

@@ -139,7 +139,7 @@ const char *value_check_mode(int64_t mode)
     if ((mode & ~INT64_C(0777)) != 0)
         return "only the nine permission bits may be set (a number needs a leading 0: 0644)";
     if ((mode & 0002) != 0)
-        return "a file that everyone may write is nothing to trust";
+        return "nobody can trust a file that everyone may write";
     return (mode & 0600) == 0600 ? NULL : "its owner must be able to read and write the file";
 }
 
@@ -149,12 +149,12 @@ const char *value_check_mode(int64_t mode)
 const char *value_check_text(const char *text)
 {
     if (*text == '\0')
-        return "is empty (leave the option out instead)";
+        return "is empty (leave out the option instead)";
     for (; *text != '\0'; text++) {
         unsigned char byte = (unsigned char)*text;
 
         if (byte < 0x20 || byte == 0x7f || (byte == 0xc2 && (unsigned char)text[1] < 0xa0))
-            return "there is a control character in it";
+            return "the text contains a control character";
     }
     return NULL;
 }
@@ -163,7 +163,7 @@ const char *value_check_path(const char *text)
 {
     if (text[0] != '/')
         return "expected an absolute path";
-    return text[strlen(text) - 1] == '/' ? "expected a file, this names a folder" : NULL;
+    return text[strlen(text) - 1] == '/' ? "expected a file, but this names a folder" : NULL;
 }
 
 const char *value_check_place(const char *text)
@@ -197,7 +197,7 @@ const char *value_check_code(const char *text)
 
     return digits == CONFIG_CODE_MAX && text[digits] == '\0'
                ? NULL
-               : "expected the code of 8 characters from the error that it answers";
+               : "expected the code of 8 characters from the refused start";
 }
 
 const char *value_check_trust_domain(const char *name)
@@ -208,6 +208,6 @@ const char *value_check_trust_domain(const char *name)
         return "must have 1 to 255 characters";
     for (; *name != '\0'; name++)
         if (!is_lower(*name) && !is_digit(*name) && !strchr("-._", *name))
-            return "may have lower-case letters, digits, '.', '-' and '_' only";
+            return "may contain only lower-case letters, digits, '.', '-' and '_'";
     return NULL;
 }

@@ -103,7 +103,7 @@ static int read_item(struct hcl_reader *r)
         result = read_block(r, &item);
     else
         return hcl_refuse(r, r->line,
-                          item.label ? "expected '{' behind two names" : "expected '=' or '{'");
+                          item.label ? "expected '{' after two names" : "expected '=' or '{'");
     return result == 0 ? hcl_open_item(r, &item) : -1;
 }
 
@@ -119,7 +119,7 @@ static int read_items(struct hcl_reader *r, struct hcl_item *block)
         if (hcl_skip(r) != 0)
             return -1;
         if (hcl_peek(r) < 0 && !top)
-            return hcl_refuse(r, line, "the block that begins here has no '}'");
+            return hcl_refuse(r, line, "the block that begins here has no closing '}'");
         if (hcl_peek(r) < 0 || (!top && hcl_take(r, '}')))
             break;
         if (read_item(r) != 0 || hcl_skip(r) != 0)
@@ -142,7 +142,7 @@ static int check_bytes(struct hcl_reader *r)
     for (size_t at = 0; at < r->length; at += step) {
         step = utf8_character(r->text + at, r->length - at);
         if (step == 0 || r->text[at] == '\0')
-            return hcl_refuse(r, line, "there is a byte that is no UTF-8 text");
+            return hcl_refuse(r, line, "the text contains a byte that is not UTF-8");
         if (step == 3 && memcmp(r->text + at, "\xee\x84\xa3", 3) == 0)
             return hcl_refuse(r, line, "character U+E123 is not allowed");
         line += r->text[at] == '\n';

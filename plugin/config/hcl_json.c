@@ -91,7 +91,7 @@ static int read_member(struct hcl_reader *r)
         return -1;
     item.key = name.text;
     if (!hcl_take(r, ':'))
-        return hcl_refuse(r, r->line, "expected ':' behind a name");
+        return hcl_refuse(r, r->line, "expected ':' after a name");
     if (read_value(r, &item) != 0 || hcl_open_item(r, &item) != 0)
         return -1;
     return hcl_skip(r);
@@ -113,7 +113,7 @@ static int read_object(struct hcl_reader *r, struct hcl_item *object)
         } while (hcl_take(r, ','));
     }
     if (hcl_peek(r) < 0)
-        return hcl_refuse(r, line, "the object that begins here has no '}'");
+        return hcl_refuse(r, line, "the object that begins here has no closing '}'");
     if (!hcl_take(r, '}'))
         return hcl_refuse(r, r->line, "expected ',' or '}'");
     hcl_close_items(r, first, object);
@@ -126,5 +126,5 @@ int hcl_json(struct hcl_reader *r, struct hcl_item *root)
         return hcl_refuse(r, r->line, "expected '{'");
     if (read_object(r, root) != 0 || hcl_skip(r) != 0)
         return -1;
-    return hcl_peek(r) < 0 ? 0 : hcl_refuse(r, r->line, "there is something behind the last '}'");
+    return hcl_peek(r) < 0 ? 0 : hcl_refuse(r, r->line, "unexpected text after the last '}'");
 }

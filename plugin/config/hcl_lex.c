@@ -56,7 +56,7 @@ static int skip_comment(struct hcl_reader *r)
     if (hcl_peek(r) == '/' && second == '*')
         return skip_block_comment(r);
     if (hcl_peek(r) == '/' && second != '/')
-        return hcl_refuse(r, r->line, "expected a comment behind '/'");
+        return hcl_refuse(r, r->line, "expected a comment after '/'");
     while (hcl_peek(r) >= 0 && hcl_peek(r) != '\n')
         r->at++;
     return 0;
@@ -83,7 +83,7 @@ int hcl_skip(struct hcl_reader *r)
 
 static int refuse_interpolation(struct hcl_reader *r)
 {
-    return hcl_refuse(r, r->line, "\"${\" is not supported: nothing would replace it");
+    return hcl_refuse(r, r->line, "\"${\" is not supported: the plugin does not replace variables");
 }
 
 static const struct {
@@ -147,7 +147,7 @@ static int read_numbered_escape(struct hcl_reader *r, char *to, size_t *length)
     if (!read_digits(r, octal ? 8 : 16, digits, &code))
         return hcl_refuse(r, r->line, "an escape in a string has too few digits");
     if (code > (digits < 4 ? 0xff : 0x10ffff) || (code >= 0xd800 && code <= 0xdfff))
-        return hcl_refuse(r, r->line, "an escape in a string is no character");
+        return hcl_refuse(r, r->line, "an escape in a string names no character");
     if (digits >= 4) {
         *length += put_character(code, to + *length);
         return 0;
@@ -168,7 +168,7 @@ static int read_escape(struct hcl_reader *r, char *to, size_t *length)
     }
     if (byte == 'u' || (!r->json && (byte == 'x' || byte == 'U' || (byte >= '0' && byte <= '7'))))
         return read_numbered_escape(r, to, length);
-    return hcl_refuse(r, r->line, "there is an unknown escape in a string");
+    return hcl_refuse(r, r->line, "a string contains an unknown escape");
 }
 
 static int read_string_byte(struct hcl_reader *r, char *to, size_t *length)
@@ -176,11 +176,11 @@ static int read_string_byte(struct hcl_reader *r, char *to, size_t *length)
     int byte = hcl_peek(r);
 
     if (byte < 0 || byte == '\n')
-        return hcl_refuse(r, r->line, "a string has no '\"' at its end");
+        return hcl_refuse(r, r->line, "a string has no closing '\"'");
     if (byte == '$' && peek_ahead(r, 1) == '{')
         return refuse_interpolation(r);
     if (r->json && byte < ' ')
-        return hcl_refuse(r, r->line, "there is a control character in a string");
+        return hcl_refuse(r, r->line, "a string contains a control character");
     if (byte == '\\')
         return read_escape(r, to, length);
     to[(*length)++] = r->text[r->at++];
@@ -204,7 +204,7 @@ int hcl_string(struct hcl_reader *r, struct hcl_item *item)
         if (read_string_byte(r, to, &length) != 0)
             return -1;
     if (!utf8_is_text(to, length))
-        return hcl_refuse(r, r->line, "the escapes in a string come to no UTF-8 text");
+        return hcl_refuse(r, r->line, "the escapes in a string do not form UTF-8 text");
     keep_string(r, length, item);
     return 0;
 }
@@ -237,7 +237,7 @@ static int read_anchor(struct hcl_reader *r, struct heredoc *doc)
     if (peek_ahead(r, 1) == '\n')
         (void)hcl_take(r, '\r');
     if (doc->anchor_length == 0 || !hcl_take(r, '\n'))
-        return hcl_refuse(r, r->line, "expected a name and the end of the line behind \"<<\"");
+        return hcl_refuse(r, r->line, "expected a name and the end of the line after \"<<\"");
     r->line++;
     return 0;
 }
@@ -267,11 +267,11 @@ static int read_line(struct hcl_reader *r, struct heredoc *doc)
         if (hcl_peek(r) != '\r')
             doc->text[doc->length++] = r->text[r->at];
         else if (peek_ahead(r, 1) != '\n')
-            return hcl_refuse(r, r->line, "there is a lone CR");
+            return hcl_refuse(r, r->line, "a CR stands without its LF");
         r->at++;
     }
     if (!hcl_take(r, '\n'))
-        return hcl_refuse(r, doc->line, "what \"<<\" begins here has no end");
+        return hcl_refuse(r, doc->line, "the text that \"<<\" begins here has no end");
     r->line++;
     return 0;
 }
@@ -389,7 +389,7 @@ static int read_number(struct hcl_reader *r, struct hcl_item *item)
     size_t length;
 
     if (!skip_number(r, &is_float) || hcl_is_letter(hcl_peek(r)) || hcl_peek(r) == '.')
-        return hcl_refuse(r, r->line, "this is no number (put text in quotes)");
+        return hcl_refuse(r, r->line, "this is not a number (put text in quotes)");
     length = r->at - begin;
     memcpy(text, r->text + begin, length);
     text[length] = '\0';

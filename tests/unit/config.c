@@ -116,7 +116,7 @@ static void an_issuer_belongs_to_oidc(void **state)
             "line 1: path: expected no / at the end");
     refused(CONFIG_PUBLISHER,
             "path = \"/srv/oidc\"\nformat = \"oidc\"\nissuer = \"https://a.example/\"",
-            "line 3: issuer: expected no / at the end (nor in jwt_issuer of server.conf)");
+            "line 3: issuer: the URL must not end with / (here and in jwt_issuer of server.conf)");
 }
 
 static void the_same_is_read_from_json(void **state)
@@ -144,8 +144,9 @@ static void all_complaints_come_at_once_in_the_order_of_lines(void **state)
     assert_string_equal(notes.notes[0].text,
                         "line 1: unknown option \"pin_fil\" (did you mean pin_file?)");
     assert_string_equal(notes.notes[1].text, "line 2: max_sessions: expected integer from 1 to 64");
-    assert_string_equal(notes.notes[2].text, "line 3: pin: a PIN in the configuration is for local "
-                                             "tests only, use pin_file");
+    assert_string_equal(
+        notes.notes[2].text,
+        "line 3: pin: a PIN in the configuration is for local tests only: use pin_file");
     assert_false(notes.notes[2].error);
     assert_string_equal(notes.notes[3].text,
                         "line 4: module: expected path or file name, found a bare number");
@@ -234,9 +235,10 @@ static void the_nearest_option_is_named(void **state)
 static void what_is_missing_is_named_without_a_line(void **state)
 {
     (void)state;
-    refused(CONFIG_PUBLISHER, "",
-            "path is required: the file, or with format oidc the folder; the folder must exist, and "
-            "the server's user must be able to write to it");
+    refused(
+        CONFIG_PUBLISHER, "",
+        "path is required: the file, or with format oidc the folder; the folder must exist, and "
+        "the server's user must be able to write to it");
     assert_int_equal(read_text(CONFIG_KEYMANAGER, "# nothing"), -1);
     assert_int_equal(notes.errors, 3);
 }
@@ -266,8 +268,9 @@ static void what_is_odd_is_warned_about(void **state)
     assert_false(notes.notes[0].error);
     accepted(CONFIG_PUBLISHER, "path = \"/b\"\nformat = \"jwks\"\nrefresh_hint = \"24h\"");
     assert_int_equal(notes.warnings, 2);
-    assert_string_equal(notes.notes[0].text, "line 2: format: the OIDC discovery provider cannot "
-                                             "read this format, it needs spiffe");
+    assert_string_equal(
+        notes.notes[0].text,
+        "line 2: format: the OIDC discovery provider cannot read this format; it needs spiffe");
     accepted(CONFIG_PUBLISHER, "path = \"/b\"\nrefresh_hint = \"59s\"");
     assert_int_equal(notes.warnings, 1);
     accepted(CONFIG_PUBLISHER, "path = \"/b\"\nrefresh_hint = \"1m\"\nformat = \"spiffe\"");

@@ -148,12 +148,12 @@ static void strings_must_be_what_they_are_for(void **state)
 {
     static const char *const rows[][2] = {
         {"pin_file = \"hsm-pin\"", "pin_file: expected an absolute path"},
-        {"pin_file = \"/etc/\"", "pin_file: expected a file, this names a folder"},
-        {"pin_file = \"\"", "pin_file: is empty (leave the option out instead)"},
+        {"pin_file = \"/etc/\"", "pin_file: expected a file, but this names a folder"},
+        {"pin_file = \"\"", "pin_file: is empty (leave out the option instead)"},
         {"pin_env = \"1234\"", "pin_env: expected the name of an environment variable"},
         {"pin_env = \"A B\"", "pin_env: expected the name of an environment variable"},
-        {"pin = \"12\\n34\"", "pin: there is a control character in it"},
-        {"pin = \"12\\u0085\"", "pin: there is a control character in it"},
+        {"pin = \"12\\n34\"", "pin: the text contains a control character"},
+        {"pin = \"12\\u0085\"", "pin: the text contains a control character"},
     };
 
     (void)state;

@@ -168,23 +168,26 @@ static void what_is_refused_is_refused_with_its_line(void **state)
         const char *text;
         const char *message;
     } rows[] = {
-        {"a = 1\nb = \"${x}\"", "line 2: \"${\" is not supported: nothing would replace it"},
-        {"a = <<E\nx\n$${x}\nE\n", "line 3: \"${\" is not supported: nothing would replace it"},
-        {"{\n\"a\": \"${x}\"}", "line 2: \"${\" is not supported: nothing would replace it"},
-        {"a = 1\nb = 12monkeys", "line 2: this is no number (put text in quotes)"},
+        {"a = 1\nb = \"${x}\"",
+         "line 2: \"${\" is not supported: the plugin does not replace variables"},
+        {"a = <<E\nx\n$${x}\nE\n",
+         "line 3: \"${\" is not supported: the plugin does not replace variables"},
+        {"{\n\"a\": \"${x}\"}",
+         "line 2: \"${\" is not supported: the plugin does not replace variables"},
+        {"a = 1\nb = 12monkeys", "line 2: this is not a number (put text in quotes)"},
         {"a = secret", "line 1: text must stand in quotes"},
-        {"a = \"secret\n", "line 1: a string has no '\"' at its end"},
-        {"\n\nb {\n c = 1\n\n", "line 3: the block that begins here has no '}'"},
-        {"\n{\n \"b\": {\n \"c\": 1\n\n", "line 3: the object that begins here has no '}'"},
+        {"a = \"secret\n", "line 1: a string has no closing '\"'"},
+        {"\n\nb {\n c = 1\n\n", "line 3: the block that begins here has no closing '}'"},
+        {"\n{\n \"b\": {\n \"c\": 1\n\n", "line 3: the object that begins here has no closing '}'"},
         {"a = [[1]]", "line 1: expected a string, a number, true or false"},
         {"{\"a\": [{\"b\": 1}]}", "line 1: expected a string, a number, true or false"},
-        {"\na = [\n{ b = 1 ", "line 3: the block that begins here has no '}'"},
+        {"\na = [\n{ b = 1 ", "line 3: the block that begins here has no closing '}'"},
         {"\na = [{}\n{}]", "line 3: expected ',' or ']' in a list"},
-        {"a \"b\" \"c\" {}", "line 1: expected '{' behind two names"},
+        {"a \"b\" \"c\" {}", "line 1: expected '{' after two names"},
         {"\"str\"", "line 1: expected '=' or '{'"},
         {"/*\n\n*/ a = 08", "line 3: an octal number (it begins with 0) has a digit 8 or 9"},
         {"{\"a\": null}", "line 1: text must stand in quotes"},
-        {"{\"a\": 1}\n\nb", "line 3: there is something behind the last '}'"},
+        {"{\"a\": 1}\n\nb", "line 3: unexpected text after the last '}'"},
     };
 
     (void)state;
@@ -195,11 +198,11 @@ static void what_is_refused_is_refused_with_its_line(void **state)
 static void bytes_that_are_no_text_are_refused(void **state)
 {
     (void)state;
-    refused("a = 1\n# \xff", 9, "line 2: there is a byte that is no UTF-8 text");
-    refused("a = \"\0\"", 7, "line 1: there is a byte that is no UTF-8 text");
-    refused("a = 1\0", 6, "line 1: there is a byte that is no UTF-8 text");
-    refused("a = \"\\xc3\"", 10, "line 1: the escapes in a string come to no UTF-8 text");
-    refused("a = \"\\u0000\"", 12, "line 1: the escapes in a string come to no UTF-8 text");
+    refused("a = 1\n# \xff", 9, "line 2: the text contains a byte that is not UTF-8");
+    refused("a = \"\0\"", 7, "line 1: the text contains a byte that is not UTF-8");
+    refused("a = 1\0", 6, "line 1: the text contains a byte that is not UTF-8");
+    refused("a = \"\\xc3\"", 10, "line 1: the escapes in a string do not form UTF-8 text");
+    refused("a = \"\\u0000\"", 12, "line 1: the escapes in a string do not form UTF-8 text");
 }
 
 static char *repeat(const char *piece, size_t count)

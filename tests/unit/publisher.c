@@ -143,8 +143,8 @@ static void only_bundles_of_its_trust_domain_are_accepted(void **state)
     assert_int_equal(publisher_accept(&publisher, "example.org", NULL), 0);
     assert_int_equal(publisher_accept(&publisher, "other.org", &fault), -1);
     assert_int_equal(fault.code, FAULT_INVALID_ARGUMENT);
-    assert_string_equal(fault.message, "the bundle is of trust domain \"other.org\", the "
-                                       "configuration of \"example.org\"");
+    assert_string_equal(fault.message, "the bundle is for trust domain \"other.org\", but "
+                                       "the configuration for \"example.org\"");
 }
 
 static void what_is_written_is_reported(void **state)

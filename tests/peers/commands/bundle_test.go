@@ -109,7 +109,7 @@ func TestBundleShowReadsAKeySetForOIDC(t *testing.T) {
 	}
 	s.write(path, strings.Replace(string(whole), "ES256", "ES384", 1))
 	output, _ = s.run(wrong, "bundle", "show", path)
-	s.contains(output, "WARNING: the file is damaged", "another \"alg\"")
+	s.contains(output, "WARNING: the file is damaged", "\"alg\" is not one that SPIRE signs with")
 }
 
 func TestBundleShowSaysThatAFileIsDamaged(t *testing.T) {
