@@ -459,12 +459,14 @@ static int check_names(const struct call *call, const struct session *session,
         if (naming[0] == OBJECT_NAMED && naming[1] == OBJECT_NAMED)
             return 0;
         if (is_either(naming, OBJECT_UNREADABLE)) {
-            (void)fault_set(fault, FAULT_UNAVAILABLE, "the token does not tell the new key's name");
+            (void)fault_set(fault, FAULT_UNAVAILABLE,
+                            "the token does not report the new key's name");
             return outcome_unknown(fault);
         }
     }
     if (is_either(naming, OBJECT_OTHERWISE)) {
-        (void)fault_set(fault, FAULT_UNAVAILABLE, "the token gave the new key another's handle");
+        (void)fault_set(fault, FAULT_UNAVAILABLE,
+                        "the token gave the new key the handle of another key");
         fault->ckr = CKR_OBJECT_HANDLE_INVALID;
         return outcome_unknown(fault);
     }
@@ -561,7 +563,7 @@ static int check_half(const struct call *call, const struct session *session,
     if (found->private_keys.count == 0)
         return 0;
     return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "label %s was taken for half a key, but has a private key; it stays",
+                     "label %s seemed to be half a key, but has a private key; it stays",
                      call->request->key.label);
 }
 
@@ -596,7 +598,8 @@ static int destroy_step(const struct call *call, const struct session *session, 
             return -1;
         call->reply->items += left.private_keys.count + left.public_keys.count;
     }
-    return fault_set(fault, FAULT_UNAVAILABLE, "%s was destroyed %d times and is not seen gone",
+    return fault_set(fault, FAULT_UNAVAILABLE,
+                     "%s was destroyed %d times and is still on the token",
                      call->request->key.label, DESTROY_ROUNDS);
 }
 

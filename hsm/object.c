@@ -532,9 +532,9 @@ int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bo
     if (object_read(session, private_key, CKA_ALWAYS_AUTHENTICATE, &value, fault) != 0)
         return -1;
     if (holds_truth(&value, CK_TRUE))
-        (void)snprintf(why, HSM_WHY_MAX,
-                       "CKA_ALWAYS_AUTHENTICATE is true: the token wants the PIN for "
-                       "every single signature");
+        (void)snprintf(
+            why, HSM_WHY_MAX,
+            "CKA_ALWAYS_AUTHENTICATE is true: the token wants the PIN for every signature");
     return 0;
 }
 

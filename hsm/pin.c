@@ -78,7 +78,7 @@ static int read_env(const char *name, struct pin *pin, struct fault *fault)
 
     if (!value)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "pin_env: the environment variable that it names is not set");
+                         "pin_env: the environment variable with this name is not set");
     return take_text(value, pin);
 }
 
@@ -197,8 +197,7 @@ static int digest_pin(const struct pin *pin, const uint8_t salt[PIN_SALT],
                        scrypt_p, scrypt_memory, digest, PIN_DIGEST) == 1)
         return 0;
     ERR_clear_error();
-    return fault_set(fault, FAULT_UNAVAILABLE,
-                     "no memory to tell the PIN from the one that was refused");
+    return fault_set(fault, FAULT_UNAVAILABLE, "no memory to compare the PIN with the refused one");
 }
 
 static bool has_look(const struct file_stamp *stamp)

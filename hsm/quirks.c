@@ -10,10 +10,10 @@ static const struct quirk quirks[] = {
     /* A TPM has one bit for VERIFY and DECRYPT, one for SIGN and ENCRYPT; tpm2-pkcs11 1.8 makes
      * RSA signatures by decrypting. Seen with swtpm (tests/peers/tokens). */
     {"TPM2.0 Cryptoki", 2,
-     "keys are asked for with the least of attributes, as a TPM cannot tell all uses apart"},
+     "keys are requested with the fewest attributes, as a TPM cannot tell all uses apart"},
     /* NSS 3.87 has no place for COPYABLE. Seen with libsoftokn3.so (tests/peers/tokens). */
     {"NSS Internal Crypto Services", 1,
-     "keys are asked for with fewer attributes, as NSS has no place for CKA_COPYABLE"},
+     "keys are requested with fewer attributes, as NSS has no place for CKA_COPYABLE"},
 };
 
 const struct quirk *quirks_find(const char *library)
@@ -89,16 +89,17 @@ static const struct remark {
     bool (*holds)(const struct look *look);
     const char *text;
 } table[] = {
-    {is_raw, "it says that it is not initialized; it was opened all the same"},
+    {is_raw, "it says that it is not initialized; the plugin opened it nevertheless"},
     {is_in_empty_slot, "it is in a slot that is said to be empty"},
-    {is_written_to, "it says that it is write-protected; a session for writing was opened"},
-    {takes_pin_here, "it says that it has a keypad for its PIN; the one configured was taken"},
-    {takes_login, "it says that it needs no login; the PIN was taken"},
-    {has_pin, "it says that it has no user PIN yet; the PIN was taken"},
-    {is_mute, "it does not tell whether we are logged in; C_Login is asked instead"},
-    {is_unpadded, "its texts end with a NUL, not with blanks"},
+    {is_written_to, "it says that it is write-protected, but it opened a session for writing"},
+    {takes_pin_here, "it says that it has a keypad for its PIN, but it took the configured PIN"},
+    {takes_login, "it says that it needs no login, but it took the PIN"},
+    {has_pin, "it says that it has no user PIN yet, but it took the PIN"},
+    {is_mute,
+     "it does not report whether a session is logged in; the plugin calls C_Login to find out"},
+    {is_unpadded, "its texts end with a NUL instead of blanks"},
     {is_started_plainly, "its library is started without arguments"},
-    {is_for_one, "its library is entered by one thread at a time, so there is one session"},
+    {is_for_one, "its library takes one thread at a time, so the plugin opens one session"},
 };
 
 static void add(char remarks[HSM_REMARKS_MAX], const char *text)

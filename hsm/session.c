@@ -120,7 +120,7 @@ int session_check_since(struct session_pool *pool, const struct session *session
         return -1;
     return pool->logins == logins
                ? 0
-               : rv_fault(CKR_USER_NOT_LOGGED_IN, "another login came in between", fault);
+               : rv_fault(CKR_USER_NOT_LOGGED_IN, "another session logged in meanwhile", fault);
 }
 
 /* The flags are the token's word that its patience is nearly at an end. Asked every time:
@@ -136,7 +136,7 @@ static int check_patience(const struct session_pool *pool, struct fault *fault)
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token says its user PIN is locked");
     if ((info.flags & CKF_USER_PIN_FINAL_TRY) != 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "the token has one PIN try left, which is not ours to take: log in "
+                         "the token has one PIN try left, and the plugin does not take it: log in "
                          "once by other means");
     return 0;
 }
@@ -189,7 +189,7 @@ static void explain_refusal(const struct session_pool *pool, struct fault *fault
     };
     bool named = pool->pin_kind == HSM_PIN_FILE || pool->pin_kind == HSM_PIN_ENV;
 
-    (void)fault_prefix(fault, "%s%s was refused, and is not tried again until that changes",
+    (void)fault_prefix(fault, "%s%s was refused, and is not tried again until it changes",
                        sources[pool->pin_kind], named ? pool->pin_text : "");
 }
 
@@ -199,8 +199,8 @@ static void add_what_was_said(const struct session_pool *pool, struct fault *fau
     if (fault->code == FAULT_UNAVAILABLE)
         return;
     if ((pool->said & CKF_PROTECTED_AUTHENTICATION_PATH) != 0 && !pool->keypad)
-        (void)fault_prefix(fault, "the token says it has a keypad for its PIN, and then wants none "
-                                  "configured");
+        (void)fault_prefix(fault,
+                           "the token says it has a keypad for its PIN: then configure no PIN");
     if ((pool->said & CKF_USER_PIN_INITIALIZED) == 0)
         (void)fault_prefix(fault, "the token says it has no user PIN yet");
 }

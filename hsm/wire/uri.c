@@ -21,7 +21,7 @@ static const char expected[] =
     "slot-description and slot-manufacturer, none longer than PKCS#11 allows";
 
 static const char nul[] = "%00";
-static const char has_nul[] = "there is a NUL in it";
+static const char has_nul[] = "the URI contains a NUL";
 
 /* Behind an empty attribute p11-kit takes all for a query, which has no effect. Of two it takes
  * the last. An empty value fits a blank field alone, an empty slot-id is slot 0, and what begins
@@ -37,14 +37,14 @@ static const char *path_wrong(const char *path)
         size_t name = strcspn(at, "=;?") + 1;
 
         if (name >= length)
-            return length == 0 ? "there is a ';' too many" : "an attribute has no value";
+            return length == 0 ? "the URI has a ';' too many" : "an attribute has no value";
         for (const char *other = path; other < at; other += strcspn(other, ";") + 1)
             if (strncmp(other, at, name) == 0)
-                return "an attribute is there twice";
+                return "an attribute is given twice";
         if (strncmp(at + name, nul, sizeof nul - 1) == 0)
             return has_nul;
         if (strncmp(at, "pin", 3) == 0)
-            return "pin-source must stand behind '?'";
+            return "pin-source must come after '?'";
         if (strncmp(at, slot, name) == 0 && length - name > SLOT_DIGITS)
             return expected;
         at += length + (at[length] == ';');
@@ -58,7 +58,7 @@ static const char *query_wrong(const char *query)
     static const char source[] = "pin-source=";
 
     if (strncmp(query, source, sizeof source - 1) != 0 || strpbrk(query, "&;"))
-        return "expected nothing but pin-source behind '?'";
+        return "only pin-source may come after '?'";
     return strstr(query, nul) ? has_nul : NULL;
 }
 
@@ -84,7 +84,7 @@ static const char *text_wrong(const char *text)
 
 /* ---- reading ---- */
 
-static const char no_pin[] = "a PIN has no place in the URI, use pin_file";
+static const char no_pin[] = "the URI must not contain a PIN: use pin_file";
 
 static const char *parse_wrong(int result)
 {
@@ -94,11 +94,11 @@ static const char *parse_wrong(int result)
     case P11_KIT_URI_BAD_SCHEME:
         return "expected a URI that begins with pkcs11:";
     case P11_KIT_URI_BAD_ENCODING:
-        return "there is a '%' without two hexadecimal digits behind it";
+        return "a '%' lacks its two hexadecimal digits";
     case P11_KIT_URI_BAD_SYNTAX:
         return expected;
     default:
-        return "p11-kit cannot read it";
+        return "p11-kit cannot read the URI";
     }
 }
 

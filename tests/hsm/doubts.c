@@ -80,7 +80,7 @@ static void handle_that_two_keys_share_costs_neither_its_life(void **state)
     bent.C_GenerateKeyPair = gives_the_handles_of_a;
     reply = room_execute(token, &request);
     assert_int_equal(reply.fault.code, FAULT_ABORTED);
-    assert_non_null(strstr(reply.fault.message, "another's handle"));
+    assert_non_null(strstr(reply.fault.message, "the handle of another key"));
     assert_int_equal(room_state(token, "a"), HSM_COMPLETE);
     assert_int_equal(room_state(token, "b"), HSM_COMPLETE);
 }

@@ -200,7 +200,7 @@ static void without_a_pin_a_keypad_is_asked_for_it(void **state)
     list->C_Login = login_at_keypad;
     say(CKF_PROTECTED_AUTHENTICATION_PATH, 0);
     (void)room_refused(&settings, FAULT_INTERNAL,
-                       "it has a keypad for its PIN, and then wants none");
+                       "it has a keypad for its PIN: then configure no PIN");
     settings.pin_kind = HSM_PIN_NONE;
     settings.pin_text[0] = '\0';
     live(&settings);
@@ -337,9 +337,9 @@ static void what_a_token_said_and_was_not_so_is_remarked(void **state)
     (void)state;
     reopen(&settings);
     assert_string_equal(info.remarks,
-                        "it says that it is not initialized; it was opened all the same\n"
-                        "it says that it is write-protected; a session for writing was opened\n"
-                        "its texts end with a NUL, not with blanks");
+                        "it says that it is not initialized; the plugin opened it nevertheless\n"
+                        "it says that it is write-protected, but it opened a session for writing\n"
+                        "its texts end with a NUL instead of blanks");
     settings = room_faulty("");
     reopen(&settings);
     assert_string_equal(info.remarks, "");

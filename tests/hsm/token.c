@@ -157,11 +157,11 @@ static void bad_uri_is_refused_and_a_pin_in_it_never_repeated(void **state)
     } rows[] = {
         {"token=spire", "token: expected a URI"},
         {"", "token: expected a URI"},
-        {"pkcs11:token=spire?pin-value=" SOFTHSM_PIN, "has no place in the URI"},
-        {"pkcs11:token=spire;pin-value=" SOFTHSM_PIN, "has no place in the URI"},
+        {"pkcs11:token=spire?pin-value=" SOFTHSM_PIN, "must not contain a PIN"},
+        {"pkcs11:token=spire;pin-value=" SOFTHSM_PIN, "must not contain a PIN"},
         {"pkcs11:token=spire;object=key", "expected, separated by ';', some of token"},
         {"pkcs11:token=spire?pin-source=/etc/pin", "beside it"},
-        {"pkcs11:token=%zz?pin-value=" SOFTHSM_PIN, "has no place in the URI"},
+        {"pkcs11:token=%zz?pin-value=" SOFTHSM_PIN, "must not contain a PIN"},
     };
 
     (void)state;
@@ -185,7 +185,7 @@ static void pin_comes_from_each_of_its_sources(void **state)
     settings.pin_kind = HSM_PIN_ENV;
     (void)snprintf(settings.pin_text, sizeof settings.pin_text, "TEST_HSM_PIN");
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION,
-                       "pin_env: the environment variable that it names is not set");
+                       "pin_env: the environment variable with this name is not set");
     assert_int_equal(setenv("TEST_HSM_PIN", SOFTHSM_PIN, 1), 0);
     room_opens(&settings);
     assert_int_equal(unsetenv("TEST_HSM_PIN"), 0);

@@ -209,7 +209,7 @@ static void a_token_is_named_by_a_uri(void **state)
             "line 1: token: characters such as spaces must be percent-encoded (%20)");
     refused(CONFIG_KEYMANAGER,
             "module=\"m\" token=\"pkcs11:token=a?pin-value=1234\" key_identifier_value=\"x\"",
-            "line 1: token: a PIN has no place in the URI, use pin_file");
+            "line 1: token: the URI must not contain a PIN: use pin_file");
 }
 
 static void trust_domains_are_as_spiffe_has_them(void **state)

@@ -176,7 +176,7 @@ static const struct {
      GOOD,
      SCRIBE_NOTHING,
      0,
-     {"record_file \"", "belongs to user 4711: it must be of the user who runs us"},
+     {"record_file \"", "belongs to user 4711: it must belong to the server's user"},
      true},
     {LINK, GOOD, SCRIBE_NOTHING, 0, {"record_file \"", "is a symbolic link"}, true},
     {FIFO, GOOD, SCRIBE_NOTHING, 0, {"record_file \"", "is not a regular file"}, true},

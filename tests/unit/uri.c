@@ -16,15 +16,15 @@
 #define ATTRIBUTES                                                                                \
     "expected, separated by ';', some of token, serial, model, manufacturer, slot-id (a number)," \
     " slot-description and slot-manufacturer, none longer than PKCS#11 allows"
-#define NO_PIN "a PIN has no place in the URI, use pin_file"
+#define NO_PIN "the URI must not contain a PIN: use pin_file"
 #define CHARACTERS "characters such as spaces must be percent-encoded (%20)"
-#define ESCAPE "there is a '%' without two hexadecimal digits behind it"
+#define ESCAPE "a '%' lacks its two hexadecimal digits"
 #define NO_VALUE "an attribute has no value"
-#define TWICE "an attribute is there twice"
-#define SEMICOLON "there is a ';' too many"
-#define QUERY "expected nothing but pin-source behind '?'"
+#define TWICE "an attribute is given twice"
+#define SEMICOLON "the URI has a ';' too many"
+#define QUERY "only pin-source may come after '?'"
 #define SOURCE "pin-source must be an absolute path or file:/path"
-#define SOURCE_PLACE "pin-source must stand behind '?'"
+#define SOURCE_PLACE "pin-source must come after '?'"
 
 static const struct {
     const char *uri;
@@ -59,7 +59,7 @@ static const struct {
     {"pkcs11:token=a?pin-source=%7Ccmd", SOURCE},
     {"pkcs11:token=a?pin-source=file:pin", SOURCE},
     {"pkcs11:token=a?pin-source=file://host/pin", SOURCE},
-    {"pkcs11:token=a?pin-source=/etc/pin%00.old", "there is a NUL in it"},
+    {"pkcs11:token=a?pin-source=/etc/pin%00.old", "the URI contains a NUL"},
     {"pkcs11:token=a?pin-source=/a&pin-source=/b", QUERY},
     {"pkcs11:token=a?pin-source=/a;token=b", QUERY},
     {"pkcs11:token=a;pin-source=/etc/pin", SOURCE_PLACE},
@@ -107,8 +107,8 @@ static const struct {
     {"pkcs11:slot-id=12345678901", ATTRIBUTES},
     {"pkcs11:slot-id=18446744073709551617", ATTRIBUTES}, /* 1 */
     {"pkcs11:slot-id=18446744073709551615", ATTRIBUTES}, /* any */
-    {"pkcs11:token=%00", "there is a NUL in it"},
-    {"pkcs11:serial=1;token=%00a", "there is a NUL in it"},
+    {"pkcs11:token=%00", "the URI contains a NUL"},
+    {"pkcs11:serial=1;token=%00a", "the URI contains a NUL"},
     {"pkcs11:slot-id=", NO_VALUE},
     {"pkcs11:token=", NO_VALUE},
     {"pkcs11:token=;serial=1", NO_VALUE},
@@ -126,7 +126,7 @@ static const struct {
     {"pkcs11:token=a?module-path=/x", QUERY},
     {"pkcs11:token=a?module-name=x", QUERY},
     {"pkcs11:token=a?x-vendor=1", QUERY},
-    {"pkcs11:token=a?PIN-SOURCE=/x", "p11-kit cannot read it"},
+    {"pkcs11:token=a?PIN-SOURCE=/x", "p11-kit cannot read the URI"},
 };
 
 static void each_uri_is_taken_or_refused_in_these_words(void **state)

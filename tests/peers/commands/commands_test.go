@@ -270,8 +270,8 @@ func TestCheckSaysThatTheTokenIsReadOnly(t *testing.T) {
 func TestCheckSaysWhatOfTheTokensWordIsNotSo(t *testing.T) {
 	s := faulty(t, "", "profile token-flags 0x2\nprofile unpadded\nC_GetMechanismInfo before CKR_MECHANISM_INVALID")
 	s.contains(s.command(fine, "check"),
-		"it says that it is write-protected; a session for writing was opened",
-		"its texts end with a NUL, not with blanks",
+		"it says that it is write-protected, but it opened a session for writing",
+		"its texts end with a NUL instead of blanks",
 		"the token says that it cannot; a trial key shows whether it can",
 		"ECDSA with SHA-256 signed and verified",
 		"the token has all that SPIRE needs")
