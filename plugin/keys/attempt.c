@@ -182,7 +182,7 @@ static void name_the_reason(const struct attempt *attempt, const struct hsm_repl
     bool doubted = attempt->doubt.code != FAULT_NONE;
 
     if (!doubted && (reply->state == HSM_UNFIT || reply->state == HSM_MISSIGNED))
-        (void)fault_set(fault, FAULT_INTERNAL, "the token made a key that is not fit for use: %s",
+        (void)fault_set(fault, FAULT_INTERNAL, "the token made a key that must not be served: %s",
                         reply->why);
     else
         (void)fault_set(fault, FAULT_UNAVAILABLE, "no whole key after %u tries%s%s",
@@ -219,7 +219,7 @@ static void look_later(struct attempt *attempt)
     struct fault fault;
 
     attempt->late_looks--;
-    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the key was made, but is not to be seen yet");
+    (void)fault_set(&fault, FAULT_UNAVAILABLE, "the token made the key, but does not show it yet");
     stall(attempt, look, &fault);
 }
 

@@ -165,11 +165,11 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
     if (fault->code == FAULT_NONE)
         log_disposal(disposal, first ? LOG_INFO : LOG_DEBUG, NULL, events[disposal->kind]);
     else if (is_another(fault))
-        log_disposal(disposal, LOG_WARN, fault, "key to destroy is not what it was taken for");
+        log_disposal(disposal, LOG_WARN, fault, "the key to destroy turned out to be another key");
     else if (settled)
         log_disposal(disposal, LOG_WARN, fault,
-                     "token does not allow destroying this key; it stays (set destroy_superseded "
-                     "= false if that is meant)");
+                     "token does not allow destroying this key; it stays (set destroy_superseded = "
+                     "false if you want that)");
     else if (disposal->failures++ % LOG_EVERY == 0)
         log_disposal(disposal, LOG_WARN, fault, "cannot destroy key yet; will try again");
 }

@@ -350,7 +350,7 @@ static int take_place(const struct identity *held, struct identity *identity, st
         struct fault why;
 
         if (make_or_read(&source, NULL, &place, &fd, &why) != 0) {
-            log_fault(LOG_WARN, &why, "no old key is destroyed, but those this process makes",
+            log_fault(LOG_WARN, &why, "only superseded keys that this process made are destroyed",
                       NULL);
             return 0;
         }

@@ -316,7 +316,7 @@ static void warn_missing(const struct start *start, const struct record_key *key
 {
     log_write(
         LOG_WARN,
-        "key is gone, or cannot be proven: SPIRE is told that there is none, and makes another",
+        "key is gone, or cannot be proven: the plugin reports it missing, and SPIRE makes another",
         "key_id", key->label.key_id, "label", key->name.label, "token",
         start->keymanager->info.label, NULL);
 }
@@ -379,7 +379,7 @@ static void warn_unfit(const struct inventory_item *item)
     static const char *const states[] = {[HSM_ABSENT] = "vanished",
                                          [HSM_HALF] = "half a key",
                                          [HSM_COMPLETE] = "not known to this server",
-                                         [HSM_UNFIT] = "not fit for use",
+                                         [HSM_UNFIT] = "must not be served",
                                          [HSM_DUPLICATE] = "exists more than once",
                                          [HSM_BARE] = "half a key",
                                          [HSM_MISSIGNED] = "not fit for use"};
@@ -428,12 +428,11 @@ static int serve(struct start *start, const struct inventory_item *item, bool pr
         free(served);
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     }
-    keymanager_log_event(keymanager, proven ? "key adopted" : "key listed, though unproven",
-                         served);
+    keymanager_log_event(keymanager, proven ? "key adopted" : "unproven key listed", served);
     if (!proven)
         log_write(LOG_WARN,
-                  "key cannot be proven now: signatures with it are tried, and fail until it is "
-                  "well",
+                  "key cannot be proven now: the plugin serves it, and signatures fail until the "
+                  "token can use it again",
                   "key_id", item->label.key_id, "label", item->name.label, "reason", item->why,
                   NULL);
     return 0;
@@ -729,9 +728,9 @@ static void log_loaded(const struct start *start)
                   "older_keys", older, "token", keymanager->info.label, NULL);
     if (!keymanager->recorded && keymanager->identity.existed && keymanager->catalogue.count == 0)
         log_write(LOG_WARN,
-                  "key_identifier_file existed before, but the token holds no key of this server: "
-                  "after a first start that failed, that is as it should be; otherwise this is "
-                  "another token, or it was initialised anew",
+                  "key_identifier_file existed before, but the token holds no key of this server. "
+                  "After a failed first start this is normal. Otherwise this is another token, or "
+                  "it was initialised anew",
                   "token", keymanager->info.label, "serial", keymanager->info.serial, NULL);
 }
 
@@ -753,11 +752,12 @@ static void warn_of_missing(struct keymanager *keymanager, struct keymanager *be
 
     for (size_t i = 0; keys && i < count; i++) {
         if (!serves(keymanager, keys[i]))
-            log_write(LOG_WARN,
-                      "key is not served any more under this other token or identity: what SPIRE "
-                      "signs with it fails; go back, or restart the server for new keys",
-                      "key_id", keys[i]->key_id, "label", keys[i]->name.label, "token",
-                      before->info.label, NULL);
+            log_write(
+                LOG_WARN,
+                "key is not served any more: token or identity has changed, and SPIRE's signatures "
+                "with it fail. Undo the change, or restart the server for new keys",
+                "key_id", keys[i]->key_id, "label", keys[i]->name.label, "token",
+                before->info.label, NULL);
         keymanager_drop(before, keys[i]);
     }
     free(keys);

@@ -27,7 +27,7 @@ static bool holds(int fd, const char *path, const char *code)
     if (fstat(fd, &st) != 0)
         return false;
     if (file_check(FILE_IDENTITY, &st, &fault, "file \"%s\"", path) != 0) {
-        log_fault(LOG_WARN, &fault, "the acceptance of a loss does not count", NULL);
+        log_fault(LOG_WARN, &fault, "the plugin ignores the acceptance of a loss", NULL);
         return false;
     }
     return read(fd, bytes, RECORD_CODE) == RECORD_CODE && memcmp(bytes, code, RECORD_CODE) == 0;
@@ -87,9 +87,9 @@ int loss_refuse(const char *names, const struct hsm_token_info *token, const cha
 int loss_refuse_damage(const char *code, struct fault *fault)
 {
     return fault_prefix(fault,
-                        "it is not known which keys this server must find. Restore the record; if "
-                        "it is lost, begin anew with the keys on the token by accept_loss = \"%s\" "
-                        "in plugin_data or by: spire-hsm accept %s",
+                        "the plugin cannot tell which keys this server must find. Restore the "
+                        "record; if it is lost, begin anew with the keys on the token by "
+                        "accept_loss = \"%s\" in plugin_data or by: spire-hsm accept %s",
                         code, code);
 }
 

@@ -159,8 +159,9 @@ static void put_off(struct scribe *scribe, uint64_t commit, bool last, const str
     take_waiters(scribe, last ? UINT64_MAX : in_vain, INT64_MIN, &taken);
     unlock(scribe);
     if (worse)
-        log_fault(LOG_WARN, fault, "record_file cannot be written and is tried again every 5 s",
-                  "path", scribe->path, NULL);
+        log_fault(LOG_WARN, fault,
+                  "record_file cannot be written; the plugin tries again every 5 s", "path",
+                  scribe->path, NULL);
     answer(&taken, false);
 }
 
@@ -441,7 +442,8 @@ void scribe_tick(struct scribe *scribe)
     worse = !TAILQ_EMPTY(&taken) && worsen(scribe, TROUBLE_SLOW);
     unlock(scribe);
     if (worse)
-        log_write(LOG_WARN, "record_file was not written within 2 s: what waited goes on without",
-                  "path", scribe->path, NULL);
+        log_write(LOG_WARN,
+                  "record_file was not written within 2 s: calls that waited for it go on", "path",
+                  scribe->path, NULL);
     answer(&taken, false);
 }

@@ -50,10 +50,12 @@ static void mend_mode(const struct source *source, int fd, mode_t mode)
         return;
     (void)snprintf(text, sizeof text, "%04o", mode & 07777);
     if (fchmod(fd, PRIVATE) == 0)
-        log_write(LOG_WARN, "others had access to record_file: its mode was set to 0600", "path",
+        log_write(LOG_WARN,
+                  "other users had access to record_file: the plugin set its mode to 0600", "path",
                   source->path, "mode", text, NULL);
     else
-        log_write(LOG_WARN, "others have access to record_file, and its mode cannot be changed",
+        log_write(LOG_WARN,
+                  "other users have access to record_file, and the plugin cannot change its mode",
                   "path", source->path, "mode", text, "error", strerror(errno), NULL);
 }
 
@@ -138,11 +140,11 @@ static void tell_of_copy(const struct source *main, const struct source *copy, e
                          const struct fault *fault)
 {
     if (look == LOOK_ABSENT)
-        log_write(LOG_WARN, "record_file is missing: the copy beside it is used", "path",
+        log_write(LOG_WARN, "record_file is missing: the plugin uses the copy beside it", "path",
                   main->path, "copy", copy->path, NULL);
     else
-        log_fault(LOG_WARN, fault, "record_file is damaged: the copy beside it is used", "path",
-                  main->path, "copy", copy->path, NULL);
+        log_fault(LOG_WARN, fault, "record_file is damaged: the plugin uses the copy beside it",
+                  "path", main->path, "copy", copy->path, NULL);
 }
 
 /* A damaged record may have had a section for us where the copy before it has none: the first

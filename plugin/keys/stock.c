@@ -65,7 +65,7 @@ static void tell_of_trouble(struct stock *stock)
     if (supervisor_trouble(stock->supervisor, &trouble)) {
         stock_tell(stock, &trouble);
     } else if (lasts >= tell_interval) {
-        (void)fault_set(&trouble, FAULT_UNAVAILABLE, "it is still being searched");
+        (void)fault_set(&trouble, FAULT_UNAVAILABLE, "the search has not ended yet");
         stock_tell(stock, &trouble);
     }
 }
@@ -150,7 +150,7 @@ static int walk(struct stock *stock, int64_t deadline, struct fault *fault)
         return fault_prefix(fault, "cannot list the keys on the token");
     if (stock->scan.next.epoch != 0)
         return fault_set(fault, FAULT_UNAVAILABLE,
-                         "the token has too many objects to be walked over in time");
+                         "the token has too many objects to list in time");
     stock->walk = clock_now() - begun;
     stock->walked = true;
     return 0;

@@ -227,7 +227,7 @@ section "The files of the identity"
 must "the server stops" stop server
 damage "$record"
 check "the record is damaged: a start goes on" server_start
-check "with a warning, by the copy beside it" warned "record_file is damaged: the copy beside it is used"
+check "with a warning, by the copy beside it" warned "record_file is damaged: the plugin uses the copy beside it"
 check "with the same authorities" same_authorities
 must "the server stops" stop server
 cp -a "$record" "$record~" "$scratch/tmp/"
@@ -240,7 +240,7 @@ check "with the same authorities" same_authorities
 must "the server stops" stop server
 chmod 0660 "$record"
 check "the record has mode 0660 after a remount: a start goes on" server_start
-check "with a warning" warned "others had access to record_file"
+check "with a warning" warned "other users had access to record_file"
 check "its mode is 0600 again" has_mode 600 "$record"
 check "with the same authorities" same_authorities
 must "the server stops" stop server

@@ -145,7 +145,8 @@ static const struct {
      GOOD,
      SCRIBE_RECORD,
      2,
-     {"is damaged: its end is missing", "id.keys\\\"", "id.keys~", "the copy beside it is used"},
+     {"is damaged: its end is missing", "id.keys\\\"", "id.keys~",
+      "the plugin uses the copy beside it"},
      false},
     {EMPTY, GOOD, SCRIBE_RECORD, 2, {"is empty", "id.keys~"}, false},
     {CUT,
@@ -332,7 +333,7 @@ static void a_mode_that_is_too_wide_is_mended(void **state)
     assert_int_equal(logged(room, "WARN"), 0);
     scribe = opened(room, SCRIBE_RECORD);
     assert_int_equal(mode_of(room->path), 0600);
-    assert_int_equal(logged(room, "others had access to record_file"), 1);
+    assert_int_equal(logged(room, "other users had access to record_file"), 1);
     assert_int_equal(logged(room, "0664"), 1);
     scribe_release(scribe);
     assert_int_equal(chmod(room->path, 0400), 0);

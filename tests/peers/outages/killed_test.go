@@ -74,7 +74,7 @@ func TestATokenThatMakesUnfitPairsFailsTheCallWithTheReason(t *testing.T) {
 	b := newFaulty(t, "", "C_GenerateKeyPair before spoil\n")
 	p := b.Ready(t)
 	_, err := load.Generate(p, "x509-CA-A", p256)
-	expect(t, err, codes.Internal, "not fit for use", "CKA_EXTRACTABLE")
+	expect(t, err, codes.Internal, "must not be served", "CKA_EXTRACTABLE")
 	if made := len(b.module.FiredIn(t, "C_GenerateKeyPair")); made != 2 {
 		t.Errorf("%d unfit pairs were made, want 2", made)
 	}
