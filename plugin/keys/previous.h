@@ -8,9 +8,9 @@
  *   a public key that the record does not have PREVIOUS_ADOPT: all ids of the set are served from
  *                                              there, whatever the token has under them
  *   the same, though the record's array is     PREVIOUS_REFUSE: an older copy of keys.json may have
- *     not empty and an id of it would be       come back, and with its keys every agent ends. Or
- * the taken from a token's key in use that     server went back and comes again: only the operator
- *     SPIRE cannot do without                  knows
+ *     not empty and an id of it would be         come back, and with its keys every agent ends. Or
+ *     taken from a token's key in use that       the server went back and comes again: only the
+ *     SPIRE cannot do without                    operator knows
  *
  * An id leaves `previous` for good when a key of the token is served under it. */
 #ifndef PLUGIN_KEYS_PREVIOUS_H
