@@ -382,7 +382,7 @@ static void warn_unfit(const struct inventory_item *item)
                                          [HSM_UNFIT] = "must not be served",
                                          [HSM_DUPLICATE] = "exists more than once",
                                          [HSM_BARE] = "half a key",
-                                         [HSM_MISSIGNED] = "not fit for use"};
+                                         [HSM_MISSIGNED] = "signs wrongly"};
     char id[2 * HSM_ID_MAX + 1];
 
     hex_encode(item->name.id, item->name.id_length, id);
