@@ -74,7 +74,7 @@ func TestCheckTellsWhenPreviousCanGoAndKeysWhatLiesThere(t *testing.T) {
 		t.Fatalf("keys --json tells of %+v (%v)", listed, err)
 	}
 	s.contains(s.command(fine, "prune"), "there is nothing to prune")
-	s.contains(check(wrong, s.token.PluginData("")), `key "x509-CA-A" (served from previous`, "a start is refused", "accept_loss")
+	s.contains(check(wrong, s.token.PluginData("")), `key "x509-CA-A" (served from previous`, "the plugin refuses a start", "accept_loss")
 	s.contains(s.command(wrong, "accept"), `key "x509-CA-A" (served from previous`)
 	s.served(block, "x509-CA-A")
 	s.contains(check(fine, with), "1 of 2 keys moved to the token: the block can go")

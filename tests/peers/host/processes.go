@@ -62,7 +62,7 @@ func (p *Plugin) Ends() (ends []Line) {
 // an object makes SoftHSM fail, and the front ask a fresh one.
 func (p *Plugin) Deaths() []Line {
 	return slices.DeleteFunc(p.Ends(), func(end Line) bool {
-		return strings.Contains(end.Fields["reason"], "a fresh PKCS#11 worker is asked")
+		return strings.Contains(end.Fields["reason"], "a new PKCS#11 worker tries it again")
 	})
 }
 
