@@ -19,12 +19,20 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	_ = flag.Set("test.parallel", "16")
 	status := m.Run()
-	fmt.Printf("faults survived: %d of %d\n", survived.Load(), injected.Load())
+	fmt.Printf("lasting trouble survived: %d of %d\n", survived.Load(), injected.Load())
 	os.Exit(status)
 }
 
-// trouble of this test; it counts as survived if it ends well.
-func trouble(t *testing.T) {
+// How long trouble lasts, in ms.
+func lasts() []int {
+	if long {
+		return []int{20, 300, 3000, 20000}
+	}
+	return []int{20, 300, 3000}
+}
+
+// counted as trouble, which is survived if the test ends well.
+func counted(t *testing.T) {
 	t.Helper()
 	injected.Add(1)
 	t.Cleanup(func() {

@@ -64,11 +64,7 @@ func quiet(t *testing.T, p *host.Plugin) {
 }
 
 func TestAStartWithARecordServesTheSameKeysThroughLastingTrouble(t *testing.T) {
-	lasts := []int{20, 300, 3000}
-	if long {
-		lasts = append(lasts, 20000)
-	}
-	for _, milliseconds := range lasts {
+	for _, milliseconds := range lasts() {
 		scripts := []string{fmt.Sprintf("C_Sign before CKR_DEVICE_ERROR for %d", milliseconds),
 			fmt.Sprintf("C_FindObjects before CKR_DEVICE_ERROR for %d", milliseconds)}
 		for _, what := range []string{"hide private", "hide public", "hide both", "unreadable CKR_OBJECT_HANDLE_INVALID both",
@@ -80,7 +76,7 @@ func TestAStartWithARecordServesTheSameKeysThroughLastingTrouble(t *testing.T) {
 		for _, script := range scripts {
 			t.Run(script, func(t *testing.T) {
 				t.Parallel()
-				trouble(t)
+				counted(t)
 				through(t, script)
 			})
 		}

@@ -1,6 +1,7 @@
 // Package lasting_test has trouble that lasts: a token that for some time shows or reads less than
-// it has, at a start of the plugin. Whatever it shows meanwhile, no key may be destroyed and none
-// forgotten. Single errors are the job of tests/peers/faults.
+// it has, fails, hangs or crashes its library, at a start of the plugin and in all that it does
+// later. Meanwhile no key may be destroyed, none forgotten, and no call may fail that has time left
+// when it is over. Single errors are the job of tests/peers/faults. LONG=1 has the long rows too.
 package lasting_test
 
 import (
