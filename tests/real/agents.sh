@@ -1,7 +1,7 @@
 #!/bin/bash
 # examples/agent.conf: a spire-agent whose key is in the token, as docs/agents.md tells it. It
 # joins once, and comes back without a join token for as long as its key is there. Then the same with
-# a TPM, where one in software and tpm2-pkcs11 are installed.
+# a TPM, where one in software and tpm2-pkcs11 are installed; and an agent that moves here from a disk.
 . "$(dirname "$0")/../lib/lib.sh" agents
 . "$here/lib/parts.sh"
 . "$here/lib/tpm.sh"
@@ -68,6 +68,60 @@ agent_is_refused() {
         "$agent_conf" >"$scratch/etc/agent.conf"
     agent_conf=$scratch/etc/agent.conf
     grep missing_keys "$agent_conf" && not agent_start && grep -i 'join token' "$logs/agent.log"
+}
+
+## An agent that moves
+
+# The agent as SPIRE has it by default, with folders of its own; then with the example's KeyManager.
+agent_configured_for_the_disk() {
+    mkdir -p "$moving" && agent_conf=$scratch/etc/agent-moving.conf
+    sed "s|\${STATE_DIRECTORY}|$moving|" "$here/../examples/agent.conf" >"$scratch/etc/agent-token.conf"
+    sed -e "/KeyManager \"pkcs11\"/,/^    }/c\    KeyManager \"disk\" { plugin_data { directory = \"$moving/agent\" } }" \
+        "$scratch/etc/agent-token.conf" >"$agent_conf"
+    grep 'KeyManager "disk"' "$agent_conf" && not grep pkcs11 "$agent_conf"
+}
+
+agent_told_of_its_disk() {
+    sed "/max_sessions = 1/a\            previous { keys_file = \"$moving/agent/keys.json\" }" \
+        "$scratch/etc/agent-token.conf" >"$agent_conf"
+    disk_sum=$(sha256sum <"$moving/agent/keys.json") && grep previous "$agent_conf"
+}
+
+agent_told_of_its_disk_no_more() {
+    cp "$scratch/etc/agent-token.conf" "$agent_conf" && not grep previous "$agent_conf"
+}
+
+agent_says() {
+    grep -F "$1" "$logs/agent.log"
+}
+
+moved_away() {
+    agent_says "the last key moved to the token"
+}
+
+disk_is_as_it_was() {
+    [ "$disk_sum" = "$(sha256sum <"$moving/agent/keys.json")" ]
+}
+
+from_the_disk() {
+    must "the agent's configuration with SPIRE's KeyManager disk" agent_configured_for_the_disk
+    must "a join token and an entry for $workload" agent_admit
+    must "an agent joins" agent_start -joinToken "$join_token"
+    check "the workload fetches a JWT-SVID" serves
+    check "the agent stops" stop agent
+    check "its new configuration has the token, and previous for the disk's key" agent_told_of_its_disk
+    check "it comes back without a join token" agent_start
+    check "it signs with the disk's key" agent_says "key served from previous"
+    check "the workload fetches a JWT-SVID" serves
+    check "it renews its key, which is in the token" await 40 moved_away
+    check "kill -9 of the agent takes plugin and worker with it" agent_killed
+    check "it comes back without a join token" agent_start
+    check "keys.json is as it was" disk_is_as_it_was
+    check "the agent stops" stop agent
+    check "previous is taken out" agent_told_of_its_disk_no_more
+    check "it comes back without a join token" agent_start
+    check "the workload fetches a JWT-SVID" serves
+    check "the agent stops" stop agent
 }
 
 ## The same on a TPM
@@ -175,6 +229,9 @@ else
     echo "An agent with its key in a TPM"
     on_a_tpm
 fi
+echo "An agent goes over from SPIRE's KeyManager disk"
+moving=$scratch/state/moving
+from_the_disk
 check "the PIN is in no log" pin_in_no_log
 check "no warning and no error in the server's log" server_quiet
 check "everything that was started has ended" all_gone
