@@ -51,6 +51,19 @@ void hsm_close(struct hsm_token *opened)
     (void)opened;
 }
 
+/* A worker has several threads. */
+static pthread_mutex_t places = PTHREAD_MUTEX_INITIALIZER;
+
+static void lock(void)
+{
+    (void)pthread_mutex_lock(&places);
+}
+
+static void unlock(void)
+{
+    (void)pthread_mutex_unlock(&places);
+}
+
 static bool once(enum misbehaviour misbehaviour)
 {
     return atomic_compare_exchange_strong(&token->misbehaviour, &misbehaviour, BEHAVES);
@@ -110,25 +123,31 @@ static void make_public_key(enum hsm_key_type type, struct hsm_public_key *key)
 
 void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence there)
 {
-    static pthread_mutex_t places = PTHREAD_MUTEX_INITIALIZER; /* a worker has several threads */
     struct object *object = token->objects;
     struct hsm_public_key key;
 
     make_public_key(type, &key);
-    (void)pthread_mutex_lock(&places);
+    lock();
     while (object->there)
         object++;
     memcpy(object->label, name->label, sizeof object->label);
     memcpy(object->id, name->id, sizeof object->id);
     object->public_key = key;
     object->there = there;
-    (void)pthread_mutex_unlock(&places);
+    unlock();
 }
 
-static void tell(const struct object *object, struct hsm_reply *reply)
+static void tell(const char *label, struct hsm_reply *reply)
 {
-    reply->state = object->there == WHOLE ? HSM_COMPLETE : HSM_HALF;
-    reply->public_key = object->public_key;
+    const struct object *object;
+
+    lock();
+    object = lookup(label);
+    if (object) {
+        reply->state = object->there == WHOLE ? HSM_COMPLETE : HSM_HALF;
+        reply->public_key = object->public_key;
+    }
+    unlock();
 }
 
 static void generate(const struct hsm_request *request, struct hsm_reply *reply)
@@ -160,25 +179,32 @@ static void generate(const struct hsm_request *request, struct hsm_reply *reply)
     atomic_fetch_add(&token->generated, 1);
     if (once(DIES_AFTER_GENERATING))
         (void)raise(SIGKILL);
-    tell(lookup(request->key.label), reply);
+    tell(request->key.label, reply);
 }
 
 static void sign(const struct hsm_request *request, struct hsm_reply *reply)
 {
-    const struct object *object = lookup(request->key.label);
+    const struct object *object;
 
-    if (!object || memcmp(object->public_key.fingerprint, request->fingerprint,
-                          sizeof request->fingerprint) != 0) {
+    lock();
+    object = lookup(request->key.label);
+    if (object && memcmp(object->public_key.fingerprint, request->fingerprint,
+                         sizeof request->fingerprint) == 0) {
+        memcpy(reply->signature, object->id, HSM_ID_MAX);
+        reply->signature_length = HSM_ID_MAX;
+    } else {
         (void)fault_set(&reply->fault, FAULT_NOT_FOUND, "no such key");
-        return;
     }
-    memcpy(reply->signature, object->id, HSM_ID_MAX);
-    reply->signature_length = HSM_ID_MAX;
+    unlock();
 }
 
-static void destroy(const struct hsm_request *request, struct object *object,
-                    struct hsm_reply *reply)
+static void destroy(const struct hsm_request *request, struct hsm_reply *reply)
 {
+    struct object *object;
+
+    lock();
+    object = lookup(request->key.label);
+    unlock();
     if (once(NO_SESSION_LEFT)) {
         (void)fault_set(&reply->fault, FAULT_RESOURCE_EXHAUSTED, "CKR_SESSION_COUNT");
         return;
@@ -219,13 +245,16 @@ static void scan(const struct hsm_request *request, struct hsm_reply *reply, hsm
     for (size_t i = 0; i < OBJECTS; i++) {
         const struct object *object = &token->objects[i];
         struct hsm_item found = {.key.id_length = HSM_ID_MAX};
+        enum presence there;
 
-        if (!object->there)
-            continue;
+        lock();
+        there = object->there;
         memcpy(found.key.label, object->label, sizeof found.key.label);
         memcpy(found.key.id, object->id, sizeof found.key.id);
-        found.state = object->there == WHOLE && !request->sliced ? HSM_COMPLETE : HSM_HALF;
-        item(context, &found);
+        unlock();
+        found.state = there == WHOLE && !request->sliced ? HSM_COMPLETE : HSM_HALF;
+        if (there)
+            item(context, &found);
     }
     if (once(SCAN_FAILS_AT_ITS_END))
         (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
@@ -240,8 +269,6 @@ void hsm_on_wait(struct hsm_token *opened, hsm_waits_fn *waits)
 void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
                  struct hsm_reply *reply, hsm_item_fn *item, void *context)
 {
-    struct object *object = lookup(request->key.label);
-
     (void)opened;
     if (request->op == HSM_SCAN)
         scan(request, reply, item, context);
@@ -249,8 +276,8 @@ void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,
         generate(request, reply);
     else if (request->op == HSM_SIGN)
         sign(request, reply);
-    else if (request->op == HSM_PROVE && object)
-        tell(object, reply);
+    else if (request->op == HSM_PROVE)
+        tell(request->key.label, reply);
     else if (request->op == HSM_DESTROY)
-        destroy(request, object, reply);
+        destroy(request, reply);
 }
