@@ -165,7 +165,8 @@ func (o *ordeal) end() {
 	scene.Must(o.t, o.Close())
 	p := o.setting.Ready(o.t)
 	serves(o.t, p, o.keys)
-	quiet(o.t, p)
+	// what was half-made in the trouble may be cleared away only now
+	saysNone(o.t, p, "key is gone", "two servers share one identity", "destroyed")
 	scene.Must(o.t, p.Close())
 }
 
