@@ -137,8 +137,7 @@ static int look_up(const struct call *call, const struct session *session,
             return value->verifier ? 0 : -1;
         }
     } while (next_public_key(&found, &next, &pair));
-    return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "the token has another key in the place of %s", label);
+    return fault_set(fault, FAULT_NOT_FOUND, "the token has another key in the place of %s", label);
 }
 
 /* Errors that a key of ours never gives. The cached handle then names another object by now,
