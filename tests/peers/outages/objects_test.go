@@ -455,7 +455,9 @@ func TestObjectsWithHostileAttributesAreNeitherServedNorDestroyed(t *testing.T) 
 	if found := served(t, p); len(found) != 2 || found[key.Id].Fingerprint == key.Fingerprint {
 		t.Errorf("after a rotation: %v", found)
 	}
-	// now some are older generations of ours, which go; what was never ours stays
+	// now some are older generations of ours, which go; what was never ours stays. SoftHSM lists
+	// others while one of them goes, but not always all
+	unload(t, p)
 	after = b.named(t)
 	for _, k := range keys[3:] {
 		if name := "Private " + k.label; after[name] < before[name] { // a new key's label may be the same
