@@ -30,6 +30,8 @@ enum { DAY_S = 86400 };
 enum { SERVERS = 2, IDS = 2, OBJECTS = 1024, QUEUE = 64, STEPS = 250 };
 #ifdef __SANITIZE_THREAD__ /* there is one thread */
 enum { HISTORIES = 100 };
+#elif defined __SANITIZE_ADDRESS__ /* they take three times as long there */
+enum { HISTORIES = 500 };
 #else
 enum { HISTORIES = 1500 };
 #endif
