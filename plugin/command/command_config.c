@@ -5,24 +5,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "hsm/base/file.h"
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
 #include "plugin/config/hcl.h"
 
 /* ---- files ---- */
-
-static int read_all(int fd, size_t most, char *bytes, size_t *length)
-{
-    ssize_t got;
-
-    *length = 0;
-    while ((got = read(fd, bytes + *length, most - *length)) != 0) {
-        if (got < 0)
-            return -1;
-        *length += (size_t)got;
-    }
-    return 0;
-}
 
 static int open_file(const char *path, size_t most, struct fault *fault)
 {
@@ -46,13 +34,17 @@ static int open_file(const char *path, size_t most, struct fault *fault)
 char *command_read_file(const char *path, size_t most, size_t *length, struct fault *fault)
 {
     OWNED(scope_close) int fd = open_file(path, most, fault);
+    ssize_t got;
     char *made;
 
     if (fd < 0)
         return NULL;
     made = calloc(1, most + 1);
-    if (made && read_all(fd, most, made, length) == 0)
+    got = made ? file_read(fd, made, most) : -1;
+    if (got >= 0) {
+        *length = (size_t)got;
         return made;
+    }
     (void)fault_errno(fault, FAULT_FAILED_PRECONDITION, errno, "cannot read \"%s\"", path);
     free(made);
     return NULL;

@@ -59,35 +59,22 @@ static void mend_mode(const struct source *source, int fd, mode_t mode)
                   "path", source->path, "mode", text, "error", strerror(errno), NULL);
 }
 
-/* Up to one byte more than a record may have. */
-static int read_all(int fd, char *bytes, size_t *length)
-{
-    *length = 0;
-    while (*length <= RECORD_BYTES_MAX) {
-        ssize_t got = read(fd, bytes + *length, RECORD_BYTES_MAX + 1 - *length);
-
-        if (got < 0 && errno != EINTR)
-            return -1;
-        if (got == 0)
-            break;
-        *length += got > 0 ? (size_t)got : 0;
-    }
-    return 0;
-}
+/* One byte more than a record may have shows that it is none. */
+enum { READ_MAX = RECORD_BYTES_MAX + 1 };
 
 static enum look look_into(const struct source *source, int fd, struct record *record, bool *known,
                            struct fault *fault)
 {
-    OWNED(scope_free) char *bytes = malloc(RECORD_BYTES_MAX + 1);
+    OWNED(scope_free) char *bytes = malloc(READ_MAX);
     const struct label_scope scope = record->scope;
+    ssize_t length = bytes ? file_read(fd, bytes, READ_MAX) : -1;
     struct fault why;
-    size_t length;
 
-    if (!bytes || read_all(fd, bytes, &length) != 0) {
+    if (length < 0) {
         cannot(source, "read", bytes ? errno : ENOMEM, fault);
         return LOOK_REFUSED;
     }
-    if (record_parse(bytes, length, &scope, record, known, &why) == 0)
+    if (record_parse(bytes, (size_t)length, &scope, record, known, &why) == 0)
         return LOOK_GOOD;
     (void)fault_set(fault, why.code, "%s \"%s\" %s", source->what, source->path, why.message);
     return why.code == FAULT_FAILED_PRECONDITION ? LOOK_DAMAGED : LOOK_REFUSED;
@@ -227,14 +214,14 @@ int scribe_file_read(struct scribe_file *file, bool mend, const struct label_sco
 static bool digest_of(const char *path, uint8_t digest[SHA256_DIGEST_LENGTH])
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-    OWNED(scope_free) char *bytes = malloc(RECORD_BYTES_MAX + 1);
-    size_t length;
+    OWNED(scope_free) uint8_t *bytes = malloc(READ_MAX);
+    ssize_t length;
 
     memset(digest, 0, SHA256_DIGEST_LENGTH);
     if (fd < 0)
         return errno == ENOENT;
-    return bytes && read_all(fd, bytes, &length) == 0 &&
-           SHA256((const uint8_t *)bytes, length, digest);
+    length = bytes ? file_read(fd, bytes, READ_MAX) : -1;
+    return length >= 0 && SHA256(bytes, (size_t)length, digest);
 }
 
 static bool damage_code(const char *path, const char *copy, char code[RECORD_CODE + 1])
