@@ -8,7 +8,6 @@
 #include <string.h>
 
 #include "hsm/base/clock.h"
-#include "hsm/base/condition.h"
 #include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/keys/loss.h"
@@ -599,42 +598,6 @@ static int serve_all(struct start *start, struct fault *fault)
 
 /* ---- writing down ---- */
 
-struct note {
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool done;
-    bool written;
-};
-
-static void noted(void *context, bool written)
-{
-    struct note *note = context;
-
-    (void)pthread_mutex_lock(&note->mutex);
-    note->written = written;
-    note->done = true;
-    (void)pthread_cond_signal(&note->changed);
-    (void)pthread_mutex_unlock(&note->mutex);
-}
-
-/* The scribe answers within 2 s, whatever the disk does. false: it is not written yet, which the
- * scribe has said; it tries on. */
-static bool commit(struct scribe *scribe)
-{
-    struct note note = {.done = false};
-
-    (void)pthread_mutex_init(&note.mutex, NULL);
-    condition_open(&note.changed);
-    scribe_commit(scribe, noted, &note);
-    (void)pthread_mutex_lock(&note.mutex);
-    while (!note.done)
-        condition_wait(&note.changed, &note.mutex, clock_now() + CLOCK_SECOND / 5);
-    (void)pthread_mutex_unlock(&note.mutex);
-    (void)pthread_cond_destroy(&note.changed);
-    (void)pthread_mutex_destroy(&note.mutex);
-    return note.written;
-}
-
 /* A predecessor's disposals and signatures may have changed the record since it was copied. */
 static void merge(struct record *record, const struct record_key *key, int64_t ran)
 {
@@ -681,7 +644,7 @@ static int write_down(struct start *start, struct fault *fault)
     memcpy(record->token_serial, keymanager->info.serial, sizeof record->token_serial);
     for (size_t i = 0; i < record->count; i++)
         generations_saw(&keymanager->generations, record->keys[i].label.generation);
-    if (!commit(keymanager->scribe) && start->moving.adopts)
+    if (!scribe_commit_and_wait(keymanager->scribe) && start->moving.adopts)
         return fault_set(fault, FAULT_UNAVAILABLE,
                          "previous: record_file %s cannot be written, so nothing can move",
                          scribe_path(keymanager->scribe));

@@ -78,6 +78,10 @@ void scribe_leave(struct scribe *scribe);
 typedef void scribe_done(void *context, bool written);
 void scribe_commit(struct scribe *scribe, scribe_done *done, void *context);
 
+/* The same, and waits: at most 2 s, whatever the disk does, while another thread ticks. true: it is
+ * on the disk. */
+bool scribe_commit_and_wait(struct scribe *scribe);
+
 /* Is all that was committed with a `done` on the disk? (True without a path.) */
 bool scribe_is_written(struct scribe *scribe);
 
