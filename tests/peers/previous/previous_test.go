@@ -16,6 +16,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -28,6 +29,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"spire-hsm/peers/host"
+	"spire-hsm/peers/hungdisk"
 	"spire-hsm/peers/load"
 	"spire-hsm/peers/scene"
 	"spire-hsm/peers/softhsm"
@@ -357,6 +359,48 @@ func TestASourceThatIsAwayFailsItsSignaturesAloneAndComesBack(t *testing.T) {
 		return err == nil || !strings.Contains(err.Error(), "previous")
 	})
 	s.serves(s.restart(p, d.block()), map[string]string{x509A: d.print[x509A], x509B: b.Fingerprint})
+}
+
+// The worker that reads keys.json waits in the kernel for a disk that does not answer; the token's
+// keys, Configure and an orderly end have nothing to do with it.
+func TestAHungDiskUnderKeysJsonStopsItsSignaturesAlone(t *testing.T) {
+	t.Parallel()
+	s, d := newServer(t), newDisk(t, x509A, jwtA)
+	hung := hungdisk.Mount(t, s.Dir+"/disk", "keys.json", string(d.bytes(t)))
+	d.path = hung.File
+	p, data := s.load(d.block() + "operation_timeout = \"1s\"\n")
+	scene.Must(t, p.Configure(scene.Domain, data))
+	b := scene.Generate(t, p, x509B, p256)
+	want := merged(d.print, map[string]string{x509B: b.Fingerprint})
+	s.serves(p, want)
+	answer, err := p.KeyManager().GetPublicKey(t.Context(), &keymanagerv1.GetPublicKeyRequest{KeyId: x509A})
+	scene.Must(t, err)
+	hung.Hang()
+	p.KillWorkers()
+	<-hung.Asked()
+	scene.Eventually(t, "the token's key signs", func() bool { return load.Sign(p, b) == nil })
+	err = load.Sign(p, answer.PublicKey)
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "previous") {
+		t.Errorf("got %v; want UNAVAILABLE that names previous", err)
+	}
+	want[jwtA] = scene.Generate(t, p, jwtA, p256).Fingerprint
+	scene.Must(t, p.Configure(scene.Domain, data))
+	if found := s.served(p); !maps.Equal(found, want) {
+		t.Errorf("served while the disk hangs: %v, want %v", found, want)
+	}
+	hung.Answer()
+	scene.Eventually(t, "keys.json signs again", func() bool {
+		return load.Sign(p, answer.PublicKey) == nil
+	})
+	s.serves(p, want)
+	hung.Hang()
+	p.KillWorkers()
+	<-hung.Asked()
+	go func() { // what is stuck in the kernel ends with the disk, and not before
+		scene.Eventually(t, "the plugin ends beside a hung disk", p.Exited)
+		hung.End()
+	}()
+	scene.Must(t, p.Close())
 }
 
 func TestASourceThatNeverWasThereRefusesTheStart(t *testing.T) {
