@@ -3,6 +3,8 @@ PREFIX  ?= /usr/local
 CC      ?= gcc
 OBJCOPY ?= $(if $(filter %-gcc,$(CC)),$(CC:gcc=objcopy),objcopy)
 BUILD   ?= build
+# One spelling of one folder: objects are made anew when their flags change, and this is in them.
+override BUILD := $(patsubst $(CURDIR)/%,%,$(abspath $(BUILD)))
 V       ?= 0
 VERSION := $(shell packaging/version.sh)
 
@@ -20,7 +22,8 @@ DEFS     = -D_GNU_SOURCE -I. -I$(BUILD) $(shell pkg-config --cflags p11-kit-1 2>
 $(BUILD)/hsm/module.o: private DEFS += -DMODULE_FOLDER='"$(shell pkg-config --variable=p11_module_path p11-kit-1)"'
 $(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: private DEFS += -DVERSION='"$(VERSION)"'
 $(BUILD)/hsm/wire/frame_build.o: private DEFS += -DFRAME_ID='"$(shell cat hsm/wire/*.[ch] hsm/base/fault.h | sha256sum | cut -c 1-30)"'
-CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. # the same program whatever the folder's name
+# The same program whatever the name of this folder and of the one it is built in.
+CFLAGS  += $(HARDEN) -ffile-prefix-map=$(CURDIR)=. -ffile-prefix-map=$(BUILD)=build
 LDFLAGS += -pie -Wl,-z,relro,-z,now -Wl,--build-id=sha1 -Wl,--as-needed
 # The worker's libcrypto and jansson are its own, so that no module's can be taken for them, nor they
 # for a module's.

@@ -224,11 +224,9 @@ network_token_fits() {
         --trust-domain example.org --config /run/plugin_data
 }
 
-# BUILD as the Makefile has it: spelt otherwise, its flags are others, and the programs are made anew
-# under the suites that run beside this one.
 if [ -z "$qemu" ]; then
     must "the image is made from what was built, without docker" \
-        make -C "$here/.." --no-print-directory BUILD="$(realpath --relative-to="$here/.." "$build")" image-now
+        make -C "$here/.." --no-print-directory BUILD="$build" image-now
 fi
 must "every blob of the OCI layout has the hash that is its name" blobs_are_what_their_names_say
 must "it is unpacked through index, manifest and configuration, its one layer as announced" unpack

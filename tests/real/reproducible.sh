@@ -1,13 +1,15 @@
 #!/bin/bash
 # The same commit gives the same bytes: the tarball twice; from it, in another folder with
-# another umask, time zone and locale, the program, the plugin image and the tarball itself.
+# another umask, time zone and locale, the program, the plugin image and the tarball itself, built
+# in a folder outside the source.
 . "$(dirname "$0")/../lib/lib.sh" reproducible
 
 source=$(realpath "$here/..")
 elsewhere=$scratch/another/folder/altogether
+built=$scratch/built
 
 quiet_make() { # FOLDER TARGET...
-    make -C "$1" --no-print-directory BUILD=build -j2 "${@:2}"
+    make -C "$1" --no-print-directory -j2 BUILD=build "${@:2}"
 }
 
 dist() { # the tarball's path
@@ -23,17 +25,17 @@ dist_twice() {
 build_elsewhere() {
     mkdir -p "$elsewhere"
     tar -C "$elsewhere" --strip-components=1 -xzf "$tarball" &&
-        (umask 077 && TZ=Asia/Tokyo LC_ALL=C.UTF-8 quiet_make "$elsewhere" image-now dist)
+        (umask 077 && TZ=Asia/Tokyo LC_ALL=C.UTF-8 quiet_make "$elsewhere" BUILD="$built" image-now dist)
 }
 
 same() { # FILE below build/
-    sha256sum "$source/build/$1" "$elsewhere/build/$1"
-    cmp "$source/build/$1" "$elsewhere/build/$1"
+    sha256sum "$source/build/$1" "$built/$1"
+    cmp "$source/build/$1" "$built/$1"
 }
 
 version_is_the_same() {
     local here_it_is there_it_is
-    here_it_is=$("$source/build/spire-hsm" --version) && there_it_is=$("$elsewhere/build/spire-hsm" --version)
+    here_it_is=$("$source/build/spire-hsm" --version) && there_it_is=$("$built/spire-hsm" --version)
     printf '%s\n' "$here_it_is" "$there_it_is"
     [ "$here_it_is" = "$there_it_is" ] &&
         grep -qE '^spire-hsm [0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$' <<<"$here_it_is"
