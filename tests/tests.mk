@@ -16,7 +16,7 @@ $(BUILD)/tests/%: $(BUILD)/tests/%.o $(BUILD)/tests/support.a $(BUILD)/rooms.a
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(LIBS) -lcmocka -ldl
 $(addprefix $(BUILD)/tests/unit/,identity identity_lock): $(BUILD)/tests/support/identity_scene.o
 $(addprefix $(BUILD)/tests/unit/,lane publisher scribe scribe_file svc_bundle): $(BUILD)/tests/support/clock_ahead.o
-$(BUILD)/tests/unit/keymanager: $(BUILD)/tests/support/keymanager_token.o
+$(addprefix $(BUILD)/tests/unit/,keymanager keymanager_start): $(BUILD)/tests/support/keymanager_token.o
 $(addprefix $(BUILD)/tests/unit/,scribe scribe_file): $(BUILD)/tests/support/scribe_room.o
 $(BUILD)/tests/unit/model: $(BUILD)/tests/support/model_world.o
 $(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life supervisor_patience): \

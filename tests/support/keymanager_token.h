@@ -1,4 +1,5 @@
-/* The token of unit/keymanager.c: a page of memory, shared by the test and its workers.
+/* The token of unit/keymanager.c and keymanager_start.c: a page of memory, shared by the test and
+ * its workers.
  *
  * This is a stand-in: it replaces hsm_open(), hsm_execute() and the rest of hsm/hsm.h behind
  * hsm_worker(). A worker is the test program started again, with "worker" as its argument.
