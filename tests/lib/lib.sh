@@ -8,6 +8,7 @@
 #   start NAME CMD...         in the background, output to $logs/NAME.log
 #   stop NAME [SIGNAL]        ends it and waits until it is gone
 #   await SECONDS CMD...      until CMD succeeds, at most so long
+#   listens PATH              does a process listen on this unix socket?
 #
 # The last line is `N passed, N failed`, and the exit status says the same. $scratch is
 # removed when all passed, and named otherwise.
@@ -70,6 +71,11 @@ stop() {
         kill -s KILL "${pids[$name]}"
         return 1
     }
+}
+
+# The socket's file is there a little before.
+listens() {
+    grep -q " 00010000 .* $1\$" /proc/net/unix # __SO_ACCEPTCON
 }
 
 await() {

@@ -27,19 +27,19 @@ tpm_start() {
     rm -f "$tpm_socket" "$tpm_socket.ctrl"
     start tpm swtpm socket --tpm2 --tpmstate "dir=$scratch/tpm/state" --flags not-need-init,startup-clear \
         --server "type=unixio,path=$tpm_socket" --ctrl "type=unixio,path=$tpm_socket.ctrl"
-    await 10 test -S "$tpm_socket.ctrl"
+    await 30 listens "$tpm_socket" && await 30 listens "$tpm_socket.ctrl"
 }
 
 tpm_bus_start() {
     start tpm-bus dbus-daemon --session --nofork --nopidfile --address="$DBUS_SESSION_BUS_ADDRESS"
-    await 10 test -S "$scratch/tpm/bus"
+    await 30 listens "$scratch/tpm/bus"
 }
 
 # What a manager that was killed left in the TPM is in the next one's way: --flush-all. Until
 # 1.10 tpm2-pkcs11 keeps the objects of destroyed keys loaded: --max-transients.
 tpm_manager_start() {
     start tpm-manager tpm2-abrmd --session --allow-root --flush-all --max-transients=100 --tcti="swtpm:path=$tpm_socket"
-    await 10 tpm2_getrandom 4
+    await 60 tpm2_getrandom 4
 }
 
 tpm_token_make() {

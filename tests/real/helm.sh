@@ -171,7 +171,7 @@ hsm_client_starts() {
     local line
     mkdir -p "$hsm" && line=$(server_has plain 'container("hsm-client").args[0]' | jq -r .) || return 1
     start hsm-client env HSM_CLIENT_MODULE="$softhsm" sh -c "${line//\/run\/hsm/$hsm}"
-    await 10 test -S "$hsm/p11-kit.sock"
+    await 30 listens "$hsm/p11-kit.sock"
 }
 
 environment_is_mapped() {

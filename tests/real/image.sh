@@ -210,7 +210,7 @@ network_token() {
     "${as_user[@]}" softhsm2-util --init-token --free --label far --pin 1234 --so-pin 5678 &&
         start p11-kit "${as_user[@]}" p11-kit server -f -n "$scratch/run/p11.sock" \
             --provider /usr/lib/softhsm/libsofthsm2.so pkcs11:token=far &&
-        await 10 test -S "$scratch/run/p11.sock"
+        await 30 listens "$scratch/run/p11.sock"
 }
 
 network_token_fits() {

@@ -95,10 +95,7 @@ func (r *remote) serve() {
 	_ = os.Remove(r.socket)
 	r.server = scene.Launch(r.t, r.Env(), nil, "p11-kit", "server", "-f", "-n", r.socket,
 		"--provider", softhsm.Module(), "pkcs11:token="+r.Label)
-	scene.Eventually(r.t, "p11-kit server listens", func() bool {
-		_, err := os.Stat(r.socket)
-		return err == nil
-	})
+	scene.Eventually(r.t, "p11-kit server listens", func() bool { return scene.Listens(r.socket) })
 }
 
 // signal the server and its child for each connection.

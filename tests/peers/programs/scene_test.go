@@ -13,7 +13,6 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"debug/elf"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
@@ -274,10 +273,7 @@ func newRemote(t testing.TB) *remote {
 		_ = server.Process.Kill()
 		_ = server.Wait()
 	})
-	scene.Eventually(t, "p11-kit server listens", func() bool {
-		_, err := os.Stat(socket)
-		return !errors.Is(err, os.ErrNotExist)
-	})
+	scene.Eventually(t, "p11-kit server listens", func() bool { return scene.Listens(socket) })
 	return &remote{token, []string{"P11_KIT_SERVER_ADDRESS=unix:path=" + socket, "SOFTHSM2_CONF=/nonexistent", "CLIENT=" + module}}
 }
 

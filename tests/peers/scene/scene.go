@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,6 +36,20 @@ func Eventually(t testing.TB, what string, holds func() bool) {
 			t.Fatalf("not within a minute: %s", what)
 		}
 	}
+}
+
+// Listens says whether a process listens on this unix socket, which is there a little before: then
+// who connects is refused.
+func Listens(socket string) bool {
+	const listening = "00010000" // __SO_ACCEPTCON
+	table, _ := os.ReadFile("/proc/net/unix")
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) == 8 && fields[3] == listening && fields[7] == socket {
+			return true
+		}
+	}
+	return false
 }
 
 // Write a file for its owner alone; whoever reads it sees all of it or what was there before.

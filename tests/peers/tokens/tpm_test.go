@@ -39,9 +39,7 @@ func newTPM(t *testing.T) *tpm {
 		"TPM2_PKCS11_TCTI=tabrmd:bus_type=session", "TPM2_PKCS11_STORE=" + dir + "/store"}
 	scene.Launch(t, nil, nil, "dbus-daemon", "--session", "--nofork", "--nopidfile", "--address="+bus)
 	scene.Eventually(t, "TPM and bus listen", func() bool {
-		_, tpm := os.Stat(socket + ".ctrl")
-		_, bus := os.Stat(dir + "/bus")
-		return tpm == nil && bus == nil
+		return scene.Listens(socket) && scene.Listens(socket+".ctrl") && scene.Listens(dir+"/bus")
 	})
 	k := &tpm{socket: socket, token: token{Setting: scene.Setting{Environ: env,
 		Data: "module = \"" + tpmModule + "\"\ntoken = \"pkcs11:token=spire\"\npin_file = \"" + dir + "/pin\"\n" +
