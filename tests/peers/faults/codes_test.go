@@ -11,8 +11,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"spire-hsm/peers/load"
 )
 
 // answer a token may give, as the recovery table has it: what it means to who asked, and
@@ -248,7 +246,7 @@ func TestATokenThatFailsForTenSecondsIsMendedOrSaid(t *testing.T) {
 					t.Parallel()
 					s := newStage(t, group("2 error code for 10 s from "+function), "")
 					s.suffer(fault{name: script, script: script, allow: a.allows, hold: func(s *stage) {
-						await(s, load.Patience, script, func() bool { return len(s.fired()) > 0 })
+						await(s, script, func() bool { return len(s.fired()) > 0 })
 						<-time.After(10 * time.Second) // how long the fault lasts
 					}})
 					s.finish()

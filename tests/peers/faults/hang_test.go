@@ -17,7 +17,7 @@ func (s *stage) hung(script string, provoke func()) {
 			return // nobody can sign with a token that is not open yet
 		}
 		begin, signed := time.Now(), s.load.Signed()
-		await(s, 70*time.Second, "other calls", func() bool { return s.load.Signed() >= signed+20 })
+		await(s, "other calls", func() bool { return s.load.Signed() >= signed+20 })
 		if took := time.Since(begin); took > load.Patience/2 {
 			s.Errorf("%s: others had 20 signatures in %v only", script, took)
 		}

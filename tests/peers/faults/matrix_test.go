@@ -2,7 +2,6 @@ package faults_test
 
 import (
 	"testing"
-	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
 
@@ -68,14 +67,14 @@ func (s *stage) killWorkerAt(n int, when string) bool {
 		s.row.count(false, 0)
 		return true
 	}
-	await(s, 40*time.Second, "the old key's end", func() bool { return s.quiet(destroyed) })
+	await(s, "the old key's end", func() bool { return s.quiet(destroyed) })
 	if len(s.fired()) == 0 {
 		s.keys[0] = result.key
 		return false
 	}
 	s.keys[0] = result.key
 	err := load.Sign(s.p, result.key)
-	await(s, 10*time.Second, "a line for the end of the worker", func() bool { return len(s.p.Deaths()) == ends+1 })
+	await(s, "a line for the end of the worker", func() bool { return len(s.p.Deaths()) == ends+1 })
 	if err != nil {
 		s.Errorf("killed %s call %d: %v", when, n, err)
 	}
@@ -114,7 +113,7 @@ func (s *stage) killPluginAt(n int, when string) bool {
 	done := s.remake("x509-CA-A")
 	var result made
 	answered := false
-	await(s, 40*time.Second, "the fault", func() bool {
+	await(s, "the fault", func() bool {
 		select {
 		case result = <-done:
 			answered = true
@@ -124,7 +123,7 @@ func (s *stage) killPluginAt(n int, when string) bool {
 	})
 	reached := len(s.fired()) > 0
 	s.p.Kill()
-	await(s, 15*time.Second, "the end of the plugin", s.p.Exited)
+	await(s, "the end of the plugin", s.p.Exited)
 	if !answered {
 		result = <-done
 	}

@@ -38,6 +38,7 @@ const (
 	sessions   = 4                     // max_sessions, beside the one that is logged in
 	pace       = 12 * time.Millisecond // of each caller
 	slow       = 3 * time.Second       // worth a line in the log of the test
+	patience   = 70 * time.Second      // for what comes by itself, on a busy machine too
 	rotatingID = "rotating"
 )
 
@@ -96,7 +97,7 @@ func (s *stage) begin() {
 	s.load.Round()
 	ends := len(s.p.Ends())
 	s.kill() // the first restart makes the front connect to the host's Metrics service
-	await(s, 10*time.Second, "the first restart", func() bool { return len(s.p.Ends()) > ends })
+	await(s, "the first restart", func() bool { return len(s.p.Ends()) > ends })
 	s.load.Round()
 	s.load.Begin()
 }
@@ -185,7 +186,7 @@ func (s *stage) suffer(f fault) {
 	s.play("")
 	survived := true
 	if expected := len(s.ended); f.ends {
-		end := time.Now().Add(5 * time.Second)
+		end := time.Now().Add(patience)
 		for len(s.p.Deaths())-lines < expected && time.Now().Before(end) {
 			time.Sleep(time.Millisecond)
 		}
@@ -216,7 +217,7 @@ func (s *stage) awaitFault(f fault) {
 	if f.pace == 0 {
 		f.pace = 300 * time.Millisecond
 	}
-	await(s, 70*time.Second, f.name, func() bool {
+	await(s, f.name, func() bool {
 		if len(s.fired()) >= f.want {
 			return true
 		}
@@ -234,7 +235,7 @@ func (s *stage) awaitFault(f fault) {
 func (s *stage) checkSessions() {
 	s.Helper()
 	n := s.module.Sessions(s)
-	for end := time.Now().Add(10 * time.Second); (n < 1 || n > sessions+1) && time.Now().Before(end); n = s.module.Sessions(s) {
+	for end := time.Now().Add(patience); (n < 1 || n > sessions+1) && time.Now().Before(end); n = s.module.Sessions(s) {
 		time.Sleep(10 * time.Millisecond) // a reconfiguration has twice as many for a moment
 	}
 	if n < 1 || n > sessions+1 {
@@ -346,11 +347,11 @@ func (s *stage) checkObjects() {
 	want := objects{ours: 2 * len(s.keys), others: 2, nameless: 2}
 	got := s.objects()
 	// hundreds may wait to be destroyed, one after the other: as long as they get fewer, all is well
-	for end := time.Now().Add(30 * time.Second); got.ours != want.ours && time.Now().Before(end); {
+	for end := time.Now().Add(patience); got.ours != want.ours && time.Now().Before(end); {
 		time.Sleep(100 * time.Millisecond)
 		before := got.ours
 		if got = s.objects(); got.ours < before {
-			end = time.Now().Add(30 * time.Second)
+			end = time.Now().Add(patience)
 		}
 	}
 	if got.ours != want.ours || got.others != want.others || got.nameless < want.nameless {
@@ -358,7 +359,7 @@ func (s *stage) checkObjects() {
 	}
 }
 
-func await(t testing.TB, patience time.Duration, what string, done func() bool) {
+func await(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !done(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
