@@ -147,10 +147,10 @@ static CK_FUNCTION_LIST honest;
 static int open_list(void **state)
 {
     CK_RV (*get_list)(CK_FUNCTION_LIST **);
-    void *library = dlopen(SOFTHSM_MODULE, RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen(softhsm_library(), RTLD_NOW | RTLD_LOCAL);
     void *symbol = library ? dlsym(library, "C_GetFunctionList") : NULL;
 
-    softhsm_must(symbol != NULL, SOFTHSM_MODULE);
+    softhsm_must(symbol != NULL, softhsm_library());
     memcpy(&get_list, &symbol, sizeof get_list);
     softhsm_must(get_list(&list) == CKR_OK, "C_GetFunctionList");
     honest = *list;

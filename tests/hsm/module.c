@@ -46,7 +46,7 @@ static void library_that_is_no_pkcs11_module_is_refused(void **state)
 static void module_that_others_may_write_is_not_loaded(void **state)
 {
     struct hsm_settings settings = room_good();
-    const char *const copy[] = {"cp", SOFTHSM_MODULE, settings.module, NULL};
+    const char *const copy[] = {"cp", softhsm_library(), settings.module, NULL};
 
     (void)state;
     (void)snprintf(settings.module, sizeof settings.module, "%s/copy.so", softhsm.folder);
@@ -63,7 +63,7 @@ static void module_that_others_may_write_is_not_loaded(void **state)
 static void module_in_a_folder_that_others_may_write_is_not_loaded(void **state)
 {
     struct hsm_settings settings = room_good();
-    const char *const copy[] = {"cp", SOFTHSM_MODULE, settings.module, NULL};
+    const char *const copy[] = {"cp", softhsm_library(), settings.module, NULL};
     char folder[96];
     char inner[128];
 
@@ -93,7 +93,7 @@ static void module_is_checked_where_its_link_leads(void **state)
     struct hsm_settings settings = room_good();
     char folder[96];
     char copied[128];
-    const char *const copy[] = {"cp", SOFTHSM_MODULE, copied, NULL};
+    const char *const copy[] = {"cp", softhsm_library(), copied, NULL};
 
     (void)state;
     (void)snprintf(folder, sizeof folder, "%s/lib", softhsm.folder);

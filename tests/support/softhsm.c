@@ -49,6 +49,13 @@ void softhsm_run(const char *const *arguments)
         free(copies[i]);
 }
 
+const char *softhsm_library(void)
+{
+    const char *library = getenv("SOFTHSM2_MODULE");
+
+    return library && *library != '\0' ? library : "/usr/lib/softhsm/libsofthsm2.so";
+}
+
 const char *softhsm_profile(void)
 {
     const char *profile = getenv("HSM_PROFILE");
@@ -77,7 +84,7 @@ void softhsm_faulty_module(char *path, size_t size)
 void softhsm_module(char *path, size_t size)
 {
     if (*softhsm_profile() == '\0')
-        (void)snprintf(path, size, "%s", SOFTHSM_MODULE);
+        (void)snprintf(path, size, "%s", softhsm_library());
     else
         softhsm_faulty_module(path, size);
 }
@@ -111,8 +118,9 @@ void softhsm_habits(const char *profile)
 
 void softhsm_token(const char *label)
 {
-    const char *const arguments[] = {"softhsm2-util", "--init-token", "--free",   "--label", label,
-                                     "--pin",         SOFTHSM_PIN,    "--so-pin", "5678",    NULL};
+    const char *const arguments[] = {
+        "softhsm2-util", "--module", softhsm_library(), "--init-token", "--free", "--label",
+        label,           "--pin",    SOFTHSM_PIN,       "--so-pin",     "5678",   NULL};
 
     softhsm_run(arguments);
 }
@@ -135,7 +143,7 @@ void softhsm_make(struct softhsm *softhsm)
     (void)snprintf(softhsm->pin_file, sizeof softhsm->pin_file, "%s/pin", softhsm->folder);
     softhsm_write(softhsm->pin_file, SOFTHSM_PIN "\n", 0600);
     (void)snprintf(path, sizeof path, "%s/script", softhsm->folder);
-    softhsm_must(setenv("FAULTY_MODULE", SOFTHSM_MODULE, 1) == 0, "FAULTY_MODULE");
+    softhsm_must(setenv("FAULTY_MODULE", softhsm_library(), 1) == 0, "FAULTY_MODULE");
     softhsm_must(setenv("FAULTY_SCRIPT", path, 1) == 0, "FAULTY_SCRIPT");
     softhsm_habits(softhsm_profile());
 }

@@ -16,7 +16,6 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-#define SOFTHSM_MODULE "/usr/lib/softhsm/libsofthsm2.so"
 #define SOFTHSM_PIN "open-sesame" /* is nowhere else: tests look for it in messages */
 
 struct softhsm {
@@ -30,7 +29,10 @@ void softhsm_remove(struct softhsm *softhsm);
 /* One more token. Its PIN is SOFTHSM_PIN. */
 void softhsm_token(const char *label);
 
-/* The path of SoftHSM, or of faulty.so if there is a profile. */
+/* The path of SoftHSM's library: SOFTHSM2_MODULE in the environment, or Debian's. */
+const char *softhsm_library(void);
+
+/* That path, or the one of faulty.so if there is a profile. */
 void softhsm_module(char *path, size_t size);
 void softhsm_faulty_module(char *path, size_t size); /* of faulty.so in any case */
 

@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SOFTHSM "/usr/lib/softhsm/libsofthsm2.so"
+#include "tests/support/softhsm.h"
 
 static char folder[] = "/tmp/faulty.XXXXXX";
 static char module_path[512];
@@ -232,7 +232,7 @@ int make_token(void **state)
     write_text(path, text);
     (void)snprintf(script_path, sizeof script_path, "%s/script", folder);
     (void)setenv("SOFTHSM2_CONF", path, 1);
-    (void)setenv("FAULTY_MODULE", SOFTHSM, 1);
+    (void)setenv("FAULTY_MODULE", softhsm_library(), 1);
     (void)setenv("FAULTY_SCRIPT", script_path, 1);
     run(step_init);
     return 0;
