@@ -411,18 +411,24 @@ static void forget_one(struct session_pool *pool, bool full)
     (void)pthread_mutex_unlock(&pool->lock);
 }
 
+static bool shows(const struct session_pool *pool, CK_SESSION_HANDLE handle, enum told wanted)
+{
+    enum told told;
+
+    return ask_state(pool, handle, &told, NULL) == 0 && told == wanted;
+}
+
 /* There are tokens for which a login counts in its session alone. A new session of those shows
- * nobody logged in where the anchor shows us. */
+ * nobody logged in where the anchor shows us. One that shows nothing is logged in likewise: to
+ * others it is "already". */
 static void log_in_here(struct session_pool *pool, CK_SESSION_HANDLE handle)
 {
-    enum told told[2];
     struct fault unused;
 
-    if (!pool->needs_login || pool->mute || ask_state(pool, handle, &told[0], NULL) != 0 ||
-        told[0] != TOLD_NOBODY)
+    if (!pool->needs_login || !(pool->mute || shows(pool, handle, TOLD_NOBODY)))
         return;
     (void)pthread_mutex_lock(&pool->login);
-    if (ask_state(pool, pool->anchor, &told[1], NULL) == 0 && told[1] == TOLD_USER)
+    if (pool->mute || shows(pool, pool->anchor, TOLD_USER))
         (void)log_in(pool, handle, &unused);
     (void)pthread_mutex_unlock(&pool->login);
 }
