@@ -107,6 +107,59 @@ func notify(plugin *host.Plugin, bundle *types.Bundle) error {
 	return err
 }
 
+// A delivery that was on its way while a newer one was written: SPIRE has two doors, each with a
+// process of its own, and both may have been started since. Only spiffe has the number in the file.
+func TestALateDeliveryIsHeldBackInEveryFormat(t *testing.T) {
+	t.Parallel()
+	faults(t, 9)
+	for _, format := range []string{"spiffe", "jwks", "pem"} {
+		t.Run(format, func(t *testing.T) {
+			directory := t.TempDir()
+			newer, other := newPress(t, directory), newPress(t, directory)
+			newer.edition, other.edition = 9, 8
+			late := other.next()
+			start := func(role string) *host.Plugin {
+				plugin := host.Start(t, host.Options{Type: role})
+				scene.Must(t, plugin.Configure(domain, newer.data(fmt.Sprintf("format = %q\n", format))))
+				return plugin
+			}
+			publish := func(plugin *host.Plugin, bundle *types.Bundle) {
+				t.Helper()
+				_, err := plugin.BundlePublisher().PublishBundle(ctx, &bundlepublisherv1.PublishBundleRequest{Bundle: bundle})
+				scene.Must(t, err)
+			}
+			file := func() string {
+				text, err := os.ReadFile(newer.path)
+				scene.Must(t, err)
+				return string(text)
+			}
+			events, calls := start("Notifier"), start("BundlePublisher")
+			scene.Must(t, notify(events, newer.next()))
+			written := file()
+			heldBack := func(how string) {
+				t.Helper()
+				if file() != written {
+					t.Errorf("edition 9 came after 10, %s, and was written", how)
+				}
+			}
+			publish(calls, late)
+			heldBack("by the other process")
+			scene.Must(t, events.Close())
+			scene.Must(t, calls.Close())
+			events, calls = start("Notifier"), start("BundlePublisher")
+			publish(calls, late)
+			heldBack("by a process that has been started since")
+			scene.Must(t, notify(events, late))
+			heldBack("by an event at a start")
+			other.edition = 10
+			publish(calls, other.next())
+			if file() == written {
+				t.Error("edition 11 was not written")
+			}
+		})
+	}
+}
+
 // onlyTheBundle is left beside it: no temporary file.
 func onlyTheBundle(t testing.TB, directory string) {
 	t.Helper()
