@@ -81,7 +81,8 @@ static int resolve(char path[HSM_PATH_MAX], struct fault *fault)
 }
 
 /* It is all modules of the host at once, which is what this process is there to avoid; and tokens
- * get other slots in it whenever one comes or goes. */
+ * get other slots in it whenever one comes or goes. Asked of the name and of what it leads to: that
+ * the name is in no folder of modules is not what its user should hear. */
 static int check_proxy(const char *path, struct fault *fault)
 {
     static const char *const names[] = {"p11-kit-proxy.so", "libp11-kit.so"};
@@ -173,10 +174,10 @@ int module_open(const struct hsm_settings *settings, struct module *module, stru
 
     memset(module, 0, sizeof *module);
     (void)pthread_mutex_init(&module->entered, NULL);
-    if (full_path(settings->module, path, fault) == 0 && resolve(path, fault) == 0 &&
-        check_proxy(path, fault) == 0 && check_file(path, fault) == 0 &&
-        check_folders(path, fault) == 0 && load(path, module, fault) == 0 &&
-        initialize(settings, path, module, fault) == 0)
+    if (full_path(settings->module, path, fault) == 0 && check_proxy(path, fault) == 0 &&
+        resolve(path, fault) == 0 && check_proxy(path, fault) == 0 &&
+        check_file(path, fault) == 0 && check_folders(path, fault) == 0 &&
+        load(path, module, fault) == 0 && initialize(settings, path, module, fault) == 0)
         return 0;
     module_close(module);
     return -1;

@@ -126,6 +126,9 @@ static void bare_file_name_is_looked_for_in_p11_kits_folder(void **state)
 /* It would load every module of the host into the process that has the PIN. */
 static void all_modules_at_once_are_no_module(void **state)
 {
+    /* Debian has it beside p11-kit's folder of modules, other systems have it elsewhere. */
+    static const char *const names[] = {"/usr/lib/x86_64-linux-gnu/p11-kit-proxy.so",
+                                        "/nonexistent/p11-kit-proxy.so", "p11-kit-proxy.so"};
     struct hsm_settings settings = room_good();
     char link[96];
 
@@ -137,6 +140,11 @@ static void all_modules_at_once_are_no_module(void **state)
     assert_int_equal(symlink(settings.module, link), 0);
     (void)snprintf(settings.module, sizeof settings.module, "%s", link);
     (void)room_refused(&settings, FAULT_FAILED_PRECONDITION, "p11-kit list-modules");
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        (void)snprintf(settings.module, sizeof settings.module, "%s", names[i]);
+        (void)room_refused(&settings, FAULT_FAILED_PRECONDITION,
+                           "p11-kit-proxy.so is p11-kit's proxy");
+    }
 }
 
 /* A daemon or a directory that is not there yet is waited for: this must say so. */
