@@ -48,13 +48,14 @@ struct hsm_token;
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault);
 
-/* Registers `waits`. Call this before the first hsm_execute.
+/* Registers what a thread inside hsm_execute says of its request, on that thread; NULL = nobody
+ * listens. Call this before the first hsm_execute. Neither may block.
  *
- * A thread that waits inside hsm_execute for a free session calls `waits` a few times a second,
- * and once more when it has one. Other requests used up that time, so `waits` restarts the
- * caller's execution clock. It must not block. */
-typedef void hsm_waits_fn(void);
-void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits);
+ *   waits    for a free session: a few times a second, and once more when it has one. Other
+ *            requests used up that time, so it does not count.
+ *   proves   HSM_GENERATE has made its pair. What is left is HSM_PROVE, and takes no longer. */
+typedef void hsm_progress_fn(void);
+void hsm_listen(struct hsm_token *token, hsm_progress_fn *waits, hsm_progress_fn *proves);
 
 /* Does one request and fills *reply, always. item may be NULL except for SCAN. */
 void hsm_execute(struct hsm_token *token, const struct hsm_request *request,

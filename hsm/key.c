@@ -512,6 +512,8 @@ int key_generate(const struct call *call, struct fault *fault)
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "the token is write-protected");
     if (token_step(call, generate_step, fault) != 0)
         return -1;
+    if (call->token->proves)
+        call->token->proves();
     if (token_step(call, prove_step, fault) != 0) {
         (void)fault_prefix(fault, "the key was made, but");
         return outcome_unknown(fault);

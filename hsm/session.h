@@ -39,7 +39,7 @@ struct session_pool {
     _Atomic uint32_t logins;
     _Atomic uint32_t opened; /* how many sessions there ever were to lend */
 
-    hsm_waits_fn *waits; /* or NULL; see hsm_on_wait */
+    hsm_progress_fn *waits; /* or NULL; see hsm_listen */
 
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t returned;

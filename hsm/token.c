@@ -328,9 +328,10 @@ int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
     return 0;
 }
 
-void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits)
+void hsm_listen(struct hsm_token *token, hsm_progress_fn *waits, hsm_progress_fn *proves)
 {
     token->pool.waits = waits;
+    token->proves = proves;
 }
 
 void hsm_close(struct hsm_token *token)

@@ -25,6 +25,7 @@ struct hsm_token {
     bool write_protected;
     bool doubtful[HSM_RSA_4096 + 1]; /* see hsm_token_info */
     atomic_bool random;              /* it has made random numbers */
+    hsm_progress_fn *proves;         /* or NULL; see hsm_listen */
     /* The first template this token took: those before it need not be tried again. */
     _Atomic unsigned tier;
 };

@@ -37,6 +37,7 @@ struct worker {
         struct worker *worker;
         struct frame_slot *slot;
         atomic_bool writes; /* what it executes changes the token */
+        int64_t spent;      /* ns that its request took before slot->started */
     } servers[HSM_SESSIONS_MAX];
     uint32_t server_count;
 };
@@ -209,13 +210,23 @@ static int decode(const uint8_t *bytes, size_t length, enum frame_kind kind, str
 
 /* ---- requests ---- */
 
-static _Thread_local struct frame_slot *my_slot;
+static _Thread_local struct server *me;
 
 /* Where the token has fewer sessions than we have threads, a request may wait behind a slow
  * generation. It is not what hangs. */
 static void begin_again(void)
 {
-    atomic_store(&my_slot->started, clock_now());
+    atomic_store(&me->slot->started, clock_now());
+}
+
+/* A key pair may take minutes; its trial signature is as quick as any, or hangs. */
+static void begin_proof(void)
+{
+    int64_t now = clock_now();
+
+    me->spent = now - atomic_load(&me->slot->started);
+    atomic_store(&me->slot->started, now);
+    atomic_store(&me->slot->op, HSM_PROVE);
 }
 
 struct scan {
@@ -232,9 +243,9 @@ static void send_item(void *context, const struct hsm_item *item)
     (void)send_frame(scan->worker, &frame);
 }
 
-static uint32_t microseconds_since(int64_t start)
+static uint32_t microseconds_of(const struct server *server)
 {
-    int64_t past = (clock_now() - start) / 1000;
+    int64_t past = (server->spent + clock_now() - atomic_load(&server->slot->started)) / 1000;
 
     return past < UINT32_MAX ? (uint32_t)past : UINT32_MAX;
 }
@@ -249,10 +260,12 @@ static int execute(struct server *server, const struct frame *request)
     int sent;
 
     atomic_store(&server->writes, op == HSM_GENERATE || op == HSM_DESTROY);
+    server->spent = 0;
+    atomic_store(&server->slot->op, op);
     atomic_store(&server->slot->started, clock_now());
     atomic_store(&server->slot->number, request->number);
     hsm_execute(worker->token, &request->request, &reply.reply, send_item, &scan);
-    reply.reply.microseconds = microseconds_since(atomic_load(&server->slot->started));
+    reply.reply.microseconds = microseconds_of(server);
     sent = send_frame(worker, &reply);
     atomic_store(&server->slot->number, 0);
     atomic_store(&server->writes, false);
@@ -277,7 +290,7 @@ static void *serve_requests(void *context)
     struct fault fault;
     size_t length;
 
-    my_slot = server->slot;
+    me = server;
     while ((length = receive_packet(worker, bytes)) > 0) {
         if (decode(bytes, length, FRAME_REQUEST, &request, &fault) != 0)
             send_fault(worker, frame_number(bytes, length), &fault);
@@ -378,7 +391,7 @@ static int serve_until_gone(struct worker *worker, struct fault *fault)
     struct frame ready = {.kind = FRAME_READY, .info = worker->info};
 
     atomic_store(&worker->opening, false);
-    hsm_on_wait(worker->token, begin_again);
+    hsm_listen(worker->token, begin_again, begin_proof);
     if (start_servers(worker, fault) != 0)
         return -1;
     (void)send_frame(worker, &ready);

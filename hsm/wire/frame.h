@@ -71,7 +71,7 @@ const char *frame_build_id(void);
 struct frame_slot {
     _Atomic int64_t started; /* clock_now() */
     _Atomic uint32_t number;
-    uint32_t unused;
+    _Atomic uint32_t op; /* what it is at: HSM_GENERATE goes on as HSM_PROVE, and `started` then */
 };
 
 struct frame_page {

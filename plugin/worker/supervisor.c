@@ -252,18 +252,24 @@ static void receive(struct supervisor *s)
 
 /* ---- the clock ---- */
 
-int64_t supervisor_limit(const struct supervisor *s, enum hsm_op op)
+int64_t supervisor_limit(const struct supervisor *s, const struct frame_slot *slot)
 {
+    uint32_t op = atomic_load(&slot->op);
+
     return op == HSM_GENERATE || op == HSM_SCAN ? s->options.generate_limit
                                                 : s->options.operation_limit;
 }
 
-/* A job that is not known any more has been answered: the thread is about to say so. */
-static int64_t execution_limit(struct supervisor *s, uint32_t number)
+/* A job that is not known any more has been answered: the thread is about to say so. And read
+ * again: the thread may have gone on to its next request in between. */
+static bool is_overdue(struct supervisor *s, const struct frame_slot *slot, int64_t now)
 {
-    const struct job *job = jobs_numbered(&s->jobs, number);
+    uint32_t number = atomic_load(&slot->number);
+    int64_t limit = supervisor_limit(s, slot);
+    int64_t started = clock_later(atomic_load(&slot->started), s->forgiven);
 
-    return job ? supervisor_limit(s, job->op) : CLOCK_NEVER;
+    return number != 0 && now - started > limit && jobs_numbered(&s->jobs, number) &&
+           number == atomic_load(&slot->number);
 }
 
 /* The first opening has what is left of startup_wait. A token that was open before should open as
@@ -308,16 +314,8 @@ static bool overdue(struct supervisor *s, int64_t now)
 
     supervisor_lock(s);
     overdue = overdue || (s->worker == WORKER_READY && is_deaf(s, now));
-    for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++) {
-        struct frame_slot *slot = &s->child.page->slots[i];
-        uint32_t number = atomic_load(&slot->number);
-        int64_t started = clock_later(atomic_load(&slot->started), s->forgiven);
-
-        /* read again: the thread may have gone on to its next request in between */
-        if (number != 0 && started < now - execution_limit(s, number) &&
-            number == atomic_load(&slot->number))
-            overdue = true;
-    }
+    for (size_t i = 0; s->worker == WORKER_READY && i < HSM_SESSIONS_MAX; i++)
+        overdue = overdue || is_overdue(s, &s->child.page->slots[i], now);
     supervisor_unlock(s);
     return overdue;
 }

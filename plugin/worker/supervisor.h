@@ -43,7 +43,7 @@ struct supervisor_options {
     int lock;                     /* identity lock the worker inherits, or -1; stays the caller's,
                                      and open, until the supervisor has ended */
     int64_t operation_limit;      /* ns a worker may execute one request */
-    int64_t generate_limit;       /* the same for HSM_GENERATE and HSM_SCAN */
+    int64_t generate_limit;       /* the same for HSM_SCAN, and HSM_GENERATE until it proves */
     int64_t keep_alive;           /* HSM_PING after so many idle ns; 0 = never */
     int64_t startup_wait;         /* ns that the first opening of the token may take, counted from
                                      supervisor_start; 60 s if that is more */

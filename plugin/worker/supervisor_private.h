@@ -75,8 +75,8 @@ void supervisor_pump(struct supervisor *s);
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
 void supervisor_repeat(struct supervisor *s, struct job *job);
 
-/* How long a worker may execute an operation, ns. */
-int64_t supervisor_limit(const struct supervisor *s, enum hsm_op op);
+/* How long a worker may be at what this slot says, ns. */
+int64_t supervisor_limit(const struct supervisor *s, const struct frame_slot *slot);
 
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
  * step: start, or see to the end of, a worker that is not there to be read from.

@@ -24,17 +24,25 @@ static void set_worker(struct supervisor *s, enum worker_state worker)
 
 /* ---- the end of a worker ---- */
 
-/* How long, ns, not counting what is forgiven; -1 = it is not being executed. */
-static int64_t executing(const struct supervisor *s, const struct job *job, int64_t now)
+/* Where a job is being executed; NULL = it is not. */
+static const struct frame_slot *executing(const struct supervisor *s, const struct job *job)
 {
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++) {
         const struct frame_slot *slot = &s->child.page->slots[i];
         int64_t started = atomic_load(&slot->started);
 
-        if (atomic_load(&slot->number) == job->number && started > 0 && started <= now)
-            return now - (started > s->forgiven ? started : s->forgiven);
+        if (atomic_load(&slot->number) == job->number && started > 0 && started <= s->since)
+            return slot;
     }
-    return -1;
+    return NULL;
+}
+
+/* Not counting what is forgiven. */
+static bool hangs(const struct supervisor *s, const struct frame_slot *slot)
+{
+    int64_t started = clock_later(atomic_load(&slot->started), s->forgiven);
+
+    return s->since - started > supervisor_limit(s, slot);
 }
 
 /* With the mutex held. */
@@ -45,11 +53,11 @@ static void blame(struct supervisor *s, enum leaving why)
     struct job *job;
 
     TAILQ_FOREACH (job, &s->jobs.at_worker, link) {
-        int64_t time = executing(s, job, s->since);
+        const struct frame_slot *slot = executing(s, job);
 
-        if (why == LEAVING_HUNG && time > supervisor_limit(s, job->op))
+        if (why == LEAVING_HUNG && slot && hangs(s, slot))
             jobs_hung(&s->jobs, job, s->since);
-        else if (why == LEAVING_DIED && time >= 0 && count < HSM_SESSIONS_MAX)
+        else if (why == LEAVING_DIED && slot && count < HSM_SESSIONS_MAX)
             guilty[count++] = job;
     }
     jobs_died(&s->jobs, guilty, count, s->since);
@@ -62,7 +70,7 @@ static int64_t time_to_leave(struct supervisor *s)
     const struct job *job;
 
     TAILQ_FOREACH (job, &s->jobs.at_worker, link)
-        if (job->op == HSM_GENERATE && executing(s, job, s->since) >= 0)
+        if (job->op == HSM_GENERATE && executing(s, job))
             return leave_limit_generating;
     return leave_limit;
 }

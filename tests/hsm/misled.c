@@ -440,7 +440,7 @@ static void who_waits_for_a_session_says_so(void **state)
     pthread_t thread;
 
     (void)state;
-    hsm_on_wait(token, count_wait);
+    hsm_listen(token, count_wait, NULL);
     for (uint32_t i = 0; i < token->pool.limit; i++)
         assert_int_equal(session_borrow(&token->pool, &lent[i], &fault), 0);
     assert_int_equal(waits_reported, 0);

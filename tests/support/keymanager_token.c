@@ -260,10 +260,11 @@ static void scan(const struct hsm_request *request, struct hsm_reply *reply, hsm
         (void)fault_set(&reply->fault, FAULT_UNAVAILABLE, "CKR_DEVICE_ERROR");
 }
 
-void hsm_on_wait(struct hsm_token *opened, hsm_waits_fn *waits)
+void hsm_listen(struct hsm_token *opened, hsm_progress_fn *waits, hsm_progress_fn *proves)
 {
     (void)opened;
     (void)waits;
+    (void)proves;
 }
 
 void hsm_execute(struct hsm_token *opened, const struct hsm_request *request,

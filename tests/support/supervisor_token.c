@@ -73,12 +73,15 @@ void hsm_close(struct hsm_token *token)
     (void)token;
 }
 
-static hsm_waits_fn *waits;
+static hsm_progress_fn *waits;
+static hsm_progress_fn *proves;
 
-void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *fn)
+void hsm_listen(struct hsm_token *token, hsm_progress_fn *when_it_waits,
+                hsm_progress_fn *when_it_proves)
 {
     (void)token;
-    waits = fn;
+    waits = when_it_waits;
+    proves = when_it_proves;
 }
 
 static bool fault_is_due(void)
@@ -130,6 +133,12 @@ static void do_hang(struct hsm_reply *reply)
     while (fault_is_due())
         for (;;)
             (void)pause();
+}
+
+static void do_hang_unproven(struct hsm_reply *reply)
+{
+    proves();
+    do_hang(reply);
 }
 
 static void do_rave(struct hsm_reply *reply)
@@ -184,10 +193,19 @@ static const struct {
     const char *label;
     void (*act)(struct hsm_reply *reply);
 } deeds[] = {
-    {"wait", do_wait},   {"slow", do_slow},           {"die", do_die},
-    {"hang", do_hang},   {"rave", do_rave},           {"fail", do_fail},
-    {"miss", do_miss},   {"tell lock", do_tell_lock}, {"shrink", do_shrink},
-    {"queue", do_queue}, {"fork", do_fork},           {"tell inheritable", do_tell_inheritable},
+    {"wait", do_wait},
+    {"slow", do_slow},
+    {"die", do_die},
+    {"hang", do_hang},
+    {"rave", do_rave},
+    {"fail", do_fail},
+    {"miss", do_miss},
+    {"tell lock", do_tell_lock},
+    {"shrink", do_shrink},
+    {"queue", do_queue},
+    {"fork", do_fork},
+    {"tell inheritable", do_tell_inheritable},
+    {"unproven", do_hang_unproven},
 };
 
 static void act(const char *label, struct hsm_reply *reply)

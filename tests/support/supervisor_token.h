@@ -10,6 +10,8 @@
  *   queue             until then, saying all the time that it waits for a session
  *   die, hang, rave   SIGKILL, no end, a packet that is no frame    } only while
  *   fail, miss        FAULT_UNAVAILABLE, FAULT_NOT_FOUND            } script->faults_left > 0
+ *   unproven          hangs, and says before that the pair is made and only to be proven yet; also
+ *                     while script->faults_left > 0
  *   fork              leaves a child that holds all descriptors until the gate is open
  *   shrink            reply.items = could it shorten the shared page?
  *   tell lock         reply.items = the inode of descriptor 5

@@ -217,6 +217,27 @@ static void a_slow_generation_is_let_be_and_signatures_pass_it(void **state)
     finish();
 }
 
+/* A key pair may take minutes; its trial signature is as quick as any, or hangs. */
+static void a_trial_signature_that_hangs_gets_a_signatures_time(void **state)
+{
+    struct supervisor_options options = usual();
+    struct call call;
+    int64_t begun;
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 2;
+    options.generate_limit = 20 * CLOCK_SECOND;
+    start_with(&options);
+    await_token();
+    script->faults_left = 1;
+    begun = clock_now();
+    ask(&call, HSM_GENERATE, "unproven");
+    assert_fails(&call, FAULT_ABORTED, "in the middle of it");
+    assert_true(clock_now() - begun < options.generate_limit);
+    assert_done_at_once();
+    finish();
+}
+
 static void a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs(void **state)
 {
     struct supervisor_options options = usual();
@@ -343,6 +364,7 @@ int main(int argc, char **argv)
         PLAY(what_went_wrong_lately_is_the_reason_given),
         PLAY(a_worker_that_hangs_is_replaced_and_others_go_on),
         PLAY(a_slow_generation_is_let_be_and_signatures_pass_it),
+        PLAY(a_trial_signature_that_hangs_gets_a_signatures_time),
         PLAY(a_request_that_waits_for_a_session_does_not_pass_for_one_that_hangs),
         PLAY(what_a_fresh_process_may_mend_is_asked_again),
         PLAY(a_token_that_fails_for_everybody_is_asked_until_it_does_not),

@@ -65,10 +65,11 @@ void hsm_close(struct hsm_token *token)
         _exit(STATUS_CLOSED); /* so that the front sees it was done */
 }
 
-void hsm_on_wait(struct hsm_token *token, hsm_waits_fn *waits)
+void hsm_listen(struct hsm_token *token, hsm_progress_fn *waits, hsm_progress_fn *proves)
 {
     (void)token;
     (void)waits;
+    (void)proves;
 }
 
 static void report(struct hsm_reply *reply)

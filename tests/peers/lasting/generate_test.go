@@ -23,3 +23,18 @@ func TestAWorkerThatMakesNoKeyAnyMoreCostsNoCall(t *testing.T) {
 	scene.Sign(t, p, first, second)
 	l.EndWithoutFailures()
 }
+
+// A key pair may take minutes. Its trial signature is as quick as any other, or hangs.
+func TestATrialSignatureThatHangsCostsNoCall(t *testing.T) {
+	t.Parallel()
+	counted(t)
+	const patient = "operation_timeout = \"1s\"\ngenerate_timeout = \"10m\"\n"
+	p := newTroubled(t, patient)
+	key := scene.Generate(t, p.Plugin, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
+	p.module.Play(t, "C_Sign 1 before hang once shared")
+	another := scene.Generate(t, p.Plugin, "x509-CA-B", keymanagerv1.KeyType_EC_P256)
+	if fired := len(p.module.Fired(t)); fired != 1 {
+		t.Errorf("%d trial signatures hung, want 1", fired)
+	}
+	scene.Sign(t, p.Plugin, key, another)
+}
