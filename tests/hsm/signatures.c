@@ -283,6 +283,43 @@ static void handle_of_a_key_of_another_type_is_looked_up_again(void **state)
     must_sign("a", &a);
 }
 
+/* ---- trial signatures ---- */
+
+static void must_prove(struct hsm_request *request, enum hsm_state state, const char *why)
+{
+    struct hsm_reply reply = room_execute(token, request);
+
+    assert_int_equal(reply.fault.code, FAULT_NONE);
+    assert_int_equal(reply.state, state);
+    if (state == HSM_COMPLETE)
+        return;
+    assert_non_null(strstr(reply.why, why));
+    assert_int_equal(reply.public_key.pkix_length, 0);
+}
+
+/* It says so of the signature and not of the key, and nothing of it is kept. */
+static void key_whose_trial_signature_is_wrong_may_be_proven_next_time(void **state)
+{
+    static const struct {
+        CK_RV (*sign)(CK_SESSION_HANDLE, CK_BYTE_PTR, CK_ULONG, CK_BYTE_PTR, CK_ULONG_PTR);
+        const char *why;
+        int tries; /* in place */
+    } troubles[] = {{bends, "does not verify", 1}, {shortens, "62 bytes where 64 are right", 2}};
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        char name[] = {(char)('a' + i), '\0'};
+        struct hsm_request make = room_request(HSM_GENERATE, name, HSM_EC_P256);
+        struct hsm_request look = room_request(HSM_PROVE, name, HSM_EC_P256);
+
+        bent.C_Sign = troubles[i].sign;
+        fail_next(2 * troubles[i].tries, CKR_OK);
+        must_prove(&make, HSM_MISSIGNED, troubles[i].why);
+        must_prove(&look, HSM_MISSIGNED, troubles[i].why);
+        must_prove(&look, HSM_COMPLETE, "");
+    }
+}
+
 /* ---- sharing ---- */
 
 static struct hsm_public_key shared_key;
@@ -357,6 +394,7 @@ int main(void)
         TEST(faulty_rsa_signature_never_leaves),
         TEST(short_signature_is_made_anew),
         TEST(handle_of_a_key_of_another_type_is_looked_up_again),
+        TEST(key_whose_trial_signature_is_wrong_may_be_proven_next_time),
         TEST(many_threads_verify_with_one_key),
         TEST(a_key_that_the_cache_has_no_room_for_leaves_nothing_behind),
     };

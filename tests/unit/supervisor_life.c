@@ -119,6 +119,42 @@ static void a_library_that_came_up_slowly_gets_the_same_time_again(void **state)
     finish();
 }
 
+/* What another supervisor has seen of a library is known to this one from its first worker on:
+ * one that hangs in its opening is not waited for as long as a start waits for a token. */
+static void an_opening_that_hangs_ends_soon_where_it_is_known_how_long_one_takes(void **state)
+{
+    struct supervisor_options options = usual();
+    int64_t begun;
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 2;
+    options.startup_wait = 60 * CLOCK_SECOND;
+    options.opened_in = CLOCK_MILLISECOND;
+    script->opening = NEVER_OPENS;
+    begun = clock_now();
+    start_with(&options);
+    while (script->starts == 0)
+        nap();
+    script->opening = OPENS;
+    await_token();
+    assert_true(clock_now() - begun < options.startup_wait);
+    finish();
+}
+
+static void an_opening_gets_the_time_that_one_took_before(void **state)
+{
+    struct supervisor_options options = usual();
+
+    (void)state;
+    options.operation_limit = CLOCK_SECOND / 4;
+    options.opened_in = 20 * CLOCK_SECOND;
+    script->opening = OPENS_SLOWLY;
+    start_with(&options);
+    await_token();
+    assert_int_equal(script->starts, 1);
+    finish();
+}
+
 /* ---- deadlines and limits ---- */
 
 static atomic_bool freezing;
@@ -461,6 +497,8 @@ int main(int argc, char **argv)
         PLAY(an_absent_token_is_waited_for),
         PLAY(waiting_for_a_token_that_never_opens_can_be_called_off),
         PLAY(a_library_that_came_up_slowly_gets_the_same_time_again),
+        PLAY(an_opening_that_hangs_ends_soon_where_it_is_known_how_long_one_takes),
+        PLAY(an_opening_gets_the_time_that_one_took_before),
         PLAY(who_stood_still_does_not_blame_the_worker),
         PLAY(a_late_answer_reaches_nobody),
         PLAY(more_than_2048_requests_are_refused_at_once_and_abandoned_in_the_end),
