@@ -23,7 +23,7 @@
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
-enum { GENERATIONS_MAX = 5, UNFIT_MAX = 2, LATE_LOOKS = 15 };
+enum { GENERATIONS_MAX = 5, DOUBLINGS_MAX = 3, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 
@@ -122,12 +122,15 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
 
 /* ---- pauses ---- */
 
-/* A further generation waits longer each time (2, 4, 8 s): what the token cannot do now it
- * may do in a moment, within the patience of who asked. */
+/* A further generation waits longer each time (2, 4, 8 s, and then 8 s each): what the token cannot
+ * do now it may do in a moment, within the patience of who asked. */
 static int64_t pause_before(const struct attempt *attempt, void (*step)(struct attempt *))
 {
-    return step == generate ? pause_before_resuming << (attempt->generations - 1)
-                            : pause_before_resuming;
+    unsigned doublings = attempt->generations - 1;
+
+    if (step != generate)
+        return pause_before_resuming;
+    return pause_before_resuming << (doublings < DOUBLINGS_MAX ? doublings : DOUBLINGS_MAX);
 }
 
 /* A step that was given up though the token was at it gets twice the time: where searching
@@ -190,9 +193,17 @@ static void name_the_reason(const struct attempt *attempt, const struct hsm_repl
                         doubted ? attempt->doubt.message : "");
 }
 
+/* What somebody waits for is tried until their deadline: most trouble passes. */
+static bool is_given_up(struct attempt *attempt, bool unfit)
+{
+    if (unfit)
+        return attempt->generations >= UNFIT_MAX;
+    return attempt->generations >= GENERATIONS_MAX && !rotation_is_awaited(attempt);
+}
+
 /* What the label names is no key to serve: never again that label. A token that says it made
- * a key, and that one has wrong attributes, is not asked five times; what signs wrongly now may
- * sign rightly in a moment, and by another worker. */
+ * a key, and that one has wrong attributes, is not asked again and again; what signs wrongly now
+ * may sign rightly in a moment, and by another worker. */
 static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 {
     bool unfit = reply->state == HSM_UNFIT && attempt->doubt.code == FAULT_NONE;
@@ -203,12 +214,12 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
     name_the_reason(attempt, reply, &fault);
     if (worker_is_ill && attempt->generations > 1)
         want_another_worker(attempt);
-    if (attempt->generations >= (unfit ? UNFIT_MAX : GENERATIONS_MAX))
+    if (is_given_up(attempt, unfit))
         fail(attempt, &fault);
     else if (attempt->generations == 1)
         generate(attempt);
     else
-        stall(attempt, generate, attempt->doubt.code != FAULT_NONE ? &attempt->doubt : &fault);
+        stall(attempt, generate, &fault);
 }
 
 static void look(struct attempt *attempt);

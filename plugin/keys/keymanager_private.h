@@ -96,7 +96,11 @@ void attempt_begin(struct attempt *attempt);
 void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
                        const struct fault *fault);
 
-/* The attempt can go on with `step` at resume_at, from the tick; unless we are closing (it
+/* Does anybody wait for its key? */
+bool rotation_is_awaited(struct attempt *attempt);
+
+/* The attempt can go on with `step` at resume_at, from the tick, and once more just before the
+ * deadline of who waits; unless we are closing (it
  * fails with its reason) or a reconfiguration waits (who waits goes on behind the gate). */
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason);

@@ -10,6 +10,9 @@
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/report/metrics.h"
 
+static const int64_t last_chance = 900 * CLOCK_MILLISECOND; /* before a deadline */
+static const int64_t shortest_pause = CLOCK_SECOND / 10;
+
 static void enter_all(struct keymanager *keymanager, struct waiters *waiting);
 
 static void lock(struct keymanager *keymanager)
@@ -202,6 +205,23 @@ static void hand_over(struct attempt *attempt)
     keymanager_release(keymanager);
 }
 
+/* With the mutex held. A pause that is over only when somebody has given up is cut short: what was
+ * in the way may have passed by now. */
+static int64_t end_of_pause(const struct attempt *attempt, int64_t pause)
+{
+    int64_t now = clock_now();
+    int64_t end = now + pause;
+    const struct waiter *waiter;
+
+    TAILQ_FOREACH (waiter, &attempt->waiters, link) {
+        int64_t last = waiter->deadline - last_chance;
+
+        if (last > now + shortest_pause && last < end)
+            end = last;
+    }
+    return end;
+}
+
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason)
 {
@@ -215,7 +235,7 @@ void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int
     attempt->reason = *reason;
     if (!closing && !gate) {
         attempt->step = step;
-        attempt->resume_at = clock_now() + pause;
+        attempt->resume_at = end_of_pause(attempt, pause);
     }
     unlock(keymanager);
     if (closing)
@@ -229,6 +249,16 @@ void rotation_go_on(struct attempt *attempt)
     lock(attempt->keymanager);
     attempt->reason.code = FAULT_NONE;
     unlock(attempt->keymanager);
+}
+
+bool rotation_is_awaited(struct attempt *attempt)
+{
+    bool awaited;
+
+    lock(attempt->keymanager);
+    awaited = !TAILQ_EMPTY(&attempt->waiters);
+    unlock(attempt->keymanager);
+    return awaited;
 }
 
 bool rotation_is_busy(struct keymanager *keymanager)

@@ -137,6 +137,12 @@ void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence 
     unlock();
 }
 
+static void sign_wrongly(struct hsm_reply *reply)
+{
+    reply->state = HSM_MISSIGNED;
+    (void)snprintf(reply->why, sizeof reply->why, "signature does not verify");
+}
+
 static void tell(const char *label, struct hsm_reply *reply)
 {
     const struct object *object;
@@ -145,6 +151,8 @@ static void tell(const char *label, struct hsm_reply *reply)
     object = lookup(label);
     if (object) {
         reply->state = object->there == WHOLE ? HSM_COMPLETE : HSM_HALF;
+        if (reply->state == HSM_COMPLETE && token->misbehaviour == SIGNS_WRONGLY)
+            sign_wrongly(reply);
         reply->public_key = object->public_key;
     }
     unlock();

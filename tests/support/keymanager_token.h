@@ -44,6 +44,7 @@ enum misbehaviour {
     HALVES_COMPLETE_IN_SCAN, /* .. this: every half is whole from its beginning on */
 
     /* until the test changes it */
+    SIGNS_WRONGLY,          /* on trial: new keys are HSM_MISSIGNED */
     GENERATES_SLOWLY,       /* not before token->gate is open */
     CA_KEYS_FAIL_REST_SLOW, /* GENERATE fails for x509-CA keys, others wait for token->gate */
     SCANS_SLOWLY,           /* SLOW_SCAN_S */

@@ -131,6 +131,36 @@ static void assert_says(const struct answer *answer, const char *text)
         fail_msg("\"%s\" does not say \"%s\"", answer->fault.message, text);
 }
 
+/* By then the pauses have grown to 4 s: the next one would end at the deadline. */
+static void a_token_that_signs_wrongly_for_a_while_costs_no_call_that_has_time_left(void **state)
+{
+    struct answer answer;
+
+    (void)state;
+    token->misbehaviour = SIGNS_WRONGLY;
+    ask(&answer, 6 * CLOCK_SECOND);
+    while (token->generated < 3)
+        nap();
+    token->misbehaviour = BEHAVES;
+    hear(&answer, FAULT_NONE);
+    assert_int_equal(token->generated, 4);
+    assert_left(answer.label);
+}
+
+static void who_waits_until_the_end_hears_why_no_key_was_made(void **state)
+{
+    struct answer answer;
+
+    (void)state;
+    token->misbehaviour = SIGNS_WRONGLY;
+    ask(&answer, 3 * CLOCK_SECOND);
+    hear(&answer, FAULT_UNAVAILABLE);
+    assert_says(&answer, "failed to generate key \"x509-CA-A\" (ec-p256)");
+    assert_says(&answer, "signature does not verify");
+    token->misbehaviour = BEHAVES;
+    assert_left(make_key().label);
+}
+
 static void callers_who_give_up_at_once_each_hear_of_their_own_key(void **state)
 {
     int64_t deadline = clock_now() + 2 * CLOCK_SECOND;
@@ -252,6 +282,8 @@ int main(int argc, char **argv)
         PLAY(a_worker_that_dies_while_generating_costs_nothing),
         PLAY(what_a_failed_generation_may_yet_show_is_looked_for_however_looking_fails),
         PLAY(a_slow_generation_outlives_its_caller_and_goes_to_the_next),
+        PLAY(a_token_that_signs_wrongly_for_a_while_costs_no_call_that_has_time_left),
+        PLAY(who_waits_until_the_end_hears_why_no_key_was_made),
         PLAY(a_key_is_made_though_the_token_takes_long_to_search),
         PLAY(callers_who_give_up_at_once_each_hear_of_their_own_key),
         PLAY(a_token_that_was_write_protected_wants_a_restart),
