@@ -21,7 +21,7 @@ enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 
 static const int64_t quick_walk = 2 * CLOCK_SECOND;
 static const int64_t unproven_patience = 10 * CLOCK_SECOND;
-static const int64_t lag_patience = 15 * CLOCK_SECOND; /* of a reconfiguration */
+static const int64_t lag_patience = 20 * CLOCK_SECOND; /* of a reconfiguration */
 static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;

@@ -274,7 +274,8 @@ static bool is_overdue(struct supervisor *s, const struct frame_slot *slot, int6
 
 /* The first opening has what is left of startup_wait. A token that was open before should open as
  * fast as it does anything else, or as it did then; each further try may take longer, so that a
- * slow one is not kept from opening for ever. */
+ * slow one is not kept from opening for ever. Not twice as long: a call that waits for it is to see
+ * more than a few of them. */
 static int64_t opening_limit(const struct supervisor *s)
 {
     int64_t limit = s->options.operation_limit;
@@ -282,8 +283,8 @@ static int64_t opening_limit(const struct supervisor *s)
     if (s->first_took == 0)
         return clock_later(open_limit, s->begun + s->options.startup_wait - s->since);
     for (unsigned i = 0; i < s->starts.fruitless && limit < open_limit; i++)
-        limit *= 2;
-    return clock_later(limit < open_limit ? limit : open_limit, 2 * s->first_took);
+        limit += s->options.operation_limit;
+    return clock_later(clock_sooner(limit, open_limit), 2 * s->first_took);
 }
 
 /* With the mutex held: has a worker that executes nothing left lying what it was sent? It was
