@@ -390,8 +390,9 @@ static int judge_found(const struct search *search, struct fault *fault)
         return 0;
     if (search->found > 1)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                         "token: %s is ambiguous, it names %u tokens: %s", uri, search->found,
-                         search->matching);
+                         "token: %s is ambiguous, it names %u tokens. Add the serial of one of "
+                         "them, as in pkcs11:token=T;serial=S: %s",
+                         uri, search->found, search->matching);
     if (search->uninitialized > 0)
         return fault_set(fault, FAULT_FAILED_PRECONDITION,
                          "token: %s is ambiguous, it names %u tokens, which say that they have not "
