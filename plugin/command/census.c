@@ -61,8 +61,10 @@ bool census_next(const struct census *census, struct inventory *server)
 /* ---- states ---- */
 
 static const char *const state_names[] = {
-    [CENSUS_UNKNOWN] = "unknown", [CENSUS_CURRENT] = "current", [CENSUS_OLDER] = "older",
-    [CENSUS_HALF] = "half",       [CENSUS_UNFIT] = "unfit",     [CENSUS_DUPLICATE] = "duplicate",
+    [CENSUS_UNKNOWN] = "unknown",     [CENSUS_CURRENT] = "current",
+    [CENSUS_OLDER] = "older",         [CENSUS_HALF] = "half",
+    [CENSUS_UNFIT] = "unfit",         [CENSUS_DUPLICATE] = "duplicate",
+    [CENSUS_UNSERVED] = "not served",
 };
 
 const char *census_state_name(enum census_state state)
@@ -77,18 +79,23 @@ static struct inventory_item *first_of(const struct inventory *server, struct in
     return item;
 }
 
-static enum census_state state_of_whole(struct inventory *server, struct inventory_item *item)
+static enum census_state state_of_whole(struct record *record, struct inventory *server,
+                                        struct inventory_item *item)
 {
-    const struct inventory_item *current = inventory_candidate(server, first_of(server, item));
+    struct inventory_item *first = first_of(server, item);
+    const struct inventory_item *current = record ? verdict_served(record, server, first) : NULL;
 
+    if (!current)
+        current = inventory_candidate(server, first);
     if (current == item)
         return CENSUS_CURRENT;
     if (current && item->label.generation < current->label.generation)
         return CENSUS_OLDER;
-    return CENSUS_DUPLICATE;
+    return inventory_is_twin(server, first, item) ? CENSUS_DUPLICATE : CENSUS_UNSERVED;
 }
 
-enum census_state census_state(struct inventory *server, struct inventory_item *item)
+enum census_state census_state(struct record *record, struct inventory *server,
+                               struct inventory_item *item)
 {
     if (item->state == HSM_DUPLICATE)
         return CENSUS_DUPLICATE;
@@ -96,7 +103,7 @@ enum census_state census_state(struct inventory *server, struct inventory_item *
         return CENSUS_UNKNOWN;
     if (inventory_is_half(item->state))
         return CENSUS_HALF;
-    return item->state != HSM_COMPLETE ? CENSUS_UNFIT : state_of_whole(server, item);
+    return item->state != HSM_COMPLETE ? CENSUS_UNFIT : state_of_whole(record, server, item);
 }
 
 /* ---- pruning ---- */

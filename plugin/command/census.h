@@ -4,6 +4,7 @@
 #define PLUGIN_COMMAND_CENSUS_H
 
 #include "plugin/keys/inventory.h"
+#include "plugin/keys/record.h"
 
 struct census {
     struct inventory found; /* sorted by trust domain, server, key id; newest first */
@@ -26,12 +27,16 @@ enum census_state {
     CENSUS_HALF,      /* half a key pair */
     CENSUS_UNFIT,     /* not a key that may be served */
     CENSUS_DUPLICATE, /* there are two of this name, or of this generation */
+    CENSUS_UNSERVED,  /* newer than the one that is served: the record does not say that it is ours,
+                         or it was there before the record */
 };
 
 const char *census_state_name(enum census_state state);
 
-/* `item` is one of `server`, whose items were proven as far as that was possible. */
-enum census_state census_state(struct inventory *server, struct inventory_item *item);
+/* `item` is one of `server`, whose items were proven as far as that was possible. `record` is that
+ * server's, or NULL; it says what a start serves, where the token has that. */
+enum census_state census_state(struct record *record, struct inventory *server,
+                               struct inventory_item *item);
 
 /* ---- what may be pruned ---- */
 

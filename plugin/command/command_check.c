@@ -11,12 +11,15 @@
 #include "hsm/base/scope.h"
 #include "hsm/wire/pubkey.h"
 #include "plugin/command/command_private.h"
+#include "plugin/keys/loss.h"
 
 struct check {
     const struct command_options *options;
     const struct command_config *config;
     struct command_token token;
     struct command_trials trials;
+    struct record record; /* empty if there is none */
+    bool recorded;        /* there is one */
     struct table table;
     unsigned missing;
 };
@@ -208,15 +211,15 @@ static void check_previous(struct check *check, struct record *record)
         tell_previous(check, &found);
 }
 
-static void check_start(struct check *check, struct record *record, bool there)
+static void check_start(struct check *check)
 {
     bool no_previous = !check->config->config.keymanager.previous.given;
     struct command_start start;
     struct fault fault;
 
-    if (!there)
+    if (!check->recorded)
         row(check, NOTE, "record", "no record yet: a start serves the keys on the token");
-    else if (command_start_of(&check->token, record, no_previous, &start, &fault) != 0)
+    else if (command_start_of(&check->token, &check->record, no_previous, &start, &fault) != 0)
         row_fault(check, "record", "cannot be compared", &fault, advice_for(&fault));
     else
         tell_start(check, &start);
@@ -226,21 +229,67 @@ static void check_start(struct check *check, struct record *record, bool there)
 static void check_record(struct check *check)
 {
     OWNED(identity_close) struct identity identity = {.lock = -1};
-    OWNED(record_close) struct record record = {.keys = NULL};
     struct label_scope scope;
     struct fault fault;
-    bool there = false;
 
     if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0) {
-        check_previous(check, &record); /* the identity has a row of its own */
+        check_previous(check, &check->record); /* the identity has a row of its own */
         return;
     }
-    if (command_record(&check->config->config, &scope, &record, &there, &fault) != 0) {
+    if (command_record(&check->config->config, &identity, &check->record, &check->recorded,
+                       &fault) != 0) {
         row_fault(check, "record", "cannot be used", &fault, "correct what the sentence names");
         return;
     }
-    check_previous(check, &record);
-    check_start(check, &record, there);
+    check_previous(check, &check->record);
+    check_start(check);
+}
+
+/* Keys that a start passes over, as the record does not know them: it is an old one, or another
+ * process makes keys in this server's name. */
+static void check_newer(struct check *check)
+{
+    struct inventory server = {.items = NULL};
+    char names[512] = "";
+
+    while (check->recorded && census_next(&check->token.census, &server)) {
+        if (!label_same_scope(&server.items[0].label.scope, &check->record.scope))
+            continue;
+        command_prove(&check->token, &server);
+        for (size_t i = 0; i < server.count; i++) {
+            const struct inventory_item *item = &server.items[i];
+            const struct record_key key = {.label = item->label, .name = item->name};
+
+            if (!record_find(&check->record, &item->name) &&
+                census_state(&check->record, &server, &server.items[i]) == CENSUS_UNSERVED)
+                loss_add_name(&key, names, sizeof names);
+        }
+    }
+    if (names[0] == '\0')
+        return;
+    row(check, MISSING, "record", "it does not know newer keys of this server: none is served");
+    table_note(&check->table,
+               "on the token: %s. Do: if the record was restored from a backup, remove it and its "
+               "copy before the start; if it was not, another process makes keys by this identity",
+               names);
+}
+
+/* Of several tokens, or of none that is there, which one it was. */
+static void tell_token_of_record(struct check *check)
+{
+    OWNED(identity_close) struct identity identity = {.lock = -1};
+    struct label_scope scope;
+    char text[TABLE_CELL];
+    struct fault fault;
+
+    if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0 ||
+        command_record(&check->config->config, &identity, &check->record, &check->recorded,
+                       &fault) != 0 ||
+        !check->recorded)
+        return;
+    (void)snprintf(text, sizeof text, "the last start used token \"%s\", serial %s",
+                   check->record.token_label, check->record.token_serial);
+    row(check, NOTE, "record", text);
 }
 
 /* What is done for this library, and what of the token's own word did not count. */
@@ -460,20 +509,24 @@ static void run(struct check *check)
 {
     check_host(check);
     check_identity(check);
-    if (open_token(check) != 0)
+    if (open_token(check) != 0) {
+        tell_token_of_record(check);
         return;
+    }
     check_remarks(check);
     check_sessions(check);
     check_writing(check);
     check_types(check);
     check_record(check);
     take_census(check);
+    check_newer(check);
     try_all(check);
 }
 
 static void close_check(struct check *check)
 {
     command_close_token(&check->token);
+    record_close(&check->record);
     table_free(&check->table);
 }
 

@@ -17,6 +17,7 @@ struct names {
     const char *named;      /* --server-id or its file, or NULL */
     struct label_scope other;
     struct record record; /* our own, empty if there is none */
+    bool recorded;        /* there is one */
 };
 
 /* One key, as both forms of output want it. */
@@ -93,7 +94,8 @@ static void fill(struct names *names, struct inventory *server, struct inventory
     else if (names->named && label_same_scope(scope, &names->other))
         line->server = names->named;
     date(line->age, line->made);
-    line->state = census_state_name(census_state(server, item));
+    line->state = census_state_name(
+        census_state(line->own && names->recorded ? &names->record : NULL, server, item));
     hex_encode(item->name.id, item->name.id_length, line->cka_id);
     if (item->proven && item->state == HSM_COMPLETE)
         tell_public_key(item, line);
@@ -291,7 +293,6 @@ static int find_names(const struct command_options *options, const struct config
 {
     OWNED(identity_close) struct identity identity = {.lock = -1};
     OWNED(identity_close) struct identity other = {.lock = -1};
-    bool there;
 
     *names = (struct names){.trust_domain = config->trust_domain};
     label_trust_domain_hash(config->trust_domain, names->own.trust_domain);
@@ -302,8 +303,8 @@ static int find_names(const struct command_options *options, const struct config
                       fault->message);
     }
     if (names->own.server[0] != '\0' &&
-        command_record(config, &names->own, &names->record, &there, fault) != 0)
-        return -1;
+        command_record(config, &identity, &names->record, &names->recorded, fault) != 0)
+        (void)fprintf(stderr, "spire-hsm: warning: %s\n", fault->message);
     if (!options->server_id && !options->server_id_file)
         return 0;
     names->named = options->server_id ? options->server_id : options->server_id_file;

@@ -118,9 +118,10 @@ int command_named(const struct command_options *options, const struct config *co
 
 /* ---- command_record.c ---- */
 
-/* What the server has written down. *there: there is a record of this scope; else *record is
- * empty. Closed with record_close in any case. */
-int command_record(const struct config *config, const struct label_scope *scope,
+/* What the server has written down, as a start would take it that comes now: it may be the first
+ * one in this place. *there: there is a record of this scope; else *record is empty. Closed with
+ * record_close in any case. */
+int command_record(const struct config *config, const struct identity *identity,
                    struct record *record, bool *there, struct fault *fault);
 
 /* What a start would find of the keys that the record says are served. */

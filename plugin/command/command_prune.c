@@ -85,7 +85,7 @@ static int read_record(struct prune *prune, struct fault *fault)
 {
     bool there;
 
-    if (command_record(prune->config, &prune->rule.own, &prune->record, &there, fault) != 0)
+    if (command_record(prune->config, &prune->own, &prune->record, &there, fault) != 0)
         return -1;
     prune->rule.record = there ? &prune->record : NULL;
     return 0;
@@ -131,7 +131,8 @@ static const char *reason(const struct prune *prune, struct inventory *server,
 {
     if (!label_same_scope(&item->label.scope, &prune->rule.own))
         return "other server";
-    return census_state(server, item) == CENSUS_HALF ? "half a key" : "superseded";
+    return census_state(prune->rule.record, server, item) == CENSUS_HALF ? "half a key"
+                                                                         : "superseded";
 }
 
 static void prune_item(struct prune *prune, struct inventory *server, struct inventory_item *item,

@@ -5,25 +5,30 @@
 
 #include "hsm/base/scope.h"
 #include "plugin/command/command_private.h"
+#include "plugin/keys/generations.h"
 #include "plugin/keys/loss.h"
 #include "plugin/keys/previous.h"
 #include "plugin/keys/scribe.h"
 
-int command_record(const struct config *config, const struct label_scope *scope,
+int command_record(const struct config *config, const struct identity *identity,
                    struct record *record, bool *there, struct fault *fault)
 {
+    const char *path = config->keymanager.record_file;
+    static const uint8_t nobody[32] = {0}; /* no key bears the mark of a start that was not yet */
     enum scribe_found found = SCRIBE_NOTHING;
     char code[RECORD_CODE + 1];
 
     *there = false;
-    record_open(scope, record);
-    if (config->keymanager.record_file[0] == '\0')
+    record_open(&identity->scope, record);
+    if (*path == '\0')
         return 0;
-    if (scribe_read(config->keymanager.record_file, scope, record, &found, fault) != 0)
-        return scribe_is_damaged(config->keymanager.record_file, scope, code)
-                   ? loss_refuse_damage(code, fault)
-                   : -1;
+    if (scribe_read(path, &identity->scope, record, &found, fault) != 0)
+        return scribe_is_damaged(path, &identity->scope, code) ? loss_refuse_damage(code, fault)
+                                                               : -1;
     *there = found == SCRIBE_RECORD;
+    if (!*there && record_is_anothers(record, code))
+        return loss_refuse_anothers(&config->keymanager, code, fault);
+    (void)record_take_place(record, identity->place, nobody, generations_now());
     return 0;
 }
 
@@ -102,25 +107,26 @@ static int look(const struct config *config, struct record *record, struct comma
 }
 
 /* A start would be refused, and this loss can be accepted; anything else could not be looked at. */
-static int tell_damage(const struct config *config, const struct label_scope *scope,
-                       const struct fault *fault)
+static int tell_damage(const struct config *config, const struct identity *identity,
+                       const struct record *record, const struct fault *fault)
 {
     char code[RECORD_CODE + 1];
 
-    if (!scribe_is_damaged(config->keymanager.record_file, scope, code))
+    if (!record_is_anothers(record, code) &&
+        !scribe_is_damaged(config->keymanager.record_file, &identity->scope, code))
         return -1;
     (void)printf("%s\n", fault->message);
     return COMMAND_WRONG;
 }
 
-static int show(const struct config *config, const struct label_scope *scope, struct fault *fault)
+static int show(const struct config *config, const struct identity *identity, struct fault *fault)
 {
     OWNED(record_close) struct record record = {.keys = NULL};
     struct command_start start;
     bool there;
 
-    if (command_record(config, scope, &record, &there, fault) != 0)
-        return tell_damage(config, scope, fault);
+    if (command_record(config, identity, &record, &there, fault) != 0)
+        return tell_damage(config, identity, &record, fault);
     if (!there)
         return fault_set(fault, FAULT_NOT_FOUND,
                          "this server has no record of its keys: a start serves the keys on the "
@@ -168,6 +174,6 @@ int accept_command(const struct command_options *options)
         command_identity(&config.config, false, &identity, &scope, &fault) != 0)
         return command_fail(&fault);
     status = options->operand_count > 0 ? accept_loss(&config.config, options->operands[0], &fault)
-                                        : show(&config.config, &scope, &fault);
+                                        : show(&config.config, &identity, &fault);
     return status < 0 ? command_fail(&fault) : status;
 }

@@ -309,6 +309,7 @@ static int find_file(const struct source *source, bool lock, struct identity *id
                            errno, "cannot open %s \"%s\"", source->what, source->path);
     if (check_file(source, fd, fault) != 0 || read_file(source, fd, identity, fault) != 0)
         return -1;
+    place_text(fd, identity->place);
     identity->existed = true;
     if (!lock)
         return 0;
@@ -381,6 +382,8 @@ int identity_find(const struct config *config, bool lock, struct identity *ident
     else if (find_file(&source, lock, &found, fault) != 0)
         return -1;
     take_scope(config, &found);
+    if (!has_file(config))
+        identity_place(&found.scope, found.place);
     *identity = found;
     return 0;
 }

@@ -42,9 +42,9 @@ struct identity {
 int identity_open(const struct config *config, const struct identity *held,
                   struct identity *identity, struct fault *fault);
 
-/* Reads the identity that is there already, making nothing. FAULT_NOT_FOUND: the file is
- * not there. With `lock` it takes the file's lock too, at once: FAULT_FAILED_PRECONDITION if
- * another process has it. */
+/* Reads the identity that is there already, and its place, making nothing. FAULT_NOT_FOUND: the
+ * file is not there. With `lock` it takes the file's lock too, at once: FAULT_FAILED_PRECONDITION
+ * if another process has it. */
 int identity_find(const struct config *config, bool lock, struct identity *identity,
                   struct fault *fault);
 

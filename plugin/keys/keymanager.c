@@ -128,6 +128,22 @@ static int take_place(struct keymanager *keymanager, struct fault *fault)
     return 0;
 }
 
+/* A start without a word on its keys, beside a record of others, would forget its own. */
+static int check_owner(const struct keymanager *keymanager, struct fault *fault)
+{
+    char code[RECORD_CODE + 1];
+    bool anothers = record_is_anothers(scribe_edit(keymanager->scribe), code);
+
+    scribe_leave(keymanager->scribe);
+    if (!anothers)
+        return 0;
+    if (!loss_is_accepted(&keymanager->config, keymanager->config.record_file, code))
+        return loss_refuse_anothers(&keymanager->config, code, fault);
+    log_write(LOG_WARN, "this server begins a record in the record_file of others", "path",
+              keymanager->config.record_file, "code", code, NULL);
+    return 0;
+}
+
 /* Where both the file and its copy are damaged the operator may say that they are lost. */
 static int read_record(struct keymanager *keymanager, enum scribe_found *found, struct fault *fault)
 {
@@ -159,6 +175,8 @@ static int open_record(struct keymanager *keymanager, struct keymanager *before,
     else if (read_record(keymanager, &found, fault) != 0)
         return -1;
     keymanager->recorded = found == SCRIBE_RECORD;
+    if (!before && !keymanager->recorded && check_owner(keymanager, fault) != 0)
+        return -1;
     keymanager->rivals.scribe = keymanager->scribe;
     keymanager->disposals.scribe = keymanager->scribe;
     return take_place(keymanager, fault);

@@ -93,6 +93,20 @@ int loss_refuse_damage(const char *code, struct fault *fault)
                         code, code);
 }
 
+int loss_refuse_anothers(const struct config_keymanager *config, const char *code,
+                         struct fault *fault)
+{
+    const char *identity = config->key_identifier_file;
+
+    return fault_set(
+        fault, FAULT_FAILED_PRECONDITION,
+        "record_file \"%s\" is another server's: it has no keys of %s%s. One of the two "
+        "was exchanged: restore it, or every agent may end. If this is a new server, "
+        "say so with accept_loss = \"%s\" in plugin_data or with: spire-hsm accept %s",
+        config->record_file, *identity ? identity : "key_identifier_value ",
+        *identity ? "" : config->key_identifier_value, code, code);
+}
+
 int loss_accept(const char *record_path, const char *code, struct fault *fault)
 {
     char path[HSM_PATH_MAX];

@@ -1,8 +1,9 @@
 /* What a start needs and does not find, keys or the record itself, and the operator's word that it
  * is lost.
  *
- * A loss has a code, which stands for exactly these keys (record_loss_code), or for what is left of
- * the record and its copy (scribe_is_damaged). It is accepted by
+ * A loss has a code, which stands for exactly these keys (record_loss_code), for what is left of
+ * the record and its copy (scribe_is_damaged), or for a record that is another server's
+ * (record_is_anothers). It is accepted by
  * `accept_loss` in plugin_data, by a file beside the record, `<record>.accept`, that holds the
  * code (`spire-hsm accept` makes it, as a start that waits holds the identity's lock), or always,
  * by missing_keys = "replace". The code means nothing later: another loss has another code. */
@@ -35,6 +36,10 @@ int loss_refuse(const char *names, const struct hsm_token_info *token, const cha
 /* Of record_file and its copy, of which neither can be read: puts in front of the fault that says
  * so how to go on without them. Returns -1. */
 int loss_refuse_damage(const char *code, struct fault *fault);
+
+/* Of a record_file that has another server's keys alone (record_is_anothers). Returns -1. */
+int loss_refuse_anothers(const struct config_keymanager *config, const char *code,
+                         struct fault *fault);
 
 /* The operator's word, for the start that waits or the next one; and its end. */
 int loss_accept(const char *record_path, const char *code, struct fault *fault);

@@ -30,6 +30,7 @@
 #include "plugin/keys/label.h"
 
 enum {
+    RECORD_CODE = 8, /* what stands for a loss, as hexadecimal digits */
     RECORD_MAKERS = 8,
     RECORD_PLACE_MAX = 160,
     RECORD_BYTES_MAX = 1 << 22,  /* a larger file is none of ours */
@@ -123,6 +124,10 @@ int record_copy(const struct record *from, struct record *to);
  * of record->scope, or else the one that all of its sections have. 0: it has none, or several. */
 size_t record_identity(const struct record *record, uint8_t identity[CONFIG_IDENTITY_MAX]);
 
+/* Has a parsed document sections of other identities alone, of whatever trust domain? It is another
+ * server's then, or the identity is. `code` stands for exactly these sections and the identity. */
+bool record_is_anothers(const struct record *record, char code[RECORD_CODE + 1]);
+
 /* ---- looking ---- */
 
 /* Pointers stay good until the next change of the record. NULL: there is none. */
@@ -152,7 +157,6 @@ const char *record_family(const char *key_id);
  * their labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each
  * SERVED key, more than once, and always answers the same. `no_previous`: so are the keys of
  * `previous` that are needed (previous.h). */
-enum { RECORD_CODE = 8 };
 typedef bool record_test(void *context, const struct record_key *key);
 void record_loss_code(const struct record *record, record_test *is_missing, void *context,
                       bool no_previous, char code[RECORD_CODE + 1]);

@@ -516,6 +516,30 @@ size_t record_identity(const struct record *record, uint8_t identity[CONFIG_IDEN
     return length > 0 ? length : shared_identity(scopes, "", identity);
 }
 
+bool record_is_anothers(const struct record *record, char code[RECORD_CODE + 1])
+{
+    json_t *scopes = json_object_get(record->document, "scopes");
+    const struct label_scope *own = &record->scope;
+    uint8_t digest[SHA256_DIGEST_LENGTH];
+    char names[SHA256_DIGEST_LENGTH + SCOPE_TEXT + 1] = "";
+    const char *name;
+    json_t *section;
+
+    json_object_foreach (scopes, name, section) {
+        if (strlen(name) == SCOPE_TEXT && strcmp(name + LABEL_HASH, own->server) == 0)
+            return false;
+        (void)snprintf(names + sizeof digest, SCOPE_TEXT + 1, "%s", name);
+        if (!SHA256((const uint8_t *)names, sizeof names, digest))
+            return false;
+        memcpy(names, digest, sizeof digest);
+    }
+    name_scope(own, names + sizeof digest);
+    if (json_object_size(scopes) == 0 || !SHA256((const uint8_t *)names, sizeof names, digest))
+        return false;
+    hex_encode(digest, RECORD_CODE / 2, code);
+    return true;
+}
+
 /* ---- writing ---- */
 
 /* All of these: false when memory is short. */

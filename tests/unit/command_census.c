@@ -16,6 +16,7 @@ static struct label_scope ours;
 static struct label_scope other_server;
 static struct label_scope other_domain;
 static struct census census;
+static struct record *recorded; /* NULL: states are told without one */
 
 static int begin(void **state)
 {
@@ -57,14 +58,14 @@ static void prove(size_t unproven)
 /* The states of all items in order, as letters. */
 static void states_are(const char *expected)
 {
-    static const char letters[] = "?cohud";
+    static const char letters[] = "?cohudn";
     struct inventory server = {.items = NULL};
     char found[64] = "";
     size_t length = 0;
 
     while (census_next(&census, &server))
         for (size_t i = 0; i < server.count; i++)
-            found[length++] = letters[census_state(&server, &server.items[i])];
+            found[length++] = letters[census_state(recorded, &server, &server.items[i])];
     assert_string_equal(found, expected);
 }
 
@@ -137,6 +138,39 @@ static void the_newest_whole_key_is_current(void **state)
     add(&ours, "B", 1, HSM_UNFIT);
     prove(0);
     states_are("hcou");
+}
+
+/* A record says that the item is served, or, FOUND, that it was there before. */
+static void record_item(struct record *record, size_t i, enum record_state state)
+{
+    struct inventory_item *item = &census.found.items[i];
+    struct record_key key = {.state = state, .label = item->label, .name = item->name};
+
+    memset(item->public_key.fingerprint, (int)i, sizeof item->public_key.fingerprint);
+    key.public_key = item->public_key;
+    assert_int_equal(record_put(record, &key), 0);
+}
+
+static void by_a_record_the_key_it_serves_is_current(void **state)
+{
+    struct record record;
+
+    (void)state;
+    record_open(&ours, &record);
+    recorded = &record;
+    add(&ours, "A", 1, HSM_COMPLETE);
+    add(&ours, "A", 2, HSM_COMPLETE);
+    add(&ours, "A", 3, HSM_COMPLETE);
+    add(&ours, "B", 1, HSM_COMPLETE);
+    add(&ours, "B", 2, HSM_COMPLETE);
+    prove(0);
+    record_item(&record, 0, RECORD_FOUND);
+    record_item(&record, 1, RECORD_SERVED);
+    states_are("ncoco"); /* of B there is nothing in it */
+    record_item(&record, 4, RECORD_SERVED);
+    states_are("nconc");
+    recorded = NULL;
+    record_close(&record);
 }
 
 static void two_keys_of_one_generation_are_duplicates(void **state)
@@ -314,6 +348,7 @@ int main(void)
         TEST(the_keys_of_each_server_stand_together),
         TEST(labels_of_unknown_formats_are_foreign),
         TEST(the_newest_whole_key_is_current),
+        TEST(by_a_record_the_key_it_serves_is_current),
         TEST(two_keys_of_one_generation_are_duplicates),
         TEST(what_could_not_be_looked_at_is_unknown),
         TEST(what_was_gone_when_it_was_looked_at_is_unknown),

@@ -270,6 +270,43 @@ static void the_identity_is_that_of_the_trust_domain_or_of_all(void **state)
 
 /* ---- damage ---- */
 
+/* As the server of that trust domain and identity finds it. */
+static bool is_anothers(const char *text, const char *trust_domain, const char *identity,
+                        char code[RECORD_CODE + 1])
+{
+    OWNED(record_close) struct record record;
+    struct label_scope scope;
+    bool known;
+
+    label_scope(trust_domain, identity, strlen(identity), &scope);
+    assert_int_equal(record_parse(text, strlen(text), &scope, &record, &known, NULL), 0);
+    return record_is_anothers(&record, code);
+}
+
+static void a_record_of_other_identities_alone_is_anothers(void **state)
+{
+    OWNED(record_close) struct record empty = sample_empty();
+    OWNED(record_close) struct record record = sample_record();
+    OWNED(scope_free) char *text = NULL;
+    char code[RECORD_CODE + 1] = "";
+    char again[RECORD_CODE + 1] = "";
+    char third[RECORD_CODE + 1] = "";
+
+    (void)state;
+    label_scope("example.org", "server-7", 8, &record.scope);
+    record.count = 0;
+    text = sample_format(&record);
+    assert_false(is_anothers(text, "example.org", "server-7", code));
+    assert_false(is_anothers(text, "other.example.org", "server-7", code));
+    assert_false(record_is_anothers(&empty, code));
+    assert_true(is_anothers(text, "example.org", "server-8", code));
+    assert_true(is_anothers(text, "example.org", "server-8", again));
+    assert_true(is_anothers(text, "example.org", "server-9", third));
+    assert_int_equal(strlen(code), RECORD_CODE);
+    assert_string_equal(code, again);
+    assert_string_not_equal(code, third);
+}
+
 static void a_file_that_ends_early_is_refused(void **state)
 {
     OWNED(record_close) struct record record = sample_record();
@@ -605,6 +642,7 @@ int main(void)
         cmocka_unit_test(other_scopes_are_kept_and_not_read),
         cmocka_unit_test(a_token_may_have_any_name),
         cmocka_unit_test(the_identity_is_that_of_the_trust_domain_or_of_all),
+        cmocka_unit_test(a_record_of_other_identities_alone_is_anothers),
         cmocka_unit_test(a_file_that_ends_early_is_refused),
         cmocka_unit_test(a_changed_byte_is_refused_or_harmless),
         cmocka_unit_test(what_is_no_record_is_told),
