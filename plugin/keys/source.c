@@ -1,11 +1,9 @@
 #include "plugin/keys/source.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "hsm/base/clock.h"
-#include "hsm/base/condition.h"
 #include "hsm/base/scope.h"
 #include "plugin/keys/identity.h"
 #include "plugin/keys/previous.h"
@@ -101,10 +99,6 @@ void source_retire(struct source *source)
 struct found {
     struct record record; /* only its array of previous counts */
     bool out_of_memory;
-    pthread_mutex_t mutex;
-    pthread_cond_t changed;
-    bool answered;
-    struct fault fault;
 };
 
 static void add(struct found *found, const char *key_id, const struct hsm_key_name *name,
@@ -130,50 +124,16 @@ static void scanned_item(void *context, const struct hsm_item *item)
         previous_forget(&found->record);
 }
 
-static void scanned(void *context, const struct hsm_reply *reply)
-{
-    struct found *found = context;
-
-    (void)pthread_mutex_lock(&found->mutex);
-    found->fault = reply->fault;
-    found->answered = true;
-    (void)pthread_cond_signal(&found->changed);
-    (void)pthread_mutex_unlock(&found->mutex);
-}
-
-/* What is out refers to `found`: a cancelled wait lasts until it has come back, too. */
-static void wait_for_scan(struct source *source, const atomic_bool *cancel, struct found *found)
-{
-    (void)pthread_mutex_lock(&found->mutex);
-    while (!found->answered) {
-        condition_wait(&found->changed, &found->mutex, clock_now() + CLOCK_SECOND / 5);
-        if (*cancel && !found->answered) {
-            (void)pthread_mutex_unlock(&found->mutex);
-            supervisor_abandon(source->supervisor);
-            (void)pthread_mutex_lock(&found->mutex);
-        }
-    }
-    (void)pthread_mutex_unlock(&found->mutex);
-}
-
 static int read_file(struct source *source, const atomic_bool *cancel, struct found *found,
                      struct fault *fault)
 {
-    const struct hsm_request request = {.op = HSM_SCAN};
+    struct stock stock = {.supervisor = source->supervisor, .cancel = cancel};
+    int result;
 
-    (void)pthread_mutex_init(&found->mutex, NULL);
-    condition_open(&found->changed);
-    supervisor_submit(source->supervisor,
-                      &(struct supervisor_request){.request = &request,
-                                                   .deadline = clock_now() + look_time,
-                                                   .done = scanned,
-                                                   .item = scanned_item,
-                                                   .context = found});
-    wait_for_scan(source, cancel, found);
-    (void)pthread_cond_destroy(&found->changed);
-    (void)pthread_mutex_destroy(&found->mutex);
-    *fault = found->fault;
-    return fault->code == FAULT_NONE ? 0 : -1;
+    stock_open(&stock);
+    result = stock_list(&stock, clock_now() + look_time, scanned_item, found, fault);
+    stock_close(&stock);
+    return result;
 }
 
 /* ---- a token ---- */
@@ -233,7 +193,7 @@ static int read_token(struct source *source, const atomic_bool *cancel, struct f
 int source_read(struct source *source, int64_t deadline, const atomic_bool *cancel,
                 struct record_previous **keys, size_t *count, struct fault *fault)
 {
-    struct found found = {.answered = false};
+    struct found found = {.out_of_memory = false};
     struct hsm_token_info info;
     int result = supervisor_wait(source->supervisor, deadline, cancel, &info, fault);
 

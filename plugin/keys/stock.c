@@ -50,7 +50,10 @@ void stock_tell(struct stock *stock, const struct fault *why)
 {
     if (clock_now() < stock->tell_at)
         return;
-    log_fault(LOG_WARN, why, "waiting for the keys on the token", NULL);
+    log_fault(LOG_WARN, why,
+              stock->scope ? "waiting for the keys on the token"
+                           : "waiting for the keys in keys_file",
+              NULL);
     stock->tell_at = clock_now() + tell_interval;
 }
 
@@ -108,7 +111,7 @@ void stock_pause(struct stock *stock, int64_t pause)
 
 /* ---- walking ---- */
 
-static void scanned_item(void *context, const struct hsm_item *item)
+static void take_in(void *context, const struct hsm_item *item)
 {
     struct stock *stock = context;
 
@@ -116,6 +119,13 @@ static void scanned_item(void *context, const struct hsm_item *item)
         inventory_add(&stock->inventory, stock->scope, item);
     else
         inventory_forget_seen(&stock->inventory);
+}
+
+static void scanned_item(void *context, const struct hsm_item *item)
+{
+    struct stock *stock = context;
+
+    stock->item(stock->context, item);
 }
 
 static void scanned(void *context, const struct hsm_reply *reply)
@@ -134,19 +144,39 @@ static uint32_t limit_of(int64_t left)
     return milliseconds > 0 && milliseconds <= UINT32_MAX ? (uint32_t)milliseconds : 0;
 }
 
+static int scan(struct stock *stock, const struct hsm_request *request, int64_t deadline,
+                struct fault *fault)
+{
+    begin(stock);
+    supervisor_submit(stock->supervisor, &(struct supervisor_request){.request = request,
+                                                                      .deadline = deadline,
+                                                                      .done = scanned,
+                                                                      .item = scanned_item,
+                                                                      .context = stock});
+    return wait_for(stock, 0, fault);
+}
+
+int stock_list(struct stock *stock, int64_t deadline, hsm_item_fn *item, void *context,
+               struct fault *fault)
+{
+    const struct hsm_request request = {.op = HSM_SCAN};
+
+    stock->fault.code = FAULT_NONE;
+    stock->begun = clock_now();
+    stock->item = item;
+    stock->context = context;
+    return scan(stock, &request, deadline, fault);
+}
+
 static int walk(struct stock *stock, int64_t deadline, struct fault *fault)
 {
     int64_t begun = clock_now();
     struct hsm_request request = {.op = HSM_SCAN, .limit_ms = limit_of(deadline - begun)};
 
     label_prefix(stock->scope, request.prefix);
-    begin(stock);
-    supervisor_submit(stock->supervisor, &(struct supervisor_request){.request = &request,
-                                                                      .deadline = deadline,
-                                                                      .done = scanned,
-                                                                      .item = scanned_item,
-                                                                      .context = stock});
-    if (wait_for(stock, 0, fault) != 0)
+    stock->item = take_in;
+    stock->context = stock;
+    if (scan(stock, &request, deadline, fault) != 0)
         return fault_prefix(fault, "cannot list the keys on the token");
     if (stock->scan.next.epoch != 0)
         return fault_set(fault, FAULT_UNAVAILABLE,

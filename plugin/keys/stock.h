@@ -18,8 +18,8 @@
 struct stock {
     /* the caller's, before stock_open */
     struct supervisor *supervisor;
-    const struct label_scope *scope;
-    struct record *record; /* NULL: none */
+    const struct label_scope *scope; /* of a token */
+    struct record *record;           /* NULL: none */
     const atomic_bool *cancel;
     int64_t step_limit; /* ns that one proof may take, with a record */
 
@@ -31,6 +31,8 @@ struct stock {
     int64_t walk;  /* ns that the walk took */
 
     /* stock.c's */
+    hsm_item_fn *item; /* told what a walk finds, with `context` */
+    void *context;
     int64_t begun;   /* the look */
     int64_t tell_at; /* the log has one line in 10 s at most */
     bool cancelled;
@@ -46,6 +48,11 @@ void stock_close(struct stock *stock);
 /* One look, which ends by `deadline`. With a record the walk has `walk_limit` ns, and one that
  * does not end in them is no failure: `walked` is false then. */
 int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct fault *fault);
+
+/* All that a worker without a token has, by its file of keys: told to `item`, on the supervisor's
+ * thread. NULL as an item: what was told is told anew. */
+int stock_list(struct stock *stock, int64_t deadline, hsm_item_fn *item, void *context,
+               struct fault *fault);
 
 /* Proves the newest of every id as long as that one is not fit, as without a record. */
 int stock_prove_candidates(struct stock *stock, int64_t deadline, struct fault *fault);
