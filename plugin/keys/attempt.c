@@ -154,12 +154,11 @@ static void stall(struct attempt *attempt, void (*step)(struct attempt *),
 static void submit(struct attempt *attempt, const struct hsm_request *request,
                    supervisor_done *done)
 {
-    supervisor_submit(
-        attempt->keymanager->supervisor,
-        &(struct supervisor_request){.request = request,
-                                     .deadline = clock_now() + attempt->keymanager->patience,
-                                     .done = done,
-                                     .context = attempt});
+    supervisor_submit(attempt->keymanager->supervisor,
+                      &(struct supervisor_request){.request = request,
+                                                   .deadline = rotation_deadline(attempt),
+                                                   .done = done,
+                                                   .context = attempt});
 }
 
 /* ---- another worker ---- */

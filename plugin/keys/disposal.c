@@ -222,17 +222,23 @@ static bool may_go(const struct disposal *disposal)
 }
 
 /* With the mutex held. One at a time, each after the other: so signatures have the other
- * sessions, and hundreds that a crash loop left are gone in seconds all the same. */
+ * sessions, and hundreds that a crash loop left are gone in seconds all the same. What has gone is
+ * looked for again when nothing else is to go: else hundreds would wait for those looks. */
 static struct disposal *next_due(struct disposals *disposals, int64_t now)
 {
+    struct disposal *gone = NULL;
     struct disposal *disposal;
 
     if (!disposals->allowed || disposals->out)
         return NULL;
-    LIST_FOREACH (disposal, &disposals->list, link)
-        if (disposal->due <= now && may_go(disposal))
+    LIST_FOREACH (disposal, &disposals->list, link) {
+        if (disposal->due > now || !may_go(disposal))
+            continue;
+        if (disposal->looks == 0)
             return disposal;
-    return NULL;
+        gone = disposal;
+    }
+    return gone;
 }
 
 /* It is on its way, and nothing speaks against that yet. */

@@ -96,8 +96,10 @@ void attempt_begin(struct attempt *attempt);
 void rotation_conclude(struct attempt *attempt, struct catalogue_key *key,
                        const struct fault *fault);
 
-/* Does anybody wait for its key? */
+/* Does anybody wait for its key? And until when may its next step be tried: as long as the token
+ * has shown to need, but not beyond their deadline, so that the last try comes before that. */
 bool rotation_is_awaited(struct attempt *attempt);
+int64_t rotation_deadline(struct attempt *attempt);
 
 /* The attempt can go on with `step` at resume_at, from the tick, and once more just before the
  * deadline of who waits; unless we are closing (it

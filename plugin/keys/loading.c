@@ -21,7 +21,7 @@ enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 
 static const int64_t quick_walk = 2 * CLOCK_SECOND;
 static const int64_t unproven_patience = 10 * CLOCK_SECOND;
-static const int64_t lag_patience = 20 * CLOCK_SECOND; /* of a reconfiguration */
+static const int64_t lag_patience = 22 * CLOCK_SECOND; /* of a reconfiguration */
 static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
@@ -253,15 +253,20 @@ static struct doubt look(struct start *start)
     return stock->record ? doubt_record(start) : doubt_token(start);
 }
 
-static int64_t pause_after(unsigned looks)
+/* The last look of a reconfiguration is at its end. */
+static int64_t next_pause(const struct start *start)
 {
     static const int64_t pauses[] = {CLOCK_SECOND / 5, CLOCK_SECOND / 2, CLOCK_SECOND,
                                      2 * CLOCK_SECOND};
+    unsigned looks = start->looks;
+    int64_t pause =
+        looks <= sizeof pauses / sizeof pauses[0] ? pauses[looks - 1] : 5 * CLOCK_SECOND;
+    int64_t left = start->begun + lag_patience - clock_now();
 
-    return looks <= sizeof pauses / sizeof pauses[0] ? pauses[looks - 1] : 5 * CLOCK_SECOND;
+    return start->before && left > 0 ? clock_sooner(pause, left) : pause;
 }
 
-/* A reconfiguration is rather refused than waited for: meanwhile no key can be made. What a
+/* A reconfiguration is refused before the calls fail that wait for a key meanwhile. What a
  * look could not see at all is believed after two of them, by different workers. */
 static bool is_time_up(struct start *start, const struct doubt *doubt)
 {
@@ -290,7 +295,7 @@ static struct doubt look_until_told(struct start *start)
         if (is_definite(&doubt) || is_time_up(start, &doubt) || accepts_loss(start))
             return doubt;
         stock_tell(&start->stock, &doubt.fault);
-        stock_pause(&start->stock, pause_after(start->looks));
+        stock_pause(&start->stock, next_pause(start));
         if (doubt.gone && (start->looks == 1 || start->looks % RENEW_EVERY == 0))
             supervisor_renew(start->keymanager->supervisor);
     }

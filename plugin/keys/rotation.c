@@ -205,27 +205,36 @@ static void hand_over(struct attempt *attempt)
     keymanager_release(keymanager);
 }
 
-/* With the mutex held. A pause that is over only when somebody has given up is cut short: what was
- * in the way may have passed by now. */
-static int64_t end_of_pause(const struct attempt *attempt, int64_t pause)
+/* With the mutex held: `end`, or sooner, so long before the deadline of somebody who waits; but not
+ * before `least`. */
+static int64_t cut_short(const struct attempt *attempt, int64_t end, int64_t least, int64_t before)
 {
-    int64_t now = clock_now();
-    int64_t end = now + pause;
     const struct waiter *waiter;
 
-    TAILQ_FOREACH (waiter, &attempt->waiters, link) {
-        int64_t last = waiter->deadline - last_chance;
-
-        if (last > now + shortest_pause && last < end)
-            end = last;
-    }
+    TAILQ_FOREACH (waiter, &attempt->waiters, link)
+        if (waiter->deadline - before > least)
+            end = clock_sooner(end, waiter->deadline - before);
     return end;
+}
+
+int64_t rotation_deadline(struct attempt *attempt)
+{
+    struct keymanager *keymanager = attempt->keymanager;
+    int64_t now = clock_now();
+    int64_t deadline;
+
+    lock(keymanager);
+    deadline = cut_short(attempt, now + keymanager->patience,
+                         now + keymanager->config.operation_timeout, 0);
+    unlock(keymanager);
+    return deadline;
 }
 
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason)
 {
     struct keymanager *keymanager = attempt->keymanager;
+    int64_t now = clock_now();
     bool closing;
     bool gate;
 
@@ -235,7 +244,7 @@ void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int
     attempt->reason = *reason;
     if (!closing && !gate) {
         attempt->step = step;
-        attempt->resume_at = end_of_pause(attempt, pause);
+        attempt->resume_at = cut_short(attempt, now + pause, now + shortest_pause, last_chance);
     }
     unlock(keymanager);
     if (closing)

@@ -126,6 +126,7 @@ int start(void **state)
     name_files(++tests_begun);
     settings.keymanager.destroy_superseded = true;
     settings.keymanager.destroy_superseded_after = 0;
+    settings.keymanager.keep_condemned = KEPT;
     keymanager = NULL;
     open_keymanager();
     return 0;

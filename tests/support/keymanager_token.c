@@ -139,6 +139,7 @@ void put(const struct hsm_key_name *name, enum hsm_key_type type, enum presence 
 
 static void sign_wrongly(struct hsm_reply *reply)
 {
+    atomic_fetch_add(&token->missigned, 1);
     reply->state = HSM_MISSIGNED;
     (void)snprintf(reply->why, sizeof reply->why, "signature does not verify");
 }
@@ -210,6 +211,8 @@ static void destroy(const struct hsm_request *request, struct hsm_reply *reply)
 {
     struct object *object;
 
+    if (token->misbehaviour == DESTROYS_SLOWLY)
+        (void)nanosleep(&(struct timespec){.tv_nsec = 250 * CLOCK_MILLISECOND}, NULL);
     lock();
     object = lookup(request->key.label);
     unlock();

@@ -48,6 +48,7 @@ enum misbehaviour {
     GENERATES_SLOWLY,       /* not before token->gate is open */
     CA_KEYS_FAIL_REST_SLOW, /* GENERATE fails for x509-CA keys, others wait for token->gate */
     SCANS_SLOWLY,           /* SLOW_SCAN_S */
+    DESTROYS_SLOWLY,        /* a quarter of a second for each */
     REFUSES_TO_DESTROY,
     WRITE_PROTECTED
 };
@@ -68,6 +69,7 @@ extern struct token {
     atomic_uint room; /* for so many objects; 0 = for all */
     atomic_uint generated;
     atomic_uint refused;
+    atomic_uint missigned;
     atomic_uint destroyed_in_vain; /* DESTROY of what was not there */
 } * token;
 

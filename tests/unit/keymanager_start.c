@@ -87,6 +87,24 @@ static void of_one_key_id_no_more_are_kept_than_are_to_be(void **state)
     assert_int_equal(objects(), KEPT + 1);
 }
 
+/* Whether it may show again is looked at twice more, after some seconds. That has time. */
+static void what_is_to_go_goes_before_what_has_gone_is_looked_for(void **state)
+{
+    struct answer last = {.count = 0};
+
+    (void)state;
+    settings.keymanager.destroy_superseded_after = DAY;
+    settings.keymanager.keep_condemned = OBJECTS;
+    open_keymanager();
+    for (unsigned i = 0; i < OBJECTS - 2; i++)
+        last = make_key();
+    token->misbehaviour = DESTROYS_SLOWLY;
+    settings.keymanager.destroy_superseded_after = 0;
+    crash_and_restart();
+    assert_left(last.label);
+    assert_int_equal(token->destroyed_in_vain, 0);
+}
+
 static void on_a_full_token_the_key_condemned_first_goes_before_its_day(void **state)
 {
     struct answer made[5];
@@ -455,6 +473,7 @@ int main(int argc, char **argv)
         PLAY(a_restart_goes_on_with_what_was_condemned),
         PLAY(what_the_record_does_not_know_stays_at_a_start),
         PLAY(of_one_key_id_no_more_are_kept_than_are_to_be),
+        PLAY(what_is_to_go_goes_before_what_has_gone_is_looked_for),
         PLAY(on_a_full_token_the_key_condemned_first_goes_before_its_day),
         PLAY(a_full_token_with_nothing_condemned_says_so),
         PLAY(a_start_without_a_key_that_is_needed_is_refused),
