@@ -83,7 +83,7 @@ static bool is_settled(struct start *start, const struct record_key *key)
     return served && verdict_of(&start->record, inventory, first, served) == VERDICT_SERVE;
 }
 
-/* What is listed in any case need not be waited for as long as what is given up. */
+/* What a start lists in any case need not be waited for as long as what is given up. */
 static void doubt_key(const struct start *start, const struct record_key *key,
                       const struct inventory_item *item, struct doubt *doubt)
 {
@@ -91,7 +91,8 @@ static void doubt_key(const struct start *start, const struct record_key *key,
         start->stock.told > 0 && (!item || !item->proven) && record_is_needed(&start->record, key);
     const char *token = start->keymanager->info.label;
 
-    doubt->patience = listed ? unproven_patience : start->keymanager->config.startup_wait;
+    doubt->patience =
+        listed && !start->before ? unproven_patience : start->keymanager->config.startup_wait;
     doubt->gone = item && verdict_is_gone(key, item);
     if (start->before)
         (void)fault_set(&doubt->fault, FAULT_UNAVAILABLE,
