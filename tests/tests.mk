@@ -7,7 +7,7 @@ DUMPS   := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/support/*_dump
 # every program that calls one of them, so it is linked to those named below and to no other.
 STAND_INS := clock_ahead identity_scene keymanager_token model_world scribe_room supervisor_stage supervisor_token
 SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(filter-out tests/support/faulty_% %_dump.c %/raw_sign.c %/old_runtime.c %/collide.c \
-               $(STAND_INS:%=tests/support/%.c),$(wildcard tests/support/*.c)))
+               %/other_time.c $(STAND_INS:%=tests/support/%.c),$(wildcard tests/support/*.c)))
 
 $(BUILD)/tests/support.a: $(SUPPORT)
 	$(call say,AR,$@)rm -f $@; ar rcs $@ $^
@@ -25,13 +25,14 @@ $(addprefix $(BUILD)/tests/unit/,supervisor supervisor_life supervisor_patience)
 $(BUILD)/tests/faulty.so: $(wildcard tests/support/faulty_*.c) tests/support/faulty.h
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $(filter %.c,$^) -ldl
-$(BUILD)/tests/collide.so: tests/support/collide.c
+$(BUILD)/tests/collide.so $(BUILD)/tests/other_time.so: $(BUILD)/tests/%.so: tests/support/%.c
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -fPIC -shared -o $@ $< -ldl
 $(BUILD)/tests/support/old_runtime: tests/support/old_runtime.c
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) $(CFLAGS) $(WARN) $(DEFS) -o $@ $<
-$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so $(BUILD)/tests/support/old_runtime
+$(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so $(BUILD)/tests/other_time.so \
+          $(BUILD)/tests/support/old_runtime
 
 .SECONDARY: $(SUPPORT) $(STAND_INS:%=$(BUILD)/tests/support/%.o) \
             $(addsuffix .o,$(TESTS) $(FUZZERS) $(DUMPS) $(BUILD)/tests/support/raw_sign $(BUILD)/tests/fuzz/driver)

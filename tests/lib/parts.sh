@@ -176,6 +176,17 @@ x509_rotate() {
         [ "$(x509_authority active)" = "$next" ]
 }
 
+bundle_has_x509() { # so many of them
+    jq -e --argjson n "$1" '[.keys[] | select(.use == "x509-svid")] | length == $n' "$bundle"
+}
+
+x509_revoke_old() {
+    local old
+    old=$(x509_authority old) && bundle_has_x509 2 &&
+        server localauthority x509 taint -authorityID "$old" && bundle_has_x509 2 &&
+        server localauthority x509 revoke -authorityID "$old" && await 10 bundle_has_x509 1
+}
+
 # A JWT-SVID for the workload into file $1.
 jwt_mint() {
     server jwt mint -spiffeID "$workload" -audience mys3 -write "$1"
