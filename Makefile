@@ -128,13 +128,13 @@ objects: $(OBJECTS)
 analyze: ## gcc's static analyzer over all of hsm/ and plugin/
 	@+CFLAGS=-fanalyzer $(MAKE) --no-print-directory BUILD=$(BUILD)/analyze objects
 
-bench: ## signing beside the bare token and a plain Go plugin, start, memory, slow tokens: a report of some 5 minutes
+bench: ## signing beside the bare token and a plain Go plugin, a server's SVIDs, start, memory, slow tokens: 6 minutes
 	@tests/lib/deps.sh build run
 	$(again) all $(BUILD)/tests/support/raw_sign $(BUILD)/tests/faulty.so
 	@go -C tests/peers/rival build -o $(abspath $(BUILD)/tests/rival) .
 	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
 	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) \
-	    -peer $(abspath $(BUILD)/tests/rival) $(BENCH)
+	    -peer $(abspath $(BUILD)/tests/rival) -spire "$$(tests/lib/spire.sh)" $(BENCH)
 
 layers: ## which folder may know which: the table in tests/lib/layers.sh
 	@tests/lib/layers.sh

@@ -20,10 +20,11 @@ var (
 	rawSign = flag.String("raw", "", "the raw_sign program")
 	base    = flag.String("base", "", "another spire-hsm, to compare its rates in section verify")
 	peer    = flag.String("peer", "", "tests/peers/rival, built, for section peer")
+	spire   = flag.String("spire", "", "the folder of spire-server, for section server")
 	faulty  = flag.String("faulty", "", "faulty.so, for a slow token")
 	rounds  = flag.Int("rounds", 3, "how often plugin and bare token take turns")
 	length  = flag.Duration("length", time.Second, "of a round")
-	only    = flag.String("only", "", "sections, comma-separated: rates, verify, peer, generate, start, crowd, latency, stall, recover")
+	only    = flag.String("only", "", "sections, comma-separated: rates, verify, peer, server, generate, start, crowd, latency, stall, recover")
 	cells   = flag.String("cells", "", "of the rates, comma-separated: ES256/1, RS256/32, ..")
 )
 
@@ -38,6 +39,7 @@ var sections = []section{
 	{"rates", measureRates},
 	{"verify", measureVerification},
 	{"peer", measurePeer},
+	{"server", measureServer},
 	{"generate", measureGeneration},
 	{"start", measureStart},
 	{"crowd", measureCrowd},
@@ -48,10 +50,10 @@ var sections = []section{
 
 func main() {
 	flag.Parse()
-	for _, path := range []*string{binary, rawSign, peer, faulty} {
+	for _, path := range []*string{binary, rawSign, peer, spire, faulty} {
 		absolute, err := filepath.Abs(*path)
 		if _, missing := os.Stat(absolute); *path == "" || err != nil || missing != nil {
-			fmt.Fprintln(os.Stderr, "bench: -plugin, -raw, -peer and -faulty are paths of programs; see make bench")
+			fmt.Fprintln(os.Stderr, "bench: -plugin, -raw, -peer, -spire and -faulty are paths; see make bench")
 			os.Exit(2)
 		}
 		*path = absolute

@@ -42,23 +42,37 @@ type result struct {
 // others: what share of the machine somebody else had, round by round.
 var others []float64
 
-// signFor lets `callers` sign as fast as they can, after a short start that does not count.
+// signFor lets `callers` sign as fast as they can.
 func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) (result, error) {
 	request := &keymanagerv1.SignDataRequest{
 		KeyId: op.name + "-0", Data: make([]byte, op.digest),
 		SignerOpts: &keymanagerv1.SignDataRequest_HashAlgorithm{HashAlgorithm: op.hash},
 	}
+	client := p.KeyManager()
+	call := func() error {
+		_, err := client.SignData(ctx, request)
+		return err
+	}
+	signed, err := callFor(call, family(p.PID()), callers, duration)
+	if err != nil {
+		return result{}, fmt.Errorf("SignData: %w", err)
+	}
+	return signed, nil
+}
+
+// callFor lets `callers` call as fast as they can, after a short start that does not count. The CPU
+// time is that of the processes `who`.
+func callFor(call func() error, who []int, callers int, duration time.Duration) (result, error) {
 	samples := make([][]time.Duration, callers)
 	var counting, stopped atomic.Bool
 	var failure atomic.Pointer[error]
 	var group sync.WaitGroup
-	client := p.KeyManager()
 	for i := range callers {
 		group.Go(func() {
 			for !stopped.Load() {
 				begun := time.Now()
 				counts := counting.Load()
-				if _, err := client.SignData(ctx, request); err != nil {
+				if err := call(); err != nil {
 					failure.CompareAndSwap(nil, &err)
 					return
 				}
@@ -68,23 +82,23 @@ func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) 
 			}
 		})
 	}
-	ours, self := processes(p), []int{os.Getpid()}
+	self := []int{os.Getpid()}
 	time.Sleep(duration / 10)
 	counting.Store(true)
-	begun, cpu, own, all := time.Now(), cpuMicroseconds(ours), cpuMicroseconds(self), busyMicroseconds()
+	begun, cpu, own, all := time.Now(), cpuMicroseconds(who), cpuMicroseconds(self), busyMicroseconds()
 	time.Sleep(duration)
 	stopped.Store(true)
 	took := time.Since(begun)
-	cpu, own, all = cpuMicroseconds(ours)-cpu, cpuMicroseconds(self)-own, busyMicroseconds()-all
+	cpu, own, all = cpuMicroseconds(who)-cpu, cpuMicroseconds(self)-own, busyMicroseconds()-all
 	others = append(others, (all-cpu-own)/microseconds(took)/float64(runtime.NumCPU()))
 	group.Wait()
 	if err := failure.Load(); err != nil {
-		return result{}, fmt.Errorf("SignData: %w", *err)
+		return result{}, *err
 	}
 	times := slices.Concat(samples...)
 	slices.Sort(times)
 	if len(times) == 0 {
-		return result{}, fmt.Errorf("nothing was signed in %v", duration)
+		return result{}, fmt.Errorf("no answer came in %v", duration)
 	}
 	n := float64(len(times))
 	return result{n / took.Seconds(), microseconds(times[len(times)/2]), microseconds(times[len(times)*99/100]), cpu / n, own / n}, nil

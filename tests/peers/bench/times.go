@@ -85,7 +85,7 @@ func measureStartAmong(r *report, foreign int) error {
 		}
 		start := time.Since(begun)
 		time.Sleep(300 * time.Millisecond) // what Configure left for later is done
-		m := memoryOf(processes(p))
+		m := memoryOf(family(p.PID()))
 		pss, alone = append(pss, m.pss), append(alone, m.alone)
 		front, worker = append(front, m.private[0]), append(worker, m.private[len(m.private)-1])
 		if err := p.Close(); err != nil {

@@ -143,8 +143,8 @@ func raw(token *softhsm.Token, script string, args ...string) (result rawResult,
 	return result, err
 }
 
-// processes: the front and everything below it.
-func processes(p *host.Plugin) []int {
+// family: a process and everything below it.
+func family(pid int) []int {
 	parents := map[int]int{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, stat := range stats {
@@ -153,11 +153,11 @@ func processes(p *host.Plugin) []int {
 			parents[pid], _ = strconv.Atoi(fields[1])
 		}
 	}
-	family := []int{p.PID()}
+	family := []int{pid}
 	for i := 0; i < len(family); i++ {
-		for pid, parent := range parents {
+		for child, parent := range parents {
 			if parent == family[i] {
-				family = append(family, pid)
+				family = append(family, child)
 			}
 		}
 	}
