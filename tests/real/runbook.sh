@@ -53,19 +53,46 @@ same_authorities() {
     [ "$(jwt_authority active)" = "$jwt" ] && [ "$(x509_authority active)" = "$x509" ]
 }
 
-# Does `spire-hsm keys` list what SPIRE's log says was activated last?
+same_x509() {
+    echo "X.509 $x509, now $(x509_authority active)"
+    [ "$(x509_authority active)" = "$x509" ]
+}
+
+keys() {
+    "$SPIRE_HSM" keys --config "$server_conf" --expand-env --json >"$scratch/keys"
+}
+
+checked() {
+    "$SPIRE_HSM" check --config "$server_conf" --expand-env --no-trial
+}
+
+check_misses() {
+    not checked >"$scratch/checked" && cat "$scratch/checked" && grep -F -- "$1" "$scratch/checked"
+}
+
+# What the log says was activated last.
+activated_last() {
+    jq -R -r 'fromjson? | select(.msg == "X509 CA activated").local_authority_id' \
+        "$logs/server.log" | tail -n 1
+}
+
+# Does `spire-hsm keys` list it as current?
+authority_is_current() {
+    keys && cat "$scratch/keys" && jq -e --arg id "$1" \
+        'any(.keys[]; .this_server and .state == "current" and .local_authority_id == $id)' "$scratch/keys"
+}
+
+authority_is_not_current() {
+    authority_is_current "$1"
+    [ $? -eq 1 ]
+}
+
 token_has_x509_authority() {
-    local active
-    active=$(jq -R -r 'fromjson? | select(.msg == "X509 CA activated").local_authority_id' \
-        "$logs/server.log" | tail -n 1)
-    [ "$active" = "$x509" ] || { echo "activated $active, active $x509"; return 2; }
-    "$SPIRE_HSM" keys --config "$server_conf" --expand-env --json >"$scratch/keys" &&
-        grep -F "$active" "$scratch/keys"
+    [ "$(activated_last)" = "$x509" ] && authority_is_current "$x509"
 }
 
 token_lacks_x509_authority() {
-    token_has_x509_authority
-    [ $? -eq 1 ]
+    [ "$(activated_last)" = "$x509" ] && authority_is_not_current "$x509"
 }
 
 front_pid() {
@@ -114,6 +141,85 @@ record_damaged() {
     for file in "$record" "$record~"; do
         truncate -s $(($(stat -c %s "$file") / 2)) "$file" || return 1
     done
+}
+
+## Backups
+
+# Of data_dir with its datastore, and of the token. The server does not run.
+back_up() {
+    rm -rf "$scratch/backup" && mkdir "$scratch/backup" &&
+        cp -a "$STATE_DIRECTORY" "$scratch/backup/state" && cp -a "$scratch/tokens" "$scratch/backup/tokens"
+}
+
+restore_data_dir() {
+    rm "$STATE_DIRECTORY"/hsm-id* && cp -a "$scratch/backup/state/"hsm-id* "$STATE_DIRECTORY"
+}
+
+restore_datastore() {
+    rm "$STATE_DIRECTORY"/datastore* && cp -a "$scratch/backup/state/"datastore* "$STATE_DIRECTORY"
+}
+
+restore_token() {
+    rm -rf "$scratch/tokens" && cp -a "$scratch/backup/tokens" "$scratch/tokens"
+}
+
+# Keys that are made in a hurry bear the times of the seconds to come.
+keys_are_of_the_past() {
+    keys && jq -e 'all(.keys[]; .age_seconds > 0)' "$scratch/keys"
+}
+
+# rotate_and_stop TIMES: what no backup knows. Of a datastore that went back the published bundle does
+# not tell at once.
+rotate_and_stop() {
+    local i
+    for ((i = 0; i < $1; i++)); do
+        server localauthority jwt prepare && jwt_activate && x509_rotate || return 1
+    done
+    remember_authorities && await 20 keys_are_of_the_past && stop server
+}
+
+back_up_and_go_on() {
+    stop server && back_up && server_start
+}
+
+# Each file is another one then, as on another host.
+move_to_another_host() {
+    rm -rf "$scratch/moved" && mv "$STATE_DIRECTORY" "$scratch/moved" &&
+        cp -a "$scratch/moved" "$STATE_DIRECTORY"
+}
+
+record_removed() {
+    rm "$record" "$record~"
+}
+
+# For an audience that the agent has no token for: it has to ask the server.
+audiences=0
+agent_is_let_in() {
+    audiences=$((audiences + 1))
+    "$spire/spire-agent" api fetch jwt -audience "nobody-$audiences" -socketPath "$agent_socket" |
+        grep '^token'
+}
+
+## Another server, and another token
+
+another_server() {
+    local -x STATE_DIRECTORY=$scratch/another
+    mkdir "$STATE_DIRECTORY" && server_start && stop server
+}
+
+conf_says() {
+    sed -i "s|$1|$2|" "$server_conf" && grep -F "$2" "$server_conf"
+}
+
+serials() {
+    softhsm2-util --show-slots | sed -n 's/^ *Serial number: *\([0-9a-f][0-9a-f]*\) *$/\1/p'
+}
+
+# As an HSM does it: the same label and objects, another serial.
+token_cloned() {
+    serial=$(serials) && clone=$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n') &&
+        cp -a "$scratch"/tokens/* "$scratch/clone" && LC_ALL=C sed -i "s/$serial/$clone/" "$scratch/clone/token.object" &&
+        mv "$scratch/clone" "$scratch/tokens/clone" && serials | grep -x "$clone"
 }
 
 conf_for_outages
@@ -188,8 +294,8 @@ check "a minted JWT-SVID verifies" mints
 section "The record is lost"
 record=$STATE_DIRECTORY/hsm-id.keys
 must "the server stops" stop server
-check "the active X.509 authority is on the token" token_has_x509_authority
 check "what is left is damaged" record_damaged
+check "the active X.509 authority is on the token" token_has_x509_authority
 check "the server does not start" refused_saying "Restore the record"
 check "the loss is accepted" loss_accepted
 must "it starts" server_start
@@ -198,7 +304,7 @@ check "the authorities are those of before" same_authorities
 check "a minted JWT-SVID verifies" mints
 must "the server stops" stop server
 rm "$record" "$record~"
-must "nothing is left: it starts" server_start
+must "neither is left: it starts" server_start
 check "it finds its CA journal" found_its_journal
 check "the authorities are those of before" same_authorities
 
@@ -215,15 +321,93 @@ check "it finds its CA journal" found_its_journal
 check "the authorities are those of before" same_authorities
 check "a minted JWT-SVID verifies" mints
 
+section "data_dir alone is restored"
+must "a backup is made" back_up_and_go_on
+must "all is rotated" rotate_and_stop 1
+must "data_dir is restored" restore_data_dir
+check "check is content" checked
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+check "a minted JWT-SVID verifies" mints
+must "a backup is made" back_up_and_go_on
+must "the server moves to another host" stop server
+must "with its files" move_to_another_host
+must "and starts" server_start
+must "all is rotated" rotate_and_stop 1
+must "data_dir is restored" restore_data_dir
+check "check says that the record does not know newer keys" \
+    check_misses "it does not know newer keys of this server"
+check "the record and its copy are removed" record_removed
+check "the active X.509 authority is current" token_has_x509_authority
+must "the server starts" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+
+section "The record is another server's"
+remember_authorities
+must "the server stops" stop server
+must "another server makes one" another_server
+cp -a "$STATE_DIRECTORY/hsm-id" "$scratch/own-id"
+cp -a "$scratch/another/hsm-id" "$STATE_DIRECTORY/hsm-id"
+check "the identity is the other's: a start is refused" refused_saying "is another server's"
+check "so says check" check_misses "is another server's"
+rm "$STATE_DIRECTORY/hsm-id"
+must "it is removed: the server starts" server_start
+check "with the identity it had" cmp "$scratch/own-id" "$STATE_DIRECTORY/hsm-id"
+check "the authorities are those of before" same_authorities
+must "the server stops" stop server
+cp -a "$scratch/another/hsm-id.keys" "$record"
+check "the record is the other's: a start is refused" refused_saying "is another server's"
+check "so says check" check_misses "is another server's"
+mv "$record~" "$record"
+must "its copy takes its place: the server starts" server_start
+check "it finds its CA journal" found_its_journal
+check "the authorities are those of before" same_authorities
+must "the server stops" stop server
+check "trust_domain is another" conf_says '"example.org"' '"example.net"'
+must "the server starts" server_start
+check "with authorities of its own" not same_authorities
+must "it stops" stop server
+check "trust_domain is again what it was" conf_says '"example.net"' '"example.org"'
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+
+section "The token was cloned"
+must "it is" token_cloned
+check "the server that runs goes on" mints
+worker=$(worker_pid)
+kill -KILL "$worker"
+check "so does its next worker" mints
+must "the server stops" stop server
+check "a start is refused" refused_saying "is ambiguous"
+check "check names the token that the last start used" check_misses "the last start used token \"spire\", serial $serial"
+conf_says "token=spire" "token=spire;serial=$serial" >/dev/null
+must "that one is named: the server starts" server_start
+check "the authorities are those of before" same_authorities
+must "the server stops" stop server
+conf_says "serial=$serial" "serial=$clone" >/dev/null
+check "the clone is named: no key is missing" checked
+must "the server starts" server_start
+check "the authorities are those of before" same_authorities
+must "all is rotated" rotate_and_stop 1
+conf_says "serial=$clone" "serial=$serial" >/dev/null
+check "the token of before is named again: a start is refused" refused_saying "but SPIRE needs it"
+conf_says "serial=$serial" "serial=$clone" >/dev/null
+must "the clone once more: the server starts" server_start
+check "the authorities are those of before" same_authorities
+must "the server stops" stop server
+find "$scratch/tokens" -mindepth 1 -maxdepth 1 ! -name clone -exec rm -r {} +
+conf_says ";serial=$clone" "" >/dev/null
+must "the clone alone is left: the server starts" server_start
+
 section "The token is restored from a backup made since the authorities became active"
 must "an agent joins" agent_joins_anew
 must "the server stops" stop server
-cp -a "$scratch/tokens" "$scratch/backup"
-must "it starts" server_start
+must "a backup is made" back_up
+must "the server starts" server_start
 check "another JWT authority is prepared" jwt_prepare
 must "the server stops" stop server
-rm -rf "$scratch/tokens"
-cp -a "$scratch/backup" "$scratch/tokens"
+must "it is restored" restore_token
 check "the active X.509 authority is on the token that is restored" token_has_x509_authority
 must "the server starts" server_start
 check "the authorities are those of before" same_authorities
@@ -236,8 +420,7 @@ remember_authorities
 cp "$scratch/minted" "$scratch/before"
 must "the agent stops" stop agent
 must "the server stops" stop server
-rm -rf "$scratch/tokens"
-cp -a "$scratch/backup" "$scratch/tokens"
+must "it is restored" restore_token
 check "the active X.509 authority is not on it" token_lacks_x509_authority
 check "the server does not start without it" refused_saying "but SPIRE needs it"
 check "the loss is accepted" loss_accepted
@@ -264,3 +447,76 @@ check "a minted JWT-SVID verifies" mints
 check "and one from before still does" jwt_verifies "$scratch/before"
 check "the agent is turned away" agent_is_turned_away
 check "it joins anew" agent_joins_anew
+
+section "The datastore is restored from a backup of before one rotation"
+must "a backup is made" back_up_and_go_on
+remember_authorities
+active=$x509
+must "all is rotated" rotate_and_stop 1
+must "the datastore is restored" restore_datastore
+check "the X.509 authority that was active then is current" authority_is_current "$active"
+must "the server starts" server_start
+x509=$active
+check "with the X.509 authority of the backup" same_x509
+check "a minted JWT-SVID verifies" mints
+check "the agent is let in" await 20 agent_is_let_in
+
+section "The datastore is restored from a backup of before two rotations"
+must "a backup is made" back_up_and_go_on
+remember_authorities
+active=$x509
+must "all is rotated" rotate_and_stop 2
+must "the agent stops" stop agent
+must "the datastore is restored" restore_datastore
+check "the X.509 authority that was active then is not current" authority_is_not_current "$active"
+rm "$bundle"
+must "the server starts" server_start
+x509=$active
+check "with an authority of its own" not same_x509
+check "the agent joins anew" agent_joins_anew
+
+section "data_dir and the datastore are restored"
+must "a backup is made" back_up_and_go_on
+remember_authorities
+active=$x509
+must "all is rotated" rotate_and_stop 1
+must "both are restored" restore_data_dir
+must "both are restored" restore_datastore
+check "check is content" checked
+check "the X.509 authority that was active then is current" authority_is_current "$active"
+must "the server starts" server_start
+x509=$active
+check "with the X.509 authority of the backup" same_x509
+check "the agent is let in" await 20 agent_is_let_in
+
+section "The datastore and the token are restored"
+must "a backup is made" back_up_and_go_on
+remember_authorities
+active=$x509
+must "all is rotated" rotate_and_stop 2
+must "the datastore is restored" restore_datastore
+must "so is the token" restore_token
+check "the X.509 authority that was active then is current" authority_is_current "$active"
+check "a start is refused" refused_saying "but SPIRE needs it"
+check "the loss is accepted" loss_accepted
+must "the server starts" server_start
+x509=$active
+check "with the X.509 authority of the backup" same_x509
+check "the agent is let in" await 20 agent_is_let_in
+
+section "data_dir and the token are restored, then the datastore, too"
+must "a backup is made" back_up_and_go_on
+remember_authorities
+active=$x509
+must "all is rotated" rotate_and_stop 2
+must "data_dir is restored" restore_data_dir
+must "so is the token" restore_token
+check "the X.509 authority that was activated last is not current" authority_is_not_current "$(activated_last)"
+must "the datastore of that backup is restored, too" restore_datastore
+check "the X.509 authority that was active then is current" authority_is_current "$active"
+must "the server starts" server_start
+x509=$active
+check "it finds its CA journal" found_its_journal
+check "with the X.509 authority of the backup" same_x509
+check "a minted JWT-SVID verifies" mints
+check "the agent is let in" await 20 agent_is_let_in
