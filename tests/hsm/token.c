@@ -131,7 +131,7 @@ static void token_is_found_by_serial_number_and_by_slot(void **state)
     fault = room_refused(&settings, FAULT_FAILED_PRECONDITION, "ambiguous");
     settings = room_settings("pkcs11:");
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:serial=%.16s",
-                   strstr(fault.message, "serial ") + strlen("serial "));
+                   strstr(fault.message, "(serial ") + strlen("(serial "));
     assert_int_equal(hsm_open(&settings, &token, &info, &fault), 0);
     hsm_close(token);
     (void)snprintf(settings.token, sizeof settings.token, "pkcs11:token=spire;slot-id=%lu",
