@@ -9,9 +9,9 @@ $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(BUILD)/tests/fuzz/dri
 
 fuzz: ## FUZZ_SECONDS (60) of new inputs for every parser
 	$(again) SAN=address,undefined BUILD=$(BUILD)/asan fuzz-now
-fuzz-now: $(FUZZERS)
-	@set -e; for f in $^; do n=$${f##*/fuzz_}; \
-	    echo "  FUZZ  $$n"; $$f --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$$n; done
+fuzz-now: $(FUZZERS:=.fuzzed)
+$(BUILD)/tests/fuzz/fuzz_%.fuzzed: $(BUILD)/tests/fuzz/fuzz_%
+	@echo "  FUZZ  $*"; $< --mutate $(FUZZ_SECONDS) $$$$ tests/corpus/$*
 
 # What it finds worth keeping stays in build/llvm/corpus, and is where it goes on next time.
 # Into tests/corpus go the few that reach something new: llvm_NAME -set_cover_merge=1
