@@ -40,7 +40,8 @@ const (
 	x509A = "x509-CA-A"
 	x509B = "x509-CA-B"
 	jwtA  = "JWT-Signer-A"
-	quick = "startup_wait = \"1s\"\ncall_timeout = \"3s\"\n"
+	quick = "startup_wait = \"1s\"\n"
+	hasty = "call_timeout = \"8s\"\n" // for calls that fail in the end
 )
 
 // ---- SPIRE's keys.json ----
@@ -346,7 +347,7 @@ func TestASourceThatIsAwayFailsItsSignaturesAloneAndComesBack(t *testing.T) {
 	b := scene.Generate(t, p, x509B, p256)
 	scene.Must(t, p.Close())
 	scene.Must(t, os.Rename(d.path, d.path+".away"))
-	p = s.start(d.block())
+	p = s.start(d.block() + hasty)
 	scene.Sign(t, p, b)
 	a := &keymanagerv1.PublicKey{Id: x509A, Fingerprint: d.print[x509A]}
 	err := load.Sign(p, a)
@@ -368,7 +369,7 @@ func TestAHungDiskUnderKeysJsonStopsItsSignaturesAlone(t *testing.T) {
 	s, d := newServer(t), newDisk(t, x509A, jwtA)
 	hung := hungdisk.Mount(t, s.Dir+"/disk", "keys.json", string(d.bytes(t)))
 	d.path = hung.File
-	p, data := s.load(d.block() + "operation_timeout = \"1s\"\n")
+	p, data := s.load(d.block() + hasty + "operation_timeout = \"1s\"\n")
 	scene.Must(t, p.Configure(scene.Domain, data))
 	b := scene.Generate(t, p, x509B, p256)
 	want := merged(d.print, map[string]string{x509B: b.Fingerprint})
@@ -614,7 +615,7 @@ func TestAnotherTokenThatIsAwayFailsItsSignaturesAloneAndComesBack(t *testing.T)
 		}
 	}
 	move(s.Tokens, away.Dir)
-	p = s.start(block)
+	p = s.start(block + hasty)
 	scene.Sign(t, p, b)
 	if err := load.Sign(p, a); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "previous") {
 		t.Errorf("got %v; want UNAVAILABLE that names previous", err)
