@@ -217,6 +217,7 @@ enum { STARTS_AT_ONCE = 3 };
 
 static const int64_t start_interval = CLOCK_SECOND;
 static const int64_t waited_for = 5 * CLOCK_SECOND;
+static const int64_t usual_opening = 60 * CLOCK_SECOND;
 
 void starts_begun(struct starts *starts, unsigned dice, int64_t now)
 {
@@ -256,4 +257,13 @@ int64_t starts_next(const struct starts *starts, const struct starts_wait *wait)
     if (wait->waiting && wait->deadline != CLOCK_NEVER)
         at = lesser(at, greater(wait->deadline - last_chance, starts->from));
     return greater(at, starts_spare(starts));
+}
+
+int64_t starts_limit(const struct starts *starts, const struct starts_opening *opening)
+{
+    int64_t limit = (starts->fruitless + 1) * opening->operation_limit;
+
+    if (opening->took == 0)
+        return greater(usual_opening, opening->startup_left);
+    return greater(lesser(limit, usual_opening), 2 * opening->took);
 }

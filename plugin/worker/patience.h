@@ -122,4 +122,17 @@ int64_t starts_next(const struct starts *starts, const struct starts_wait *wait)
 /* From when on one may be started, were there no pause. */
 int64_t starts_spare(const struct starts *starts);
 
+struct starts_opening {
+    int64_t operation_limit; /* ns, of anything else */
+    int64_t startup_left;    /* ns of startup_wait when this one began; may be over */
+    int64_t took;            /* ns, the first that came to its end; 0 = none has */
+};
+
+/* How long the latest one may take to open the token, ns. The first opening has what is left of
+ * startup_wait, and 60 s at least. A token that was open before should open as fast as it does
+ * anything else, up to 60 s, or as it did then; each further try may take longer, so that a slow
+ * one is not kept from opening for ever. Not twice as long: a call that waits for it is to see more
+ * than a few of them. */
+int64_t starts_limit(const struct starts *starts, const struct starts_opening *opening);
+
 #endif

@@ -12,7 +12,6 @@
 #include "plugin/report/metrics.h"
 #include "plugin/worker/supervisor_private.h"
 
-static const int64_t open_limit = 60 * CLOCK_SECOND;
 static const int64_t wait_log_interval = 10 * CLOCK_SECOND;
 
 /* ---- requests ---- */
@@ -272,19 +271,15 @@ static bool is_overdue(struct supervisor *s, const struct frame_slot *slot, int6
            number == atomic_load(&slot->number);
 }
 
-/* The first opening has what is left of startup_wait. A token that was open before should open as
- * fast as it does anything else, or as it did then; each further try may take longer, so that a
- * slow one is not kept from opening for ever. Not twice as long: a call that waits for it is to see
- * more than a few of them. */
 static int64_t opening_limit(const struct supervisor *s)
 {
-    int64_t limit = s->options.operation_limit;
+    const struct starts_opening opening = {
+        .operation_limit = s->options.operation_limit,
+        .startup_left = s->begun + s->options.startup_wait - s->since,
+        .took = s->first_took,
+    };
 
-    if (s->first_took == 0)
-        return clock_later(open_limit, s->begun + s->options.startup_wait - s->since);
-    for (unsigned i = 0; i < s->starts.fruitless && limit < open_limit; i++)
-        limit += s->options.operation_limit;
-    return clock_later(clock_sooner(limit, open_limit), 2 * s->first_took);
+    return starts_limit(&s->starts, &opening);
 }
 
 /* With the mutex held: has a worker that executes nothing left lying what it was sent? It was

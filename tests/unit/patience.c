@@ -363,6 +363,37 @@ static void a_definite_reason_is_asked_again_within_5_s_while_requests_wait(void
     }
 }
 
+static void an_opening_follows_what_the_first_one_took(void **state)
+{
+    static const struct {
+        unsigned fruitless;
+        int64_t operation_limit, startup_left, took; /* s */
+        int64_t limit;
+    } openings[] = {
+        {1, 10, 50, 0, 60}, /* the first: what is left, and a minute at least */
+        {1, 10, 590, 0, 590},  {5, 10, 200, 0, 200}, {5, 10, -40, 0, 60},
+        {1, 10, -40, 1, 20}, /* it was open before */
+        {2, 10, -40, 1, 30},   {1, 1, -40, 1, 2},    {4, 1, 590, 1, 5},
+        {9, 10, -40, 1, 60},   {1, 100, -40, 1, 60}, {1, 10, -40, 65, 130}, /* and took its time */
+        {9, 10, -40, 65, 130},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof openings / sizeof openings[0]; i++) {
+        const struct starts starts = {.fruitless = openings[i].fruitless};
+        const struct starts_opening opening = {
+            .operation_limit = openings[i].operation_limit * CLOCK_SECOND,
+            .startup_left = openings[i].startup_left * CLOCK_SECOND,
+            .took = openings[i].took * CLOCK_SECOND,
+        };
+
+        print_message("fruitless %u, operation %d s, startup %d s, took %d s: %d s\n",
+                      openings[i].fruitless, (int)openings[i].operation_limit,
+                      (int)openings[i].startup_left, (int)openings[i].took, (int)openings[i].limit);
+        assert_int_equal(starts_limit(&starts, &opening), openings[i].limit * CLOCK_SECOND);
+    }
+}
+
 static void a_start_comes_before_the_deadline_of_who_waits(void **state)
 {
     (void)state;
@@ -393,6 +424,7 @@ int main(void)
         cmocka_unit_test(workers_are_started_three_at_once_and_then_one_a_second),
         cmocka_unit_test(a_start_waits_longer_after_each_that_came_to_nothing),
         cmocka_unit_test(a_definite_reason_is_asked_again_within_5_s_while_requests_wait),
+        cmocka_unit_test(an_opening_follows_what_the_first_one_took),
         cmocka_unit_test(a_start_comes_before_the_deadline_of_who_waits),
     };
 
