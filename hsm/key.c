@@ -391,10 +391,11 @@ static int when_nothing_is_left(const struct call *call, const struct session *s
 {
     struct object_halves left;
     struct object_pair pair;
+    struct fault unused;
 
-    if (find_pair(call, session, &left, &pair, NULL) != 0 ||
+    if (find_pair(call, session, &left, &pair, &unused) != 0 ||
         object_destroy_halves(session, &left, NULL) != 0 ||
-        find_pair(call, session, &left, &pair, NULL) != 0 ||
+        find_pair(call, session, &left, &pair, &unused) != 0 ||
         left.private_keys.count + left.public_keys.count > 0)
         return outcome_unknown(fault);
     return -1;

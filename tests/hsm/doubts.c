@@ -134,6 +134,25 @@ static void full_token_keeps_no_half(void **state)
     assert_int_equal(room_execute(token, &request).fault.code, FAULT_ABORTED);
 }
 
+static CK_RV no_search(CK_SESSION_HANDLE session, CK_ATTRIBUTE_PTR template, CK_ULONG count)
+{
+    (void)session;
+    (void)template;
+    (void)count;
+    return CKR_DEVICE_ERROR;
+}
+
+static void full_token_that_cannot_be_looked_at_is_a_doubt(void **state)
+{
+    struct hsm_request request = room_request(HSM_GENERATE, "a", HSM_EC_P256);
+
+    (void)state;
+    bent.C_GenerateKeyPair = generates_and_denies;
+    bent.C_FindObjectsInit = no_search;
+    fail_next(1, CKR_DEVICE_MEMORY);
+    assert_int_equal(room_execute(token, &request).fault.code, FAULT_ABORTED);
+}
+
 static void key_that_cannot_be_proven_yet_is_a_doubt(void **state)
 {
     struct hsm_request request = room_request(HSM_GENERATE, "a", HSM_EC_P256);
@@ -473,6 +492,7 @@ int main(void)
         MAKING(handle_that_two_keys_share_costs_neither_its_life),
         MAKING(generation_that_was_not_begun_is_mended_and_done),
         MAKING(full_token_keeps_no_half),
+        MAKING(full_token_that_cannot_be_looked_at_is_a_doubt),
         MAKING(key_that_cannot_be_proven_yet_is_a_doubt),
         MAKING(token_that_takes_few_attributes_is_asked_for_fewer),
         MAKING(label_that_was_cut_short_is_noticed_and_the_key_destroyed),
