@@ -17,9 +17,10 @@
 struct module {
     CK_FUNCTION_LIST *calls; /* NULL: not loaded */
     bool initialized;
-    bool one_at_a_time;    /* does not change once module_open is done */
-    bool plain_start;      /* it takes no arguments at C_Initialize */
-    _Atomic bool unpadded; /* its texts end with a NUL */
+    bool one_at_a_time;       /* does not change once module_open is done */
+    bool plain_start;         /* it takes no arguments at C_Initialize */
+    _Atomic bool unpadded;    /* its texts end with a NUL */
+    _Atomic bool finds_names; /* a search for a label has found something */
     pthread_mutex_t entered;
 };
 

@@ -242,7 +242,7 @@ static int find_among_all(const struct session *session, const struct hsm_key_na
     (void)MODULE_CALL(session->module, C_FindObjectsFinal, session->handle); /* SoftHSM wants it */
     rv = MODULE_CALL(session->module, C_FindObjectsInit, session->handle, NULL, 0);
     if (rv != CKR_OK)
-        return -1; /* *fault stays the one of the failed search, which is the reason to tell */
+        return rv_fault(rv, "C_FindObjectsInit", fault);
     result = sort_all(session, name, &halves, &unread, fault);
     rv = MODULE_CALL(session->module, C_FindObjectsFinal, session->handle);
     if (result != 0)
@@ -258,6 +258,37 @@ static int find_among_all(const struct session *session, const struct hsm_key_na
     return 0;
 }
 
+/* Of the first objects that are listed. */
+static bool find_any_label(const struct session *session, struct object_value *label)
+{
+    struct object_list list;
+    bool found = false;
+
+    if (search(session, NULL, 0, &list, NULL) != 0)
+        return false;
+    for (uint32_t i = 0; !found && i < list.count; i++)
+        found = object_read(session, list.handles[i], CKA_LABEL, label, NULL) == 0 &&
+                label->readable && label->length > 0;
+    return found;
+}
+
+/* There are tokens that list their objects and find none of them by its name. As long as no search
+ * has found anything, one for what is surely there tells, and costs less than a walk. */
+static bool finds_names(const struct session *session)
+{
+    struct object_value label;
+    struct object_list list;
+    CK_ATTRIBUTE wanted = {CKA_LABEL, label.bytes, 0};
+
+    if (session->module->finds_names || !find_any_label(session, &label))
+        return true;
+    wanted.ulValueLen = label.length;
+    if (search(session, &wanted, 1, &list, NULL) != 0)
+        return true;
+    session->module->finds_names = list.count > 0;
+    return list.count > 0;
+}
+
 /* Empty values are never searched for: CloudHSM refuses them. A list that is full may have
  * left out what we look for, and "not there" must be true. */
 int object_find(const struct session *session, const struct hsm_key_name *name,
@@ -271,8 +302,12 @@ int object_find(const struct session *session, const struct hsm_key_name *name,
 
     if (search(session, wanted, copy.id_length > 0 ? 2 : 1, &list, fault) != 0)
         return fault->ckr == CKR_GENERAL_ERROR ? find_among_all(session, name, found, fault) : -1;
+    if (list.count == 0 && !finds_names(session))
+        return find_among_all(session, name, found, fault);
     if (list.count == OBJECT_FOUND_MAX)
         return too_many(name, fault);
+    if (list.count > 0)
+        session->module->finds_names = true;
     halves.private_keys.count = 0;
     halves.public_keys.count = 0;
     for (uint32_t i = 0; i < list.count; i++)

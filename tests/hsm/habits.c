@@ -119,6 +119,8 @@ static const struct habit {
     {"profile narrow", "has numbers and truth in four bytes"},
     {"profile no-lengths\nprofile narrow", "has numbers in four bytes and does not say so"},
     {"profile one-object", "finds one object at a time"},
+    {"profile no-search", "lists its keys and finds none by its name"},
+    {"profile no-search\nprofile crowd 40", "finds none by its name among others' objects"},
     {"profile from-zero", "counts sessions and objects from zero"},
     {"profile rawpoint\nprofile one-object", "has points without DER, one at a time"},
     {"C_GetMechanismInfo before CKR_FUNCTION_NOT_SUPPORTED", "does not tell of mechanisms"},

@@ -78,6 +78,7 @@ struct faulty_habits {
     bool no_lengths;
     bool narrow;
     bool one_object;
+    bool no_search;
     bool not_present;
     bool rude;
     bool from_zero;

@@ -512,9 +512,25 @@ CK_RV habit_generate(CK_SESSION_HANDLE session, CK_MECHANISM *mechanism, CK_ATTR
     return rv;
 }
 
+static bool names_label(const CK_ATTRIBUTE *attributes, CK_ULONG count)
+{
+    CK_ULONG i = 0;
+
+    while (i < count && attributes[i].type != CKA_LABEL)
+        i++;
+    return i < count;
+}
+
 CK_RV habit_find_init(CK_SESSION_HANDLE session, CK_ATTRIBUTE *attributes, CK_ULONG count)
 {
+    static CK_UTF8CHAR nobody[] = "nobody";
+    CK_ATTRIBUTE other = {CKA_LABEL, nobody, sizeof nobody - 1};
     CK_RV rv = check_template(attributes, count, false);
+
+    if (habits()->no_search && names_label(attributes, count)) {
+        attributes = &other;
+        count = 1;
+    }
 
     (void)pthread_mutex_lock(&lock);
     for (size_t i = 0; i < session_count; i++)

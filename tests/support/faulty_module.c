@@ -82,6 +82,7 @@
  *   rude              the library writes to stdout, changes folder, umask and locale, uses SIGALRM
  *                     and SIGCHLD for itself, and has a thread of its own
  *   one-object        C_FindObjects hands out one at a time, and refuses to be asked for more
+ *   no-search         a search for a label finds nothing; all objects are listed
  *   from-zero         the first session and the first object have the handle 0
  *   leaky             each session and each signature costs a descriptor and 4 KiB for good; with
  *                     none left they are CKR_HOST_MEMORY

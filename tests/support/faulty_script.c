@@ -387,6 +387,7 @@ static const struct {
     FLAG("no-lengths", no_lengths),
     FLAG("narrow", narrow),
     FLAG("one-object", one_object),
+    FLAG("no-search", no_search),
     FLAG("not-present", not_present),
     FLAG("rude", rude),
     FLAG("from-zero", from_zero),

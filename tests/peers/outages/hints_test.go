@@ -24,7 +24,7 @@ var odd = []habit{
 		"C_GetMechanismList before CKR_FUNCTION_NOT_SUPPORTED\nC_GenerateRandom before CKR_FUNCTION_NOT_SUPPORTED\n" +
 		"C_GetInfo before CKR_FUNCTION_NOT_SUPPORTED\nC_GetSlotInfo before CKR_FUNCTION_NOT_SUPPORTED", ""},
 	{"profile token-flags 0x190102\nprofile own-login\nprofile no-lengths\nprofile nopub\nprofile lag 2\n" +
-		"profile yubihsm\nprofile leaky\nC_GetMechanismInfo before CKR_MECHANISM_INVALID\n" +
+		"profile yubihsm\nprofile leaky\nprofile no-search\nC_GetMechanismInfo before CKR_MECHANISM_INVALID\n" +
 		"C_GetSessionInfo before CKR_GENERAL_ERROR\nC_GenerateRandom before CKR_FUNCTION_FAILED\n" +
 		"C_Logout before CKR_FUNCTION_NOT_SUPPORTED", "cka_id_length = 2\nlabel_max = 40\n"},
 }
