@@ -40,9 +40,8 @@ FRONT   := $(SHARED) $(call object,$(wildcard plugin/*.c plugin/*/*.c)) $(PROTO:
 OBJECTS := $(sort $(WORKER) $(FRONT))
 ROOMS   := $(filter-out %/main.o,$(OBJECTS))
 SOURCES := $(wildcard hsm/*.[ch] hsm/*/*.[ch] plugin/*.[ch] plugin/*/*.[ch] $(foreach room,fuzz hsm support unit,tests/$(room)/*.[ch]))
-SOAK_SECONDS ?= 1800
 
-.PHONY: all help deps demo tutorial test test-faults test-spire-1.15 test-long soak check check-asan check-tsan analyze layers format-check bench objects clean
+.PHONY: all help deps demo tutorial test test-faults test-spire-1.15 test-long check check-asan check-tsan analyze layers format-check objects clean
 all: $(BUILD)/spire-hsm $(BUILD)/spire-hsm-worker ## the plugin: build/spire-hsm and its worker (the default)
 
 $(BUILD)/spire-hsm: $(FRONT)
@@ -110,11 +109,6 @@ test-spire-1.15: ## what SPIRE has a say in, on its 1.15.3; all else runs on 1.1
 test-long: ## the same at length: a thousand kills, 20,000 histories, half an hour of soak
 	@+LONG=1 HSM_KILLS=1000 UNIT_MODEL_HISTORIES=5000 SOAK_SECONDS=$(SOAK_SECONDS) $(MAKE) --no-print-directory test
 
-soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
-	@tests/lib/deps.sh build run test
-	$(again) all $(BUILD)/tests/faulty.so
-	@SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/real/soak.sh $(SOAK_SECONDS)
-
 check: all $(TESTS) $(FUZZERS) $(DUMPS) ## the tests that need neither SPIRE nor apt
 	@BUILD=$(BUILD) tests/run unit hsm fuzz peers
 
@@ -127,14 +121,6 @@ check-tsan: ## check, with the thread sanitizer
 objects: $(OBJECTS)
 analyze: ## gcc's static analyzer over all of hsm/ and plugin/
 	@+CFLAGS=-fanalyzer $(MAKE) --no-print-directory BUILD=$(BUILD)/analyze objects
-
-bench: ## signing beside the bare token and a plain Go plugin, a server's SVIDs, start, memory, slow tokens: 6 minutes
-	@tests/lib/deps.sh build run
-	$(again) all $(BUILD)/tests/support/raw_sign $(BUILD)/tests/faulty.so
-	@go -C tests/peers/rival build -o $(abspath $(BUILD)/tests/rival) .
-	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
-	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) \
-	    -peer $(abspath $(BUILD)/tests/rival) -spire "$$(tests/lib/spire.sh)" $(BENCH)
 
 layers: ## which folder may know which: the table in tests/lib/layers.sh
 	@tests/lib/layers.sh
@@ -155,4 +141,4 @@ clean:
 include tests/fuzz/fuzz.mk $(wildcard packaging/*.mk)
 
 help: ## this list
-	@sed -n 's/^\([a-z0-9.-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile tests/*.mk tests/fuzz/fuzz.mk packaging/*.mk | expand -t 20
+	@sed -n 's/^\([a-z0-9.-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile tests/*.mk tests/fuzz/fuzz.mk packaging/*.mk | expand -t 25

@@ -37,6 +37,21 @@ $(TESTS): | $(BUILD)/tests/faulty.so $(BUILD)/tests/collide.so $(BUILD)/tests/ot
 .SECONDARY: $(SUPPORT) $(STAND_INS:%=$(BUILD)/tests/support/%.o) \
             $(addsuffix .o,$(TESTS) $(FUZZERS) $(DUMPS) $(BUILD)/tests/support/raw_sign $(BUILD)/tests/fuzz/driver)
 
+.PHONY: soak bench
+SOAK_SECONDS ?= 1800
+soak: ## SOAK_SECONDS (1800) of random faults in a real SPIRE
+	@tests/lib/deps.sh build run test
+	$(again) all $(BUILD)/tests/faulty.so
+	@SPIRE_HSM=$(abspath $(BUILD)/spire-hsm) tests/real/soak.sh $(SOAK_SECONDS)
+
+bench: ## signing beside the bare token and a plain Go plugin, a server's SVIDs, start, memory, slow tokens: 6 minutes
+	@tests/lib/deps.sh build run
+	$(again) all $(BUILD)/tests/support/raw_sign $(BUILD)/tests/faulty.so
+	@go -C tests/peers/rival build -o $(abspath $(BUILD)/tests/rival) .
+	@go -C tests/peers run ./bench -plugin $(abspath $(BUILD)/spire-hsm) \
+	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) \
+	    -peer $(abspath $(BUILD)/tests/rival) -spire "$$(tests/lib/spire.sh)" $(BENCH)
+
 .PHONY: test-fresh test-arm64
 test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc and Go, as root
 	@tests/lib/deps.sh deb
