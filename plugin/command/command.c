@@ -90,9 +90,14 @@ static const struct command {
      "in the label. The command has each key sign once, to prove it.\n"
      "local_authority_id is SPIRE's for an X.509 authority; that of a JWT authority is random.\n"
      "\n"
-     "States: current (a server serves it), older (a newer key is served), half (one half of a\n"
-     "pair, left by a crash), unfit (must not be served, for the reason given), duplicate (two\n"
-     "keys have one name or generation), unknown (the command could not examine it).\n",
+     "The states of a key:\n"
+     "    current     a server serves it, or its next start would\n"
+     "    older       a newer key is served\n"
+     "    not served  it is newer than the key that a start serves by the record\n"
+     "    half        a crash left one half of a pair\n"
+     "    unfit       it must not be served, for the reason given\n"
+     "    duplicate   two keys have one name or generation\n"
+     "    unknown     the command could not examine it\n",
      keys_command},
     {"prune", PRUNE, "prune --config FILE [OPTION...]", "destroy keys that nobody needs any more",
      "Lists keys that nobody needs, and destroys them with --yes. By default these are leftovers\n"
