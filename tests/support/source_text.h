@@ -19,4 +19,8 @@ void go_home(const char *file);
  * test if the file is absent or too long. */
 void append_file(const char *path, char *text, size_t room);
 
+/* All .c files of hsm/ and plugin/, one after the other; strings that the compiler joins are one
+ * string. The caller frees it. */
+char *read_sources(void);
+
 #endif

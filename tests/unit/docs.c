@@ -1,7 +1,6 @@
 /* docs/operating.md lists what the log says: every text it quotes is in the sources, and every
  * message that the sources log is in the list. (The option tables are unit/config.c's.) */
 #include <ctype.h>
-#include <glob.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,43 +9,10 @@
 #include "hsm/base/scope.h"
 #include "tests/support/source_text.h"
 
-enum { PAGE_MAX = 1 << 16, SOURCES_MAX = 1 << 20, QUOTES_MAX = 400, TEXT_MAX = 512 };
+enum { PAGE_MAX = 1 << 16, QUOTES_MAX = 400, TEXT_MAX = 512 };
 
 static const char heading[] = "\n## What to do when\n";
 static const char of_another[] = "(SPIRE's own)"; /* behind a text that is not ours */
-
-/* Strings as the compiler joins them: "a long "   "sentence" is one. */
-static void join_strings(char *text)
-{
-    char *to = text;
-
-    for (const char *at = text; *at != '\0'; at++) {
-        const char *next = *at == '"' ? at + 1 + strspn(at + 1, " \n") : at;
-
-        if (next > at + 1 && *next == '"')
-            at = next;
-        else
-            *to++ = *at;
-    }
-    *to = '\0';
-}
-
-static char *sources(void)
-{
-    char *text = calloc(1, SOURCES_MAX);
-    glob_t files;
-
-    assert_non_null(text);
-    assert_int_equal(glob("hsm/*.c", 0, NULL, &files), 0);
-    assert_int_equal(glob("hsm/*/*.c", GLOB_APPEND, NULL, &files), 0);
-    assert_int_equal(glob("plugin/*.c", GLOB_APPEND, NULL, &files), 0);
-    assert_int_equal(glob("plugin/*/*.c", GLOB_APPEND, NULL, &files), 0);
-    for (size_t i = 0; i < files.gl_pathc; i++)
-        append_file(files.gl_pathv[i], text, SOURCES_MAX);
-    globfree(&files);
-    join_strings(text);
-    return text;
-}
 
 /* Without the blanks around it: they may stand in another string than the words. */
 static const char *trim(char *part)
@@ -128,7 +94,7 @@ static struct page *read_page(void)
 static void every_text_that_the_page_quotes_is_in_the_sources(void **state)
 {
     OWNED(scope_free) struct page *page = read_page();
-    OWNED(scope_free) char *source = sources();
+    OWNED(scope_free) char *source = read_sources();
 
     (void)state;
     for (size_t i = 0; i < page->count; i++)
@@ -295,7 +261,7 @@ static bool is_listed(const struct page *page, const struct messages *messages, 
 static void every_message_of_the_log_is_in_the_list(void **state)
 {
     OWNED(scope_free) struct page *page = read_page();
-    OWNED(scope_free) char *source = sources();
+    OWNED(scope_free) char *source = read_sources();
     OWNED(scope_free) struct messages *messages = read_messages(source);
     size_t absent = 0;
 
