@@ -20,6 +20,7 @@
 
 #include "hsm/base/clock.h"
 #include "tests/support/publish_scene.h"
+#include "tests/support/traced.h"
 
 enum { SIZE = 20000, KILLS = 60, STEPS_MAX = 400 };
 
@@ -84,50 +85,9 @@ static char read_letter(const struct scene *scene)
     return bytes[0];
 }
 
-/* A publication that stops before its first step. -1 = this machine does not let us. */
-static pid_t start_traced(const struct scene *scene)
+static bool publish_new(void *scene)
 {
-    pid_t child = fork();
-    int status;
-
-    if (child == 0) {
-        if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0)
-            _exit(2);
-        (void)raise(SIGSTOP);
-        _exit(publish_letter(scene, 'n') == 0 ? 0 : 1);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    if (!WIFSTOPPED(status))
-        return -1;
-    assert_int_equal(ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACESYSGOOD), 0);
-    return child;
-}
-
-/* Into the kernel or out of it. false: it has ended. */
-static bool step(pid_t child)
-{
-    int status;
-
-    assert_int_equal(ptrace(PTRACE_SYSCALL, child, NULL, NULL), 0);
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return WIFSTOPPED(status);
-}
-
-/* Runs one publication up to its nth step and kills it there. 1 = killed, 0 = it had ended
- * before, -1 = this machine does not let us. */
-static int kill_at_step(const struct scene *scene, int steps)
-{
-    pid_t child = start_traced(scene);
-    int status;
-
-    if (child < 0)
-        return -1;
-    for (int i = 0; i < steps; i++)
-        if (!step(child))
-            return 0;
-    assert_int_equal(kill(child, SIGKILL), 0);
-    assert_int_equal(waitpid(child, &status, 0), child);
-    return 1;
+    return publish_letter(scene, 'n') == 0;
 }
 
 static void killed_between_any_two_steps_the_file_is_old_or_new(void **state)
@@ -140,7 +100,7 @@ static void killed_between_any_two_steps_the_file_is_old_or_new(void **state)
     for (int step = 1; step < STEPS_MAX && result > 0; step++) {
         assert_int_equal(publish_letter(scene, 'o'), 0);
         assert_int_equal(count(scene, ".tmp-"), 0);
-        result = kill_at_step(scene, step);
+        result = traced_kill(publish_new, *state, step);
         if (result < 0) {
             print_message("skipped: tracing is not allowed here\n");
             skip();
@@ -161,15 +121,14 @@ static void killed_between_any_two_steps_the_file_is_old_or_new(void **state)
  * of it. */
 static void a_file_gets_its_name_when_it_is_on_the_disk(void **state)
 {
-    const struct scene *scene = *state;
-    pid_t child = start_traced(scene);
+    pid_t child = traced_start(publish_new, *state);
     char steps[16] = "";
 
     if (child < 0) {
         print_message("skipped: tracing is not allowed here\n");
         skip();
     }
-    while (step(child)) {
+    while (traced_step(child)) {
         struct __ptrace_syscall_info info = {0};
         const char *known = "";
 

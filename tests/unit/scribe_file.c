@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include "hsm/base/scope.h"
+#include "plugin/keys/scribe_file.h"
+#include "tests/support/traced.h"
 
 /* ---- writing ---- */
 
@@ -433,6 +435,75 @@ static void a_kill_leaves_what_was_acknowledged(void **state)
     print_message("%d kills, %llu writes\n", KILLS, (unsigned long long)before);
 }
 
+/* ---- a kill at each step ---- */
+
+enum { STEPS_MAX = 400 };
+
+struct change {
+    const char *path;
+    const char *text; /* of the new record */
+};
+
+static bool write_change(void *context)
+{
+    const struct change *change = context;
+    struct scribe_file file = {.path = change->path, .good = true};
+
+    return scribe_file_write(&file, change->text, strlen(change->text), NULL) == 0;
+}
+
+static char *text_of(size_t keys)
+{
+    struct scribe *scribe;
+    enum scribe_found found;
+    size_t length;
+    char *text;
+
+    assert_int_equal(scribe_open("", &own_scope, &scribe, &found, NULL), 0);
+    for (size_t i = 1; i <= keys; i++) {
+        add_key(scribe, RECORD_ATTEMPTED, (uint32_t)i);
+        scribe_commit(scribe, NULL, NULL);
+    }
+    text = record_format(scribe_edit(scribe), &length);
+    scribe_leave(scribe);
+    scribe_release(scribe);
+    assert_non_null(text);
+    return text;
+}
+
+/* A start finds it as it was, or as it became; and the one before it whole, or none. */
+static void killed_at_any_step_of_a_write_the_record_is_old_or_new(void **state)
+{
+    const struct room *room = *state;
+    OWNED(scope_free) char *before = text_of(1);
+    OWNED(scope_free) char *after = text_of(2);
+    struct change to_before = {room->path, before};
+    struct change to_after = {room->path, after};
+    int result = 1;
+    int seen[3] = {0};
+
+    for (int step = 1; step < STEPS_MAX && result > 0; step++) {
+        int keys;
+
+        assert_true(write_change(&to_before) && write_change(&to_before));
+        assert_int_equal(entries(room->folder), 2); /* what was killed left nothing for long */
+        result = traced_kill(write_change, &to_after, step);
+        if (result < 0) {
+            print_message("skipped: tracing is not allowed here\n");
+            skip();
+        }
+        keys = keys_in(room->path, NULL);
+        assert_in_range(keys, 1, 2);
+        assert_int_equal(keys_in(room->copy, NULL), 1);
+        scribe_release(opened(room, SCRIBE_RECORD));
+        await_threads(room);
+        seen[keys]++;
+    }
+    assert_int_equal(result, 0);
+    assert_true(seen[1] > 10);
+    assert_true(seen[2] > 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -449,6 +520,7 @@ int main(void)
         IN_ROOM(other_scopes_stay_in_the_file),
         IN_ROOM(the_identity_can_be_read_from_it),
         IN_ROOM(a_kill_leaves_what_was_acknowledged),
+        IN_ROOM(killed_at_any_step_of_a_write_the_record_is_old_or_new),
     };
 
     return cmocka_run_group_tests(tests, start_a_thread, NULL);

@@ -123,6 +123,39 @@ func TestAPluginKilledWhileItWritesItsRecordServesTheNewestKeys(t *testing.T) {
 
 // ---- its disk ----
 
+// Each rotation waits for the disk as long as the scribe is patient. Nobody else does.
+func TestAHungDiskUnderTheRecordHoldsUpNoSignatureAndStopsNoRotation(t *testing.T) {
+	t.Parallel()
+	faults(t, 1)
+	b := newBench(t, "")
+	disk := filepath.Join(b.Dir, "disk")
+	freeze := mountFreezable(t, disk)
+	b.Data = withDefaults(b.Data) + fmt.Sprintf("record_file = %q\n", filepath.Join(disk, "record"))
+	p, still, l := b.Busy(t, 4)
+	before := scene.Generate(t, p, "JWT-Signer-A", p256)
+	thaw := freeze()
+	for range 3 {
+		last := scene.Generate(t, p, "JWT-Signer-A", p256)
+		scene.Sign(t, p, still, last)
+		before = last
+	}
+	l.Round()
+	line := p.Logs.Wait(t, "record_file was not written within 2 s")
+	if line.Level != hclog.Warn {
+		t.Errorf("the log says: %v", line)
+	}
+	thaw()
+	p.Logs.Wait(t, "record_file is written again")
+	l.EndWithoutFailures()
+	unload(t, p)
+	p = b.Ready(t)
+	for _, key := range []*keymanagerv1.PublicKey{still, before} {
+		if found := served(t, p); found[key.Id].GetFingerprint() != key.Fingerprint {
+			t.Errorf("served after a restart: %v; want %v", found, key)
+		}
+	}
+}
+
 // The first rotation waits for the disk, once, as long as the scribe is patient; then they go on.
 func TestAFullDiskUnderTheRecordStopsNoRotationAndDestroysNothing(t *testing.T) {
 	t.Parallel()

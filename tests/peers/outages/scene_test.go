@@ -12,8 +12,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -160,6 +162,37 @@ func mount(t testing.TB, directory string, kilobytes int) {
 	scene.Must(t, os.MkdirAll(directory, 0o700))
 	scene.Must(t, syscall.Mount("tmpfs", directory, "tmpfs", 0, fmt.Sprintf("size=%dk,mode=0700", kilobytes)))
 	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
+}
+
+// mountFreezable is a disk that can be stopped: who writes to it waits, and not even SIGKILL ends that
+// wait. Where there is no such disk the test is skipped.
+func mountFreezable(t testing.TB, directory string) (freeze func() (thaw func())) {
+	t.Helper()
+	const fiFreeze, fiThaw = 0xc0045877, 0xc0045878 // <linux/fs.h>
+	image := directory + ".image"
+	scene.Must(t, os.MkdirAll(directory, 0o700))
+	scene.Must(t, os.WriteFile(image, nil, 0o600))
+	scene.Must(t, os.Truncate(image, 8<<20))
+	for _, command := range [][]string{{"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, directory}} {
+		if output, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Skipf("no disk that can be frozen: %v: %v %s", command, err, output)
+		}
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(directory, syscall.MNT_DETACH) })
+	return func() func() {
+		t.Helper()
+		root, err := os.Open(directory)
+		scene.Must(t, err)
+		if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, root.Fd(), fiFreeze, 0); errno != 0 {
+			t.Skipf("no disk that can be frozen: %v", errno)
+		}
+		thaw := sync.OnceFunc(func() {
+			_, _, _ = syscall.Syscall(syscall.SYS_IOCTL, root.Fd(), fiThaw, 0)
+			_ = root.Close()
+		})
+		t.Cleanup(thaw)
+		return thaw
+	}
 }
 
 func remount(t testing.TB, directory string, readOnly bool) {
