@@ -305,6 +305,17 @@ static void the_pin_is_never_repeated(void **state)
         "max_sessions = \"hunter2\"",
         "{\"pin\": \"hunter2\" \"hunter2\"}",
         "{\"pin\": hunter2}",
+        "key_template = \"hunter2\"",
+        "attribute_check = \"hunter2\"",
+        "missing_keys = \"hunter2\"",
+        "verify_signatures = \"hunter2\"",
+        "startup_wait = \"hunter2\"",
+        "destroy_superseded = \"hunter2\"",
+        "previous \"hunter2\" {}",
+        "previous { pinn = \"hunter2\" }",
+        "previous { pin = hunter2 }",
+        "previous { keys_file = \"hunter2\" }",
+        "previous = \"hunter2\"",
     };
 
     (void)state;
