@@ -298,3 +298,18 @@ func TestAYubiHSMsThirtySecondsOfIdlenessCostNoCall(t *testing.T) {
 	t.Parallel()
 	idleTest(t, "profile yubihsm\n", "cka_id_length = 2\nlabel_max = 40\nkeep_alive = \"0\"", 35*time.Second, either(1, 3))
 }
+
+// A client of an HSM group whose members are dead may take that long. LONG=1, as it is waited for.
+func TestALibraryThatTakesMoreThanAMinuteToComeUpIsWaitedFor(t *testing.T) {
+	if !long {
+		t.Skip("LONG=1 is not set")
+	}
+	t.Parallel()
+	faults(t, 1)
+	b := newFaulty(t, "startup_wait = \"150s\"\n", "C_Initialize before sleep 65000 once shared")
+	p := b.Ready(t)
+	if ends := p.Ends(); len(ends) != 0 {
+		t.Errorf("%d workers were ended before one was let come up: %v", len(ends), ends)
+	}
+	scene.Sign(t, p, scene.Generate(t, p, "x509-CA-A", p256))
+}
