@@ -316,6 +316,34 @@ static CK_RV small_rsa(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANIS
     return rv;
 }
 
+static CK_RV ones_alone(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism, CK_MECHANISM_INFO *about)
+{
+    (void)slot;
+    (void)mechanism;
+    memset(about, 0xff, sizeof *about);
+    return CKR_OK;
+}
+
+static CK_RV nothing_filled_in(CK_SLOT_ID slot, CK_MECHANISM_TYPE mechanism,
+                               CK_MECHANISM_INFO *about)
+{
+    (void)slot;
+    (void)mechanism;
+    (void)about;
+    return CKR_OK;
+}
+
+static void nonsense_about_mechanisms_is_only_a_hint(void **state)
+{
+    struct hsm_settings settings = room_good();
+
+    (void)state;
+    list->C_GetMechanismInfo = ones_alone;
+    live(&settings);
+    list->C_GetMechanismInfo = nothing_filled_in;
+    live(&settings);
+}
+
 /* One that does what it says it cannot is believed, and one that cannot too. */
 static void what_a_token_says_it_cannot_is_tried_once(void **state)
 {
@@ -360,6 +388,7 @@ static const struct CMUnitTest others[] = {
     TEST(a_token_that_is_write_protected_is_read),
     TEST(a_lost_login_is_noticed_though_the_session_does_not_tell),
     TEST(what_a_token_says_it_cannot_is_tried_once),
+    TEST(nonsense_about_mechanisms_is_only_a_hint),
     TEST(what_a_token_said_and_was_not_so_is_remarked),
 };
 enum { OTHERS = sizeof others / sizeof others[0] };
