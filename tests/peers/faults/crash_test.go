@@ -46,7 +46,7 @@ func TestEveryFunctionThatIsCalledFailsHere(t *testing.T) {
 	}
 }
 
-var ends = []string{"segv", "abort", "kill"}
+var ends = []string{"segv", "abort", "kill", "exit"}
 
 // everyCrash of these functions, before and after the effect, at the 1st, 2nd and nth call;
 // each of them by another end, by all of them in the long run.
