@@ -72,16 +72,21 @@ void loss_add_previous(const struct record *record, char *names, size_t room)
     }
 }
 
+/* An operator can do without the end of the sentence, but not without the code. */
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault)
 {
-    return fault_set(fault, FAULT_FAILED_PRECONDITION,
-                     "%s: not on token \"%s\" (serial %s), but SPIRE needs it. With new keys in "
-                     "its place every agent of this trust domain ends, unless an UpstreamAuthority "
-                     "or a second server on this datastore is there. Bring back the token, or a "
-                     "backup of it; if the loss is final, accept it with accept_loss = \"%s\" in "
-                     "plugin_data or with: spire-hsm accept %s",
-                     names, token->label, token->serial, code, code);
+    enum { MOST = 220 };
+    const char *more = strlen(names) > MOST ? "..." : "";
+
+    return fault_set(
+        fault, FAULT_FAILED_PRECONDITION,
+        "%.*s%s: not on token \"%s\" (serial %s), but SPIRE needs it. Bring back the "
+        "token, or a backup of it; if the loss is final, accept it with accept_loss = "
+        "\"%s\" in plugin_data or with: spire-hsm accept %s. New keys in its place end "
+        "every agent of this trust domain, unless the key was only prepared, or an "
+        "UpstreamAuthority or a second server on this datastore is there",
+        MOST, names, more, token->label, token->serial, code, code);
 }
 
 int loss_refuse_damage(const char *code, struct fault *fault)
@@ -96,15 +101,13 @@ int loss_refuse_damage(const char *code, struct fault *fault)
 int loss_refuse_anothers(const struct config_keymanager *config, const char *code,
                          struct fault *fault)
 {
-    const char *identity = config->key_identifier_file;
-
-    return fault_set(
-        fault, FAULT_FAILED_PRECONDITION,
-        "record_file \"%s\" is another server's: it has no keys of %s%s. One of the two "
-        "was exchanged: restore it, or every agent may end. If this is a new server, "
-        "say so with accept_loss = \"%s\" in plugin_data or with: spire-hsm accept %s",
-        config->record_file, *identity ? identity : "key_identifier_value ",
-        *identity ? "" : config->key_identifier_value, code, code);
+    return fault_set(fault, FAULT_FAILED_PRECONDITION,
+                     "record_file is another server's: it has no keys of this identity. One of the "
+                     "two was exchanged: restore it, or every agent may end. If this is a new "
+                     "server, say so with accept_loss = \"%s\" in plugin_data or with: spire-hsm "
+                     "accept %s (%s%s%s)",
+                     code, code, config->key_identifier_file,
+                     config->key_identifier_file[0] != '\0' ? ", " : "", config->record_file);
 }
 
 int loss_accept(const char *record_path, const char *code, struct fault *fault)

@@ -115,6 +115,14 @@ key_destroyed() {
         token_tool --delete-object --type pubkey --label "$label"
 }
 
+# The label of the key of the authority that is prepared.
+x509_prepared() {
+    server localauthority x509 prepare &&
+        "$SPIRE_HSM" keys --config "$server_conf" --expand-env --json >"$scratch/keys" &&
+        prepared=$(jq -er --arg id "$(x509_authority prepared)" \
+            '.keys[] | select(.local_authority_id == $id).label' "$scratch/keys")
+}
+
 # Half of a file is what a disk leaves of it.
 damage() {
     truncate -s $(($(stat -c %s "$1") / 2)) "$1"
@@ -260,6 +268,19 @@ check "with a warning" warned "key is gone, or cannot be proven"
 check "with the same X.509 authority" same_x509
 check "and another JWT authority" not same_jwt
 check "the agent has lived on, and fetches a JWT-SVID" agent_lives_on
+
+section "A prepared X.509 key alone is lost"
+remember
+check "an X.509 authority is prepared" x509_prepared
+must "the server stops" stop server
+check "its key is destroyed" key_destroyed "$prepared"
+check "a start is refused, as it may be in use" refused_saying "unless the key was only prepared"
+check "with a code for this loss" refusal_code
+conf_set accept_loss "${code-}"
+check "accept_loss = that code: a start goes on" server_start
+check "with the same authorities" same_authorities
+check "the agent has lived on, and fetches a JWT-SVID" agent_lives_on
+sed -i '/^ *accept_loss = /d' "$server_conf"
 
 section "The token is lost"
 remember

@@ -406,9 +406,12 @@ must "the server stops" stop server
 must "a backup is made" back_up
 must "the server starts" server_start
 check "another JWT authority is prepared" jwt_prepare
+check "so is an X.509 authority" server localauthority x509 prepare
 must "the server stops" stop server
 must "it is restored" restore_token
 check "the active X.509 authority is on the token that is restored" token_has_x509_authority
+check "a start is refused for the prepared one" refused_saying "unless the key was only prepared"
+check "the loss is accepted" loss_accepted
 must "the server starts" server_start
 check "the authorities are those of before" same_authorities
 check "a minted JWT-SVID verifies" mints
