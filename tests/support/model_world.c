@@ -317,16 +317,37 @@ struct scribe {
 
 void clear_disks(void)
 {
-    for (unsigned i = 0; i < SERVERS; i++)
+    for (unsigned i = 0; i < SERVERS; i++) {
         record_close(&world.disks[i].record);
+        record_close(&world.kept[i].record);
+    }
     memset(world.disks, 0, sizeof world.disks);
+    memset(world.kept, 0, sizeof world.kept);
+}
+
+static void copy(const struct disk *from, struct disk *to)
+{
+    record_close(&to->record);
+    to->there = from->there;
+    assert_int_equal(record_copy(&from->record, &to->record), 0);
 }
 
 void copy_disk(void)
 {
-    record_close(&world.disks[1].record);
-    world.disks[1].there = world.disks[0].there;
-    assert_int_equal(record_copy(&world.disks[0].record, &world.disks[1].record), 0);
+    copy(&world.disks[0], &world.disks[1]);
+}
+
+void keep_disk(unsigned i)
+{
+    copy(&world.disks[i], &world.kept[i]);
+}
+
+bool restore_disk(unsigned i, const struct label_scope *scope)
+{
+    if (!world.kept[i].there || !label_same_scope(&world.kept[i].record.scope, scope))
+        return false;
+    copy(&world.kept[i], &world.disks[i]);
+    return true;
 }
 
 static struct server *server_loading(void)

@@ -108,7 +108,8 @@ extern struct world {
     struct server servers[SERVERS];
     struct journal journals[SERVERS];
     struct disk disks[SERVERS];
-    unsigned lost; /* writes that were not on the disk in time */
+    struct disk kept[SERVERS]; /* backups of them */
+    unsigned lost;             /* writes that were not on the disk in time */
     /* while the other server starts: this one does at most so much */
     void (*meanwhile)(struct server *server, unsigned most);
     unsigned opening; /* the server whose identity is read just now */
@@ -149,6 +150,10 @@ bool is_shared(void);  /* two servers have one identity, and know nothing of eac
 
 /* The disk of the second server becomes a copy of the first one's. */
 void copy_disk(void);
+
+/* A backup of a disk is made; and comes back, if there is one of this scope. */
+void keep_disk(unsigned i);
+bool restore_disk(unsigned i, const struct label_scope *scope);
 
 /* Is this the object that the server signs with? */
 bool serves(const struct server *server, const struct object *object);

@@ -283,6 +283,21 @@ static void forget_place(unsigned index)
     (void)unlink(path);
 }
 
+/* Of the disk that a server reads, while nobody writes to it. An older record does not say that a
+ * newer key must be waited for, so the next start may pass over one that does not show. */
+static void keep_or_restore_record(struct server *server)
+{
+    unsigned disk = take_turns() ? 0 : index_of(server);
+
+    if (one_in(10))
+        keep_disk(disk);
+    if (!one_in(40) || !restore_disk(disk, &server->scope))
+        return;
+    tell(server, "has an older record again", NULL);
+    for (unsigned i = 0; i < SERVERS; i++)
+        world.servers[i].copied |= take_turns() || &world.servers[i] == server;
+}
+
 /* What may happen while a server does not run. */
 static void idle(struct server *server)
 {
@@ -300,6 +315,8 @@ static void idle(struct server *server)
         server->copied = true;
         *server->journal = world.journals[0];
     }
+    if ((world.sharing == OWN_FILES || world.sharing == ONE_FILE) && may_start(server))
+        keep_or_restore_record(server);
     if (has_values() && may_start(server) && one_in(60)) {
         tell(server, "has moved to another host", NULL);
         forget_place(take_turns() ? 0 : index_of(server));
