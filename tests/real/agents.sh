@@ -48,6 +48,21 @@ agent_killed() {
     [ -n "$all" ] && await 12 not alive $all
 }
 
+# Its module shows no private key for some seconds of a start.
+agent_configured_to_look_in_vain() {
+    cp "${FAULTY:-$(dirname "$SPIRE_HSM")/tests/faulty.so}" "$RUNTIME_DIRECTORY/faulty.so" &&
+        chmod 755 "$RUNTIME_DIRECTORY/faulty.so" && labels=$(agent_labels) &&
+        echo "profile hide private 3000" >"$scratch/run/faults" || return 1
+    export FAULTY_MODULE=$softhsm FAULTY_SCRIPT=$scratch/run/faults
+    agent_conf=$scratch/etc/agent-in-vain.conf
+    sed "s|module = .*|module = \"$RUNTIME_DIRECTORY/faulty.so\"|" "$here/../examples/agent.conf" >"$agent_conf" &&
+        grep faulty.so "$agent_conf"
+}
+
+key_is_kept() {
+    agent_labels && [ -z "$(comm -23 <(echo "$labels") <(agent_labels))" ]
+}
+
 known_to_the_server() {
     server agent list -output json | jq -e '.agents | length == 1'
 }
@@ -218,6 +233,13 @@ check "the workload fetches a JWT-SVID" serves
 check "kill -9 of the agent takes plugin and worker with it" agent_killed
 check "it comes back without a join token" agent_start
 check "the workload fetches a JWT-SVID" serves
+check "the agent stops" stop agent
+must "at its next start the token shows no private key for 3 s" agent_configured_to_look_in_vain
+check "it comes back without a join token" agent_start
+check "it waited for its key" agent_says "waiting for the keys on the token"
+check "its key is still there" key_is_kept
+check "the workload fetches a JWT-SVID" serves
+agent_conf=$here/../examples/agent.conf
 check "for the server it is one agent" known_to_the_server
 check "the agent stops" stop agent
 must "its key is removed from the token" agent_key_removed
