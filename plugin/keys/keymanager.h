@@ -75,11 +75,15 @@
  *     -> a_start_without_another_key_goes_on
  *   the record is damaged: its copy is used, or the start refused
  *     -> a_damaged_record_is_no_reason_to_begin_anew
+ *   the record is another server's: the start is refused, until that is accepted
+ *     -> TestAStartBesideAnotherServersRecordIsRefusedUntilItIsAccepted
  *   the process ends while it writes the record: the newest key, which is served
  *     -> TestAPluginKilledWhileItWritesItsRecordServesTheNewestKeys
+ *     -> killed_at_any_step_of_a_write_the_record_is_old_or_new
  *   the record cannot be written: keys are made all the same, and nothing more is destroyed
  *     -> one_server_started_again_and_again
  *     -> TestAFullDiskUnderTheRecordStopsNoRotationAndDestroysNothing
+ *     -> TestAHungDiskUnderTheRecordHoldsUpNoSignatureAndStopsNoRotation
  *   there is no record: the newest key is served, and nothing of before is destroyed
  *     -> without_a_record_the_newest_key_is_served_and_nothing_goes
  *   the role may not destroy: the old key stays, and the log says so
