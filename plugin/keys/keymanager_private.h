@@ -102,8 +102,8 @@ bool rotation_is_awaited(struct attempt *attempt);
 int64_t rotation_deadline(struct attempt *attempt);
 
 /* The attempt can go on with `step` at resume_at, from the tick, and once more just before the
- * deadline of who waits; unless we are closing (it
- * fails with its reason) or a reconfiguration waits (who waits goes on behind the gate). */
+ * deadline of who waits; unless we are closing (it fails with its reason) or a reconfiguration
+ * waits (who waits goes on behind the gate). */
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason);
 
