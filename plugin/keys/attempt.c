@@ -23,7 +23,7 @@
 #include "plugin/report/log.h"
 #include "plugin/report/metrics.h"
 
-enum { GENERATIONS_MAX = 5, DOUBLINGS_MAX = 3, UNFIT_MAX = 2, LATE_LOOKS = 15 };
+enum { GENERATIONS_MAX = 5, DOUBLINGS_MAX = 2, UNFIT_MAX = 2, LATE_LOOKS = 15 };
 
 static const int64_t pause_before_resuming = CLOCK_SECOND;
 
@@ -122,8 +122,8 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
 
 /* ---- pauses ---- */
 
-/* A further generation waits longer each time (2, 4, 8 s, and then 8 s each): what the token cannot
- * do now it may do in a moment, within the patience of who asked. */
+/* A further generation waits longer (2 s, and then 4 s each): what the token cannot do now it may
+ * do in a moment, within the patience of who asked. */
 static int64_t pause_before(const struct attempt *attempt, void (*step)(struct attempt *))
 {
     unsigned doublings = attempt->generations - 1;
