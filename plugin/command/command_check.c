@@ -119,7 +119,7 @@ static void check_identity_folder(struct check *check)
     char path[HSM_PATH_MAX];
     const char *folder;
 
-    memcpy(path, check->config->config.keymanager.key_identifier_file, sizeof path);
+    memcpy(path, check->config->config.keymanager.place.key_identifier_file, sizeof path);
     folder = dirname(path);
     if (faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0 || errno == EPERM ||
         errno == ENOSYS) { /* no answer, from an old container runtime */
@@ -213,7 +213,7 @@ static void check_previous(struct check *check, struct record *record)
 
 static void check_start(struct check *check)
 {
-    bool no_previous = !check->config->config.keymanager.previous.given;
+    bool no_previous = !check->config->config.keymanager.has_previous;
     struct command_start start;
     struct fault fault;
 

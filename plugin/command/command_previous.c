@@ -62,7 +62,7 @@ int command_previous_of(const struct config *config, struct record *record,
     const struct record_key *taken;
     enum previous_verdict verdict;
 
-    *found = (struct command_previous){.given = config->keymanager.previous.given};
+    *found = (struct command_previous){.given = config->keymanager.has_previous};
     if (!found->given) {
         tell_places(record, found);
         return 0;

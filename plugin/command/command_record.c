@@ -103,7 +103,7 @@ static int look(const struct config *config, struct record *record, struct comma
 
     if (command_open_token(&config->keymanager, -1, &token, fault) != 0)
         return -1;
-    return command_start_of(&token, record, !config->keymanager.previous.given, start, fault);
+    return command_start_of(&token, record, !config->keymanager.has_previous, start, fault);
 }
 
 /* A start would be refused, and this loss can be accepted; anything else could not be looked at. */

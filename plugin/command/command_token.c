@@ -74,7 +74,7 @@ int command_open_token(const struct config_keymanager *config, int lock,
     if (start(config, lock, token, fault) != 0)
         return -1;
     if (supervisor_wait(token->supervisor, 0, &never, &token->info, fault) != 0)
-        return blame_user(config->pin_file, fault);
+        return blame_user(config->place.pin_file, fault);
     return 0;
 }
 
@@ -187,7 +187,7 @@ int command_identity(const struct config *config, bool lock, struct identity *id
                      struct label_scope *scope, struct fault *fault)
 {
     if (identity_find(config, lock, identity, fault) != 0)
-        return blame_user(config->keymanager.key_identifier_file, fault);
+        return blame_user(config->keymanager.place.key_identifier_file, fault);
     *scope = identity->scope;
     return 0;
 }
@@ -197,10 +197,10 @@ int command_named(const struct command_options *options, const struct config *co
 {
     struct config named = {.kind = CONFIG_KEYMANAGER};
     const char *text = options->server_id ? options->server_id : options->server_id_file;
-    char *to = options->server_id ? named.keymanager.key_identifier_value
-                                  : named.keymanager.key_identifier_file;
-    size_t room = options->server_id ? sizeof named.keymanager.key_identifier_value
-                                     : sizeof named.keymanager.key_identifier_file;
+    char *to = options->server_id ? named.keymanager.place.key_identifier_value
+                                  : named.keymanager.place.key_identifier_file;
+    size_t room = options->server_id ? sizeof named.keymanager.place.key_identifier_value
+                                     : sizeof named.keymanager.place.key_identifier_file;
 
     if (strlen(text) == 0 || strlen(text) >= room)
         return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s: 1 to %zu bytes are expected",

@@ -246,12 +246,13 @@ static void check_previous(const struct reading *r, unsigned line)
 static void check_other_place(struct reading *r)
 {
     const struct config_keymanager *own = &r->config->keymanager;
-    const struct config_previous *previous = &own->previous;
+    const struct config_place *previous = &own->previous;
 
-    if (previous->given && previous->keys_file[0] == '\0' &&
-        strcmp(previous->module, own->module) == 0 && strcmp(previous->token, own->token) == 0 &&
-        strcmp(previous->key_identifier_file, own->key_identifier_file) == 0 &&
-        strcmp(previous->key_identifier_value, own->key_identifier_value) == 0)
+    if (own->has_previous && previous->keys_file[0] == '\0' &&
+        strcmp(previous->module, own->place.module) == 0 &&
+        strcmp(previous->token, own->place.token) == 0 &&
+        strcmp(previous->key_identifier_file, own->place.key_identifier_file) == 0 &&
+        strcmp(previous->key_identifier_value, own->place.key_identifier_value) == 0)
         note(r->notes, true,
              "previous: it is this token and key identifier itself, and there is nothing to move");
 }
@@ -266,7 +267,7 @@ static void read_previous(struct reading *r, const struct hcl_item *block)
         note(r->notes, true, "line %u: previous: expected a block without a label", block->line);
         return;
     }
-    r->config->keymanager.previous.given = true;
+    r->config->keymanager.has_previous = true;
     read_items(&inner, block);
     if (r->notes->errors == errors)
         check_previous(&inner, block->line);
@@ -291,10 +292,10 @@ static void read_trust_domain(struct reading *r, const char *name)
 /* The record lies beside the identity, unless its place is given. */
 static void place_record(struct config_keymanager *config)
 {
-    if (config->record_file[0] == '\0' && config->key_identifier_file[0] != '\0')
+    if (config->record_file[0] == '\0' && config->place.key_identifier_file[0] != '\0')
         (void)snprintf(config->record_file, sizeof config->record_file, "%.*s.keys",
                        (int)(sizeof config->record_file - sizeof ".keys"),
-                       config->key_identifier_file);
+                       config->place.key_identifier_file);
 }
 
 /* Without a record each start would take all of previous anew, and nothing would ever move. */
@@ -302,7 +303,7 @@ static void check_record_file(struct reading *r)
 {
     const struct config_keymanager *config = &r->config->keymanager;
 
-    if (config->previous.given && config->record_file[0] == '\0')
+    if (config->has_previous && config->record_file[0] == '\0')
         note(r->notes, true,
              "previous: record_file is required beside key_identifier_value: what has moved is "
              "written down there");
@@ -406,8 +407,9 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
  * the host. */
 static void name_latch(const struct config_keymanager *config, char latch[HSM_PATH_MAX])
 {
-    const char *beside =
-        config->key_identifier_file[0] != '\0' ? config->key_identifier_file : config->record_file;
+    const char *beside = config->place.key_identifier_file[0] != '\0'
+                             ? config->place.key_identifier_file
+                             : config->record_file;
     uint8_t digest[SHA256_DIGEST_LENGTH];
     char hex[2 * LATCH_HASH + 1];
 
@@ -416,8 +418,8 @@ static void name_latch(const struct config_keymanager *config, char latch[HSM_PA
                        (int)(HSM_PATH_MAX - sizeof ".pin-refused"), beside);
         return;
     }
-    (void)SHA256((const uint8_t *)config->key_identifier_value,
-                 strlen(config->key_identifier_value), digest);
+    (void)SHA256((const uint8_t *)config->place.key_identifier_value,
+                 strlen(config->place.key_identifier_value), digest);
     hex_encode(digest, LATCH_HASH, hex);
     (void)snprintf(latch, HSM_PATH_MAX, "/dev/shm/spire-hsm-%s.pin-refused", hex);
 }
@@ -428,42 +430,34 @@ void config_settings(const struct config_keymanager *config, struct hsm_settings
                                       .lenient = config->lenient,
                                       .least = config->least,
                                       .verify_always = config->verify_always};
-    memcpy(settings->module, config->module, sizeof settings->module);
-    memcpy(settings->module_args, config->module_args, sizeof settings->module_args);
-    memcpy(settings->token, config->token, sizeof settings->token);
-    memcpy(settings->keys_file, config->keys_file, sizeof settings->keys_file);
+    memcpy(settings->module, config->place.module, sizeof settings->module);
+    memcpy(settings->module_args, config->place.module_args, sizeof settings->module_args);
+    memcpy(settings->token, config->place.token, sizeof settings->token);
+    memcpy(settings->keys_file, config->place.keys_file, sizeof settings->keys_file);
     name_latch(config, settings->latch);
-    if (config->pin_file[0] != '\0') {
+    if (config->place.pin_file[0] != '\0') {
         settings->pin_kind = HSM_PIN_FILE;
-        memcpy(settings->pin_text, config->pin_file, sizeof config->pin_file);
-    } else if (config->pin_env[0] != '\0') {
+        memcpy(settings->pin_text, config->place.pin_file, sizeof config->place.pin_file);
+    } else if (config->place.pin_env[0] != '\0') {
         settings->pin_kind = HSM_PIN_ENV;
-        memcpy(settings->pin_text, config->pin_env, sizeof config->pin_env);
-    } else if (config->pin[0] != '\0') {
+        memcpy(settings->pin_text, config->place.pin_env, sizeof config->place.pin_env);
+    } else if (config->place.pin[0] != '\0') {
         settings->pin_kind = HSM_PIN_INLINE;
-        memcpy(settings->pin_text, config->pin, sizeof config->pin);
+        memcpy(settings->pin_text, config->place.pin, sizeof config->place.pin);
     }
 }
 
 bool config_previous(const struct config *config, struct config *previous)
 {
-    const struct config_previous *from = &config->keymanager.previous;
     struct config_keymanager *to = &previous->keymanager;
 
-    if (!from->given)
+    if (!config->keymanager.has_previous)
         return false;
     *previous = *config;
     to->record_file[0] = '\0';
     to->accept_loss[0] = '\0';
-    memcpy(to->keys_file, from->keys_file, sizeof to->keys_file);
-    memcpy(to->module, from->module, sizeof to->module);
-    memcpy(to->module_args, from->module_args, sizeof to->module_args);
-    memcpy(to->token, from->token, sizeof to->token);
-    memcpy(to->pin_file, from->pin_file, sizeof to->pin_file);
-    memcpy(to->pin_env, from->pin_env, sizeof to->pin_env);
-    memcpy(to->pin, from->pin, sizeof to->pin);
-    memcpy(to->key_identifier_file, from->key_identifier_file, sizeof to->key_identifier_file);
-    memcpy(to->key_identifier_value, from->key_identifier_value, sizeof to->key_identifier_value);
+    to->place = to->previous;
+    to->has_previous = false;
     explicit_bzero(&to->previous, sizeof to->previous);
     return true;
 }
@@ -472,6 +466,6 @@ void config_wipe(struct config *config)
 {
     if (config->kind != CONFIG_KEYMANAGER)
         return;
-    explicit_bzero(config->keymanager.pin, sizeof config->keymanager.pin);
+    explicit_bzero(config->keymanager.place.pin, sizeof config->keymanager.place.pin);
     explicit_bzero(config->keymanager.previous.pin, sizeof config->keymanager.previous.pin);
 }

@@ -22,9 +22,8 @@ enum {
 /* CONFIG_PREVIOUS is the block `previous` in a KeyManager's: a table of its own, no plugin. */
 enum config_kind { CONFIG_KEYMANAGER, CONFIG_PUBLISHER, CONFIG_NOTIFIER, CONFIG_PREVIOUS };
 
-/* Where a server's keys are that moves: SPIRE's keys.json, or another token. */
-struct config_previous {
-    bool given;
+/* Where keys are: a token, and whose on it; or, of `previous` alone, SPIRE's keys.json. */
+struct config_place {
     char keys_file[HSM_PATH_MAX]; /* or the rest */
     char module[HSM_PATH_MAX];
     char module_args[HSM_ARGS_MAX];
@@ -37,14 +36,7 @@ struct config_previous {
 };
 
 struct config_keymanager {
-    char module[HSM_PATH_MAX];
-    char module_args[HSM_ARGS_MAX];
-    char token[HSM_URI_MAX];
-    char pin_file[HSM_PATH_MAX];
-    char pin_env[HSM_PATH_MAX];
-    char pin[HSM_PIN_MAX]; /* wiped by config_wipe */
-    char key_identifier_file[HSM_PATH_MAX];
-    char key_identifier_value[CONFIG_IDENTITY_MAX + 1];
+    struct config_place place;
     char record_file[HSM_PATH_MAX]; /* "" = none */
     char accept_loss[CONFIG_CODE_MAX + 1];
     int64_t max_sessions;
@@ -62,8 +54,8 @@ struct config_keymanager {
     bool verify_always;   /* verify_signatures = "always" */
     int64_t cka_id_length;
     int64_t label_max; /* 0 = no limit */
-    struct config_previous previous;
-    char keys_file[HSM_PATH_MAX]; /* of config_previous's result alone, which has no token then */
+    bool has_previous;
+    struct config_place previous; /* where they were, of a server that moves */
 };
 
 struct config_bundle {

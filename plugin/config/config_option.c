@@ -23,31 +23,31 @@ static const struct option_choice formats[] = {{"spiffe", BUNDLE_SPIFFE},
                                                {0}};
 
 static const struct config_option keymanager_options[] = {
-    {"module", OPTION_STRING, FIELD(keymanager.module), .required = true,
+    {"module", OPTION_STRING, FIELD(keymanager.place.module), .required = true,
      .type = "path or file name", .check = value_check_module,
      .help = "the token's PKCS#11 library: an absolute path, or a file name in p11-kit's module "
              "folder"},
-    {"module_args", OPTION_STRING, FIELD(keymanager.module_args), .type = "string",
+    {"module_args", OPTION_STRING, FIELD(keymanager.place.module_args), .type = "string",
      .help =
          "text that the library expects at C_Initialize, if any; NSS wants its configdir there"},
-    {"token", OPTION_STRING, FIELD(keymanager.token), .required = true, .type = "PKCS#11 URI",
+    {"token", OPTION_STRING, FIELD(keymanager.place.token), .required = true, .type = "PKCS#11 URI",
      .check = uri_wrong,
      .help = "which token, by any of token (its label), serial, model, manufacturer and slot-id; "
              "exactly one token must match"},
-    {"pin_file", OPTION_STRING, FIELD(keymanager.pin_file), .group = GROUP_PIN,
+    {"pin_file", OPTION_STRING, FIELD(keymanager.place.pin_file), .group = GROUP_PIN,
      .type = "absolute path", .check = value_check_path,
      .help = "file with the PIN, read at each login; the server's user or root must own it, and no "
              "other user may access it"},
-    {"pin_env", OPTION_STRING, FIELD(keymanager.pin_env), .group = GROUP_PIN,
+    {"pin_env", OPTION_STRING, FIELD(keymanager.place.pin_env), .group = GROUP_PIN,
      .type = "variable name", .check = value_check_variable,
      .help = "environment variable that holds the PIN"},
-    {"pin", OPTION_STRING, FIELD(keymanager.pin), .group = GROUP_PIN, .type = "string",
+    {"pin", OPTION_STRING, FIELD(keymanager.place.pin), .group = GROUP_PIN, .type = "string",
      .help = "the PIN itself, for local tests only: SPIRE keeps it in memory too"},
-    {"key_identifier_file", OPTION_STRING, FIELD(keymanager.key_identifier_file),
+    {"key_identifier_file", OPTION_STRING, FIELD(keymanager.place.key_identifier_file),
      .group = GROUP_IDENTITY, .type = "absolute path", .check = value_check_path,
      .help = "file that identifies this server's keys on the token; the plugin makes it if it is "
              "absent"},
-    {"key_identifier_value", OPTION_STRING, FIELD(keymanager.key_identifier_value),
+    {"key_identifier_value", OPTION_STRING, FIELD(keymanager.place.key_identifier_value),
      .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes",
      .help = "a fixed name in place of that file, where there is no disk; a second server with "
              "this name is refused only on the same host"},

@@ -33,7 +33,7 @@ struct source {
 static struct source file_of(const struct config *config)
 {
     return (struct source){.what = "key_identifier_file",
-                           .path = config->keymanager.key_identifier_file,
+                           .path = config->keymanager.place.key_identifier_file,
                            .record = config->keymanager.record_file,
                            .trust_domain = config->trust_domain};
 }
@@ -324,7 +324,7 @@ static int find_file(const struct source *source, bool lock, struct identity *id
 
 static void take_value(const struct config *config, struct identity *identity)
 {
-    const char *value = config->keymanager.key_identifier_value;
+    const char *value = config->keymanager.place.key_identifier_value;
 
     identity->length = strlen(value);
     memcpy(identity->bytes, value, identity->length);
@@ -368,7 +368,7 @@ static int take_place(const struct identity *held, struct identity *identity, st
 
 static bool has_file(const struct config *config)
 {
-    return config->keymanager.key_identifier_file[0] != '\0';
+    return config->keymanager.place.key_identifier_file[0] != '\0';
 }
 
 int identity_find(const struct config *config, bool lock, struct identity *identity,

@@ -84,7 +84,7 @@ static struct keymanager *new_keymanager(const struct config *config)
     if (!keymanager)
         return NULL;
     keymanager->config = config->keymanager;
-    explicit_bzero(keymanager->config.pin, sizeof keymanager->config.pin);
+    explicit_bzero(keymanager->config.place.pin, sizeof keymanager->config.place.pin);
     explicit_bzero(&keymanager->config.previous, sizeof keymanager->config.previous);
     keymanager->identity.lock = -1;
     keymanager->holders = 1;
@@ -187,7 +187,7 @@ static int64_t opened_in(const struct keymanager *before, const char *module)
 {
     struct supervisor_figures figures;
 
-    if (!before || strcmp(before->config.module, module) != 0)
+    if (!before || strcmp(before->config.place.module, module) != 0)
         return 0;
     supervisor_measure(before->supervisor, &figures);
     return figures.opened_in;
@@ -202,7 +202,7 @@ static int start(struct keymanager *keymanager, const struct keymanager *before,
         .generate_limit = config->keymanager.generate_timeout,
         .keep_alive = config->keymanager.keep_alive,
         .startup_wait = config->keymanager.startup_wait,
-        .opened_in = opened_in(before, config->keymanager.module),
+        .opened_in = opened_in(before, config->keymanager.place.module),
         .tick = tick,
         .ended = free_keymanager,
         .context = keymanager,

@@ -106,8 +106,8 @@ int loss_refuse_anothers(const struct config_keymanager *config, const char *cod
                      "two was exchanged: restore it, or every agent may end. If this is a new "
                      "server, say so with accept_loss = \"%s\" in plugin_data or with: spire-hsm "
                      "accept %s (%s%s%s)",
-                     code, code, config->key_identifier_file,
-                     config->key_identifier_file[0] != '\0' ? ", " : "", config->record_file);
+                     code, code, config->place.key_identifier_file,
+                     config->place.key_identifier_file[0] != '\0' ? ", " : "", config->record_file);
 }
 
 int loss_accept(const char *record_path, const char *code, struct fault *fault)

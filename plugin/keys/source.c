@@ -75,13 +75,13 @@ struct supervisor *source_supervisor(const struct source *source)
 
 bool source_is_file(const struct source *source)
 {
-    return source->config.keymanager.keys_file[0] != '\0';
+    return source->config.keymanager.place.keys_file[0] != '\0';
 }
 
 const char *source_name(const struct source *source)
 {
-    return source_is_file(source) ? source->config.keymanager.keys_file
-                                  : source->config.keymanager.token;
+    return source_is_file(source) ? source->config.keymanager.place.keys_file
+                                  : source->config.keymanager.place.token;
 }
 
 void source_abandon(struct source *source)

@@ -62,7 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             abort();
         return 0;
     }
-    if (config.config.keymanager.module[0] == '\0' || config.config.trust_domain[0] == '\0' ||
+    if (config.config.keymanager.place.module[0] == '\0' || config.config.trust_domain[0] == '\0' ||
         !(config.needed[HSM_EC_P256] || config.needed[HSM_EC_P384] || config.needed[HSM_RSA_2048] ||
           config.needed[HSM_RSA_4096]))
         abort();

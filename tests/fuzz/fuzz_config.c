@@ -18,9 +18,11 @@ static void check(bool promise)
 
 static void check_keymanager(const struct config_keymanager *c)
 {
-    check(c->module[0] != '\0' && strncasecmp(c->token, "pkcs11:", 7) == 0);
-    check((c->key_identifier_file[0] == '/') != (c->key_identifier_value[0] != '\0'));
-    check((c->pin_file[0] != '\0') + (c->pin_env[0] != '\0') + (c->pin[0] != '\0') <= 1);
+    check(c->place.module[0] != '\0' && strncasecmp(c->place.token, "pkcs11:", 7) == 0);
+    check((c->place.key_identifier_file[0] == '/') != (c->place.key_identifier_value[0] != '\0'));
+    check((c->place.pin_file[0] != '\0') + (c->place.pin_env[0] != '\0') +
+              (c->place.pin[0] != '\0') <=
+          1);
     check(c->max_sessions >= 1 && c->max_sessions <= HSM_SESSIONS_MAX);
     check(c->cka_id_length == 16 || c->cka_id_length == 2);
     check(c->label_max == 0 || (c->label_max >= 40 && c->label_max <= HSM_LABEL_MAX));

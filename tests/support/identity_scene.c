@@ -23,8 +23,9 @@ int make_place(void **state)
     (void)snprintf(place->folder, sizeof place->folder, "/tmp/identity-XXXXXX");
     if (!mkdtemp(place->folder))
         return -1;
-    (void)snprintf(place->config.keymanager.key_identifier_file,
-                   sizeof place->config.keymanager.key_identifier_file, "%s/id", place->folder);
+    (void)snprintf(place->config.keymanager.place.key_identifier_file,
+                   sizeof place->config.keymanager.place.key_identifier_file, "%s/id",
+                   place->folder);
     (void)snprintf(place->config.trust_domain, sizeof place->config.trust_domain, "example.org");
     (void)snprintf(in_memory, sizeof in_memory, "%.40s/memory", place->folder);
     *state = place;
@@ -35,7 +36,7 @@ int remove_place(void **state)
 {
     struct place *place = *state;
 
-    (void)unlink(place->config.keymanager.key_identifier_file);
+    (void)unlink(place->config.keymanager.place.key_identifier_file);
     (void)unlink(in_memory);
     if (rmdir(place->folder) != 0) /* nothing else is left in it, no temporary file either */
         return -1;
@@ -45,7 +46,8 @@ int remove_place(void **state)
 
 void put(const struct place *place, const void *bytes, size_t length, mode_t mode)
 {
-    int fd = open(place->config.keymanager.key_identifier_file, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    int fd = open(place->config.keymanager.place.key_identifier_file, O_WRONLY | O_CREAT | O_TRUNC,
+                  0600);
 
     assert_true(fd >= 0);
     assert_int_equal(write(fd, bytes, length), (ssize_t)length);
@@ -80,7 +82,7 @@ void assert_refused(const struct place *place, const char *why)
     assert_int_equal(identity_open(&place->config, NULL, &identity, &fault), -1);
     assert_int_equal(fault.code, FAULT_FAILED_PRECONDITION);
     assert_non_null(strstr(fault.message, why));
-    assert_non_null(strstr(fault.message, place->config.keymanager.key_identifier_file));
+    assert_non_null(strstr(fault.message, place->config.keymanager.place.key_identifier_file));
     assert_int_equal(identity.lock, 77);
 }
 
@@ -88,7 +90,7 @@ struct place *with_value(void **state)
 {
     struct place *place = *state;
 
-    place->config.keymanager.key_identifier_file[0] = '\0';
-    (void)strcpy(place->config.keymanager.key_identifier_value, "server-7");
+    place->config.keymanager.place.key_identifier_file[0] = '\0';
+    (void)strcpy(place->config.keymanager.place.key_identifier_value, "server-7");
     return place;
 }

@@ -113,8 +113,8 @@ static void name_files(unsigned test)
 {
     const char *path = getenv(token_variable);
 
-    (void)snprintf(settings.keymanager.key_identifier_file,
-                   sizeof settings.keymanager.key_identifier_file, "%s.%u.id", path, test);
+    (void)snprintf(settings.keymanager.place.key_identifier_file,
+                   sizeof settings.keymanager.place.key_identifier_file, "%s.%u.id", path, test);
     (void)snprintf(settings.keymanager.record_file, sizeof settings.keymanager.record_file,
                    "%s.%u.keys", path, test);
 }
@@ -145,7 +145,7 @@ static void remove_files(void)
     remove_beside("");
     remove_beside("~");
     remove_beside(".accept");
-    (void)unlink(settings.keymanager.key_identifier_file);
+    (void)unlink(settings.keymanager.place.key_identifier_file);
 }
 
 int end(void **state)

@@ -54,7 +54,7 @@ static void accepted(const char *text)
 {
     if (read_text(text, (struct command_options){.config = path}) != 0)
         fail_msg("refused: %s", fault.message);
-    assert_string_equal(config.config.keymanager.token, "pkcs11:token=t");
+    assert_string_equal(config.config.keymanager.place.token, "pkcs11:token=t");
     assert_string_equal(config.config.trust_domain, "example.org");
 }
 
@@ -201,7 +201,7 @@ static void variables_are_replaced_where_that_is_asked_for(void **state)
     (void)state;
     assert_int_equal(setenv("T_OKEN", "t", 1), 0);
     assert_int_equal(read_text(text, options), 0);
-    assert_string_equal(config.config.keymanager.token, "pkcs11:token=t");
+    assert_string_equal(config.config.keymanager.place.token, "pkcs11:token=t");
     refused(text, "--expand-env");
 }
 

@@ -29,12 +29,12 @@ static void the_quick_start_is_valid_and_the_rest_has_defaults(void **state)
     assert_int_equal(notes.warnings, 0);
     assert_int_equal(config.kind, CONFIG_KEYMANAGER);
     assert_string_equal(config.trust_domain, "example.org");
-    assert_string_equal(c->module, "/usr/lib/softhsm/libsofthsm2.so");
-    assert_string_equal(c->module_args, "");
-    assert_string_equal(c->token, "pkcs11:token=spire");
-    assert_string_equal(c->pin_file, "/etc/spire/hsm-pin");
-    assert_string_equal(c->pin_env, "");
-    assert_string_equal(c->key_identifier_file, "/var/lib/spire/server/hsm-id");
+    assert_string_equal(c->place.module, "/usr/lib/softhsm/libsofthsm2.so");
+    assert_string_equal(c->place.module_args, "");
+    assert_string_equal(c->place.token, "pkcs11:token=spire");
+    assert_string_equal(c->place.pin_file, "/etc/spire/hsm-pin");
+    assert_string_equal(c->place.pin_env, "");
+    assert_string_equal(c->place.key_identifier_file, "/var/lib/spire/server/hsm-id");
     assert_int_equal(c->max_sessions, 4);
     assert_int_equal(c->startup_wait, 60 * CLOCK_SECOND);
     assert_int_equal(c->call_timeout, 25 * CLOCK_SECOND);
@@ -63,9 +63,9 @@ static void every_option_of_the_key_manager_arrives_in_its_place(void **state)
         "destroy_superseded = false\ndestroy_superseded_after = 0\nattribute_check = \"lenient\"\n"
         "key_template = \"least\"\nverify_signatures = \"always\"\n"
         "cka_id_length = 2\nlabel_max = 800\n");
-    assert_string_equal(c->key_identifier_value, "x");
-    assert_string_equal(c->module_args, "configdir='sql:/nss'");
-    assert_string_equal(c->pin_env, "HSM_PIN");
+    assert_string_equal(c->place.key_identifier_value, "x");
+    assert_string_equal(c->place.module_args, "configdir='sql:/nss'");
+    assert_string_equal(c->place.pin_env, "HSM_PIN");
     assert_int_equal(c->max_sessions, 64);
     assert_int_equal(c->startup_wait, 0);
     assert_int_equal(c->call_timeout, 1500 * CLOCK_MILLISECOND);
@@ -361,7 +361,7 @@ static void the_pin_is_gone_after_wiping(void **state)
 {
     (void)state;
     keymanager_accepted("pin = \"hunter2\"");
-    assert_string_equal(config.keymanager.pin, "hunter2");
+    assert_string_equal(config.keymanager.place.pin, "hunter2");
     config_wipe(&config);
     assert_false(contains((const char *)&config, sizeof config, "hunter2"));
 }
@@ -383,15 +383,15 @@ static void previous_is_a_file_or_another_token(void **state)
     assert_false(config_previous(&config, &previous));
     keymanager_accepted(disk);
     assert_true(config_previous(&config, &previous));
-    assert_string_equal(previous.keymanager.keys_file, "/data/keys.json");
-    assert_string_equal(previous.keymanager.token, "");
+    assert_string_equal(previous.keymanager.place.keys_file, "/data/keys.json");
+    assert_string_equal(previous.keymanager.place.token, "");
     assert_string_equal(previous.keymanager.record_file, "");
     keymanager_accepted(token);
     assert_true(config_previous(&config, &previous));
-    assert_string_equal(previous.keymanager.keys_file, "");
-    assert_string_equal(previous.keymanager.module, "/lib/a.so");
-    assert_string_equal(previous.keymanager.key_identifier_file, "");
-    assert_string_equal(previous.keymanager.key_identifier_value, "then");
+    assert_string_equal(previous.keymanager.place.keys_file, "");
+    assert_string_equal(previous.keymanager.place.module, "/lib/a.so");
+    assert_string_equal(previous.keymanager.place.key_identifier_file, "");
+    assert_string_equal(previous.keymanager.place.key_identifier_value, "then");
     config_wipe(&previous);
     config_wipe(&config);
     assert_false(contains((const char *)&config, sizeof config, "hunter2"));

@@ -26,7 +26,7 @@ static void a_new_identity_is_a_uuid_nobody_else_can_read(void **state)
             assert_non_null(memchr("0123456789abcdef", identity.bytes[i], 16));
     assert_int_equal(identity.bytes[14], '4');
     assert_non_null(memchr("89ab", identity.bytes[19], 4));
-    assert_int_equal(stat(place->config.keymanager.key_identifier_file, &st), 0);
+    assert_int_equal(stat(place->config.keymanager.place.key_identifier_file, &st), 0);
     assert_int_equal(st.st_mode & 07777, 0600);
     assert_int_equal(st.st_size, UUID_LENGTH);
     assert_int_equal(fcntl(identity.lock, F_GETFL) & O_ACCMODE, O_RDWR); /* or NFS grants no lock */
@@ -116,7 +116,7 @@ static void a_file_system_without_links_will_do(void **state)
     assert_true(found.existed);
     assert_memory_equal(found.bytes, made.bytes, UUID_LENGTH);
     identity_close(&found);
-    assert_int_equal(unlink(place->config.keymanager.key_identifier_file), 0);
+    assert_int_equal(unlink(place->config.keymanager.place.key_identifier_file), 0);
     rival = place;
     found = take(place);
     assert_is(&found, "the rival's");
@@ -142,7 +142,7 @@ static void a_file_once_made_is_never_removed(void **state)
 static void a_file_that_vanished_under_a_running_server_is_written_back(void **state)
 {
     struct place *place = *state;
-    const char *path = place->config.keymanager.key_identifier_file;
+    const char *path = place->config.keymanager.place.key_identifier_file;
     struct identity first = take(place);
     struct identity second;
     struct fault fault;
@@ -194,7 +194,7 @@ static void a_copy_of_the_file_is_another_place(void **state)
     assert_string_equal(again.place, first.place);
     identity_close(&again);
     (void)snprintf(copy, sizeof copy, "%s/copy", place->folder);
-    assert_int_equal(rename(place->config.keymanager.key_identifier_file, copy), 0);
+    assert_int_equal(rename(place->config.keymanager.place.key_identifier_file, copy), 0);
     put_text(place, "somebody");
     copied = take(place);
     assert_string_not_equal(copied.place, first.place);
@@ -218,10 +218,10 @@ static void a_value_without_a_place_will_do(void **state)
     char target[96];
 
     (void)snprintf(target, sizeof target, "%s/id", place->folder);
-    (void)snprintf(place->config.keymanager.key_identifier_file,
-                   sizeof place->config.keymanager.key_identifier_file, "%s", target);
+    (void)snprintf(place->config.keymanager.place.key_identifier_file,
+                   sizeof place->config.keymanager.place.key_identifier_file, "%s", target);
     put_text(place, "whose content somebody else chose");
-    place->config.keymanager.key_identifier_file[0] = '\0';
+    place->config.keymanager.place.key_identifier_file[0] = '\0';
     assert_int_equal(symlink(target, in_memory), 0);
     assert_no_place(place);
     assert_int_equal(unlink(in_memory), 0);
@@ -274,7 +274,7 @@ static void a_file_of_another_user_is_refused(void **state)
     const struct place *place = *state;
 
     put_text(place, "server-7");
-    if (chown(place->config.keymanager.key_identifier_file, 4242, (gid_t)-1) != 0) {
+    if (chown(place->config.keymanager.place.key_identifier_file, 4242, (gid_t)-1) != 0) {
         print_message("skipped: files cannot be given away here\n");
         skip();
     }
@@ -286,8 +286,9 @@ static void a_missing_folder_is_an_error_that_names_the_setting(void **state)
     struct place *place = *state;
     struct place lost = *place;
 
-    (void)snprintf(lost.config.keymanager.key_identifier_file,
-                   sizeof lost.config.keymanager.key_identifier_file, "%s/no/id", place->folder);
+    (void)snprintf(lost.config.keymanager.place.key_identifier_file,
+                   sizeof lost.config.keymanager.place.key_identifier_file, "%s/no/id",
+                   place->folder);
     assert_refused(&lost, "key_identifier_file");
 }
 
@@ -296,9 +297,9 @@ static void what_is_not_a_regular_file_is_refused_at_once(void **state)
     struct place *place = *state;
     struct place folder = *place;
 
-    assert_int_equal(mkfifo(place->config.keymanager.key_identifier_file, 0600), 0);
+    assert_int_equal(mkfifo(place->config.keymanager.place.key_identifier_file, 0600), 0);
     assert_refused(place, "not a regular file");
-    (void)strcpy(folder.config.keymanager.key_identifier_file, place->folder);
+    (void)strcpy(folder.config.keymanager.place.key_identifier_file, place->folder);
     assert_refused(&folder, "key_identifier_file");
 }
 

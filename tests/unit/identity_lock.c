@@ -163,7 +163,7 @@ static void a_reconfiguration_to_another_identity_locks_that_one(void **state)
 {
     struct place *place = *state;
     struct identity first = take(place);
-    char *path = place->config.keymanager.key_identifier_file;
+    char *path = place->config.keymanager.place.key_identifier_file;
     struct identity second;
     struct identity other;
 
@@ -215,7 +215,7 @@ static void servers_that_start_at_once_agree_on_one_identity(void **state)
             end_server(&servers[i]);
         }
         assert_int_equal(makers, 1);
-        assert_int_equal(unlink(place->config.keymanager.key_identifier_file), 0);
+        assert_int_equal(unlink(place->config.keymanager.place.key_identifier_file), 0);
     }
 }
 

@@ -63,7 +63,7 @@ static void so_has_one_for_a_record_of_another_server_wherever_it_is(void **stat
     struct fault fault = {0};
 
     (void)state;
-    memset(config.key_identifier_file, 'i', sizeof config.key_identifier_file - 1);
+    memset(config.place.key_identifier_file, 'i', sizeof config.place.key_identifier_file - 1);
     memset(config.record_file, 'r', sizeof config.record_file - 1);
     assert_int_equal(loss_refuse_anothers(&config, "0123abcd", &fault), -1);
     assert_has(&fault, "record_file is another server's");

@@ -242,18 +242,18 @@ static void call(struct server *server)
 static void identify(struct server *server)
 {
     struct config_keymanager *config = &server->config.keymanager;
-    const char *bytes = config->key_identifier_value;
+    const char *bytes = config->place.key_identifier_value;
     char uuid[40];
 
-    if (config->key_identifier_file[0] != '\0') {
-        FILE *file = fopen(config->key_identifier_file, "w");
+    if (config->place.key_identifier_file[0] != '\0') {
+        FILE *file = fopen(config->place.key_identifier_file, "w");
 
         (void)snprintf(uuid, sizeof uuid, "%016llx-%u", (unsigned long long)chance(),
                        index_of(server));
         assert_non_null(file);
         assert_true(fputs(uuid, file) >= 0);
         assert_int_equal(fclose(file), 0);
-        assert_int_equal(chmod(config->key_identifier_file, 0600), 0);
+        assert_int_equal(chmod(config->place.key_identifier_file, 0600), 0);
         bytes = uuid;
     }
     label_scope(server->config.trust_domain, bytes, strlen(bytes), &server->scope);
@@ -263,8 +263,8 @@ static void identify(struct server *server)
 static void copy_identity(void)
 {
     char bytes[64] = "";
-    FILE *from = fopen(world.servers[0].config.keymanager.key_identifier_file, "r");
-    FILE *to = fopen(world.servers[1].config.keymanager.key_identifier_file, "w");
+    FILE *from = fopen(world.servers[0].config.keymanager.place.key_identifier_file, "r");
+    FILE *to = fopen(world.servers[1].config.keymanager.place.key_identifier_file, "w");
 
     assert_non_null(from);
     assert_non_null(to);
@@ -425,11 +425,11 @@ static void populate(void)
             (void)snprintf(config->record_file, sizeof config->record_file, "%s/%u.keys", folder,
                            identity);
         if (!has_values())
-            (void)snprintf(config->key_identifier_file, sizeof config->key_identifier_file, "%s/%u",
-                           folder, identity);
+            (void)snprintf(config->place.key_identifier_file,
+                           sizeof config->place.key_identifier_file, "%s/%u", folder, identity);
         else
-            (void)snprintf(config->key_identifier_value, sizeof config->key_identifier_value,
-                           "server %u", identity);
+            (void)snprintf(config->place.key_identifier_value,
+                           sizeof config->place.key_identifier_value, "server %u", identity);
     }
     for (unsigned i = SERVERS; i-- > 0;)
         identify(&world.servers[i]);
