@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	keymanagerv1 "github.com/spiffe/spire-plugin-sdk/proto/spire/plugin/server/keymanager/v1"
@@ -33,6 +34,7 @@ func measurePeer(*report) error {
 	if err := comparePeerLooks(sides); err != nil {
 		return err
 	}
+	var costs []string
 	for _, op := range operations {
 		for _, callers := range []int{1, 32} {
 			if !wanted(*cells, fmt.Sprintf("%s/%d", op.name, callers)) {
@@ -41,11 +43,37 @@ func measurePeer(*report) error {
 			if err := takeTurns(sides, op, callers); err != nil {
 				return err
 			}
-			printPeerRow(fmt.Sprintf("%-11s %4d", op.name, callers), sides)
+			name := fmt.Sprintf("%-11s %4d", op.name, callers)
+			printPeerRow(name, sides)
+			costs = append(costs, costRow(name, sides[0].results, sides[1].results))
 		}
 	}
-	fmt.Println()
+	printCosts(costs)
 	return nil
+}
+
+func printCosts(rows []string) {
+	const header = " %7s %7s %7s  %7s %7s "
+	fmt.Printf("\n%-16s"+header+header+" %9s\n", "CPU us, wakes", "front", "worker", "host", "peer", "host",
+		"front", "worker", "host", "peer", "host", "ours/peer")
+	fmt.Println(strings.Join(rows, "\n"))
+	fmt.Println("a call; host: this program, which is SPIRE's part; wakes: how often a thread went to sleep; ours/peer: CPU of all")
+	fmt.Println()
+}
+
+// costRow says where the time of a call goes. Who else is busy on the machine bends that less than
+// the rates.
+func costRow(name string, ours, peer []result) string {
+	c := cell{ours: ours, bare: peer}
+	row := fmt.Sprintf("%-16s", name)
+	for _, what := range []func(part int) func(result) float64{partCPU, partWakes} {
+		for part := range 3 {
+			row += fmt.Sprintf(" %7.2f", c.of(ours, what(part)))
+		}
+		row += fmt.Sprintf("  %7.2f %7.2f ", c.of(peer, what(0)), c.of(peer, what(1)))
+	}
+	whole := func(r result) float64 { return cpu(r) + spireCPU(r) }
+	return row + fmt.Sprintf(" %9.2f", c.ratio(whole))
 }
 
 func printPeerRow(name string, sides []*side) {

@@ -35,8 +35,7 @@ var callerCounts = []int{1, 8, 32}
 type result struct {
 	rate     float64
 	p50, p99 float64 // microseconds
-	cpu      float64 // microseconds a signature
-	host     float64 // the same of this program, which is SPIRE's part
+	spent    []spent // a call, by the processes that were looked at, and last by this program
 }
 
 // others: what share of the machine somebody else had, round by round.
@@ -60,8 +59,8 @@ func signFor(p *host.Plugin, op operation, callers int, duration time.Duration) 
 	return signed, nil
 }
 
-// callFor lets `callers` call as fast as they can, after a short start that does not count. The CPU
-// time is that of the processes `who`.
+// callFor lets `callers` call as fast as they can, after a short start that does not count. It looks
+// at what the processes `who` and this one spend on that.
 func callFor(call func() error, who []int, callers int, duration time.Duration) (result, error) {
 	samples := make([][]time.Duration, callers)
 	var counting, stopped atomic.Bool
@@ -82,15 +81,19 @@ func callFor(call func() error, who []int, callers int, duration time.Duration) 
 			}
 		})
 	}
-	self := []int{os.Getpid()}
+	who = append(slices.Clone(who), os.Getpid())
 	time.Sleep(duration / 10)
 	counting.Store(true)
-	begun, cpu, own, all := time.Now(), cpuMicroseconds(who), cpuMicroseconds(self), busyMicroseconds()
+	begun, before, all := time.Now(), spentBy(who), busyMicroseconds()
 	time.Sleep(duration)
 	stopped.Store(true)
 	took := time.Since(begun)
-	cpu, own, all = cpuMicroseconds(who)-cpu, cpuMicroseconds(self)-own, busyMicroseconds()-all
-	others = append(others, (all-cpu-own)/microseconds(took)/float64(runtime.NumCPU()))
+	after, all := spentBy(who), busyMicroseconds()-all
+	for i, s := range after {
+		after[i] = spent{s.cpu - before[i].cpu, s.wakes - before[i].wakes}
+		all -= after[i].cpu
+	}
+	others = append(others, all/microseconds(took)/float64(runtime.NumCPU()))
 	group.Wait()
 	if err := failure.Load(); err != nil {
 		return result{}, *err
@@ -101,7 +104,11 @@ func callFor(call func() error, who []int, callers int, duration time.Duration) 
 		return result{}, fmt.Errorf("no answer came in %v", duration)
 	}
 	n := float64(len(times))
-	return result{n / took.Seconds(), microseconds(times[len(times)/2]), microseconds(times[len(times)*99/100]), cpu / n, own / n}, nil
+	for i := range after {
+		after[i].cpu /= n
+		after[i].wakes /= n
+	}
+	return result{n / took.Seconds(), microseconds(times[len(times)/2]), microseconds(times[len(times)*99/100]), after}, nil
 }
 
 // cell is one operation with so many callers, plugin and bare token in turns.
@@ -126,11 +133,28 @@ func (c *cell) ratio(value func(result) float64) float64 {
 	return median(ratios)
 }
 
-func rate(r result) float64     { return r.rate }
-func p50(r result) float64      { return r.p50 }
-func p99(r result) float64      { return r.p99 }
-func cpu(r result) float64      { return r.cpu }
-func spireCPU(r result) float64 { return r.host }
+func rate(r result) float64 { return r.rate }
+func p50(r result) float64  { return r.p50 }
+func p99(r result) float64  { return r.p99 }
+
+// cpu of all processes that were looked at, but this one's, which is spireCPU: SPIRE's part.
+func cpu(r result) (sum float64) {
+	for _, s := range r.spent[:len(r.spent)-1] {
+		sum += s.cpu
+	}
+	return sum
+}
+
+func spireCPU(r result) float64 { return r.spent[len(r.spent)-1].cpu }
+
+// partCPU and partWakes of one of the processes.
+func partCPU(part int) func(result) float64 {
+	return func(r result) float64 { return r.spent[part].cpu }
+}
+
+func partWakes(part int) func(result) float64 {
+	return func(r result) float64 { return r.spent[part].wakes }
+}
 
 func measureRates(r *report) error {
 	token, p, end, err := newPlugin()
@@ -159,7 +183,7 @@ func measureRates(r *report) error {
 					return err
 				}
 				c.ours = append(c.ours, ours)
-				c.bare = append(c.bare, result{bare.PerSecond, bare.P50, bare.P99, bare.CPU, 0})
+				c.bare = append(c.bare, result{bare.PerSecond, bare.P50, bare.P99, []spent{{cpu: bare.CPU}, {}}})
 			}
 			c.print(op, callers)
 			c.judge(r, op, callers)

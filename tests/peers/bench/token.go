@@ -175,17 +175,36 @@ func statFields(pid int) []string {
 
 const tick = 1e6 / 100 // microseconds; USER_HZ
 
-// cpuMicroseconds used by these processes so far, in steps of the kernel's tick.
-func cpuMicroseconds(pids []int) (used float64) {
-	for _, pid := range pids {
+// spent by a process so far.
+type spent struct {
+	cpu   float64 // microseconds, in steps of the kernel's tick
+	wakes float64 // how often one of its threads had gone to sleep
+}
+
+func spentBy(pids []int) []spent {
+	all := make([]spent, len(pids))
+	for i, pid := range pids {
 		if fields := statFields(pid); len(fields) > 12 {
 			for _, field := range fields[11:13] {
 				ticks, _ := strconv.ParseFloat(field, 64)
-				used += ticks * tick
+				all[i].cpu += ticks * tick
 			}
 		}
+		all[i].wakes = wakes(pid)
 	}
-	return used
+	return all
+}
+
+func wakes(pid int) (sum float64) {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, thread := range threads {
+		text, _ := os.ReadFile(thread)
+		_, count, _ := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
+		count, _, _ = strings.Cut(count, "\n")
+		slept, _ := strconv.ParseFloat(strings.TrimSpace(count), 64)
+		sum += slept
+	}
+	return sum
 }
 
 // busyMicroseconds of all CPUs so far, whoever had them (another machine too: "steal").
