@@ -1,3 +1,5 @@
+/* Handles of keys by name. Many requests for one key cost one search: the first searches, and the
+ * others wait for it. */
 #include "hsm/cache.h"
 
 #include <string.h>
@@ -42,7 +44,8 @@ static struct cache_entry *find(struct cache *cache, const struct cache_key *key
     return NULL;
 }
 
-/* An empty place, else the one longest unused. NULL: all of them are being looked up. */
+/* An empty place, else the one unused for the longest time. NULL if all of them are being looked
+ * up. */
 static struct cache_entry *make_room(struct cache *cache)
 {
     struct cache_entry *oldest = NULL;
@@ -73,9 +76,9 @@ static struct cache_entry *add(struct cache *cache, const struct cache_key *key)
     return entry;
 }
 
-/* Waits for the thread that looks the key up. If that fails, the last waiter to hear of it empties
- * the entry, so that the next request looks again. A request that began after a later login than
- * the look-up must look too: since that login the handle may name another key. */
+/* Waits for the thread that looks the key up. If the look-up fails, the last waiter empties the
+ * entry, so that the next request looks again. A request that began after a later login must look
+ * too: since that login the handle may name another key. */
 static enum cache_answer wait_for(struct cache *cache, struct cache_entry *entry,
                                   const struct cache_key *key, struct cache_value *value,
                                   struct fault *fault)
@@ -163,7 +166,7 @@ void cache_failed(struct cache *cache, const struct cache_key *key, const struct
     (void)pthread_mutex_unlock(&cache->lock);
 }
 
-/* What is being looked up just now is left: it comes from a search that has only begun. */
+/* An entry that is being looked up stays: its search has only begun and is not out of date. */
 void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJECT_HANDLE handle)
 {
     (void)pthread_mutex_lock(&cache->lock);

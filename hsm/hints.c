@@ -1,3 +1,4 @@
+/* Where the last walk over the token saw each key: a second look can go there without a search. */
 #include "hsm/hints.h"
 
 #include <stdlib.h>

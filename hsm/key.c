@@ -18,9 +18,9 @@ enum { DESTROY_ROUNDS = 3, NAME_LOOKS = 11 };
 
 /* ---- finding ---- */
 
-/* "Not there" is said only of a token that was there and knew us, before and after. What is
- * found needs no such proof: a SoftHSM on a read-only disk has no word about itself any more,
- * and signs. */
+/* "Not there" is said only of a token that was there and knew us, before and after the search. A
+ * key that was found needs no such proof: a SoftHSM on a read-only disk cannot describe itself any
+ * more, and still signs. */
 static int find_pair(const struct call *call, const struct session *session,
                      struct object_halves *found, struct object_pair *pair, struct fault *fault)
 {
@@ -41,8 +41,8 @@ static int find_pair(const struct call *call, const struct session *session,
     return 0;
 }
 
-/* There may be more public keys of a name than ours: on many tokens anybody can make one,
- * without a PIN. false: there are no more. */
+/* There may be several public keys of this name: on many tokens anybody can make one, without a
+ * PIN. Returns false when there are no more. */
 static bool next_public_key(const struct object_halves *found, uint32_t *index,
                             struct object_pair *pair)
 {
@@ -67,17 +67,17 @@ static int sign_raw(const struct session *session, CK_OBJECT_HANDLE handle, stru
     return rv == CKR_OK ? 0 : rv_fault(rv, "C_Sign", fault);
 }
 
-/* Refusals of a mechanism or its parameters; SoftHSM calls a hash it does not know in PSS
- * "bad arguments". */
+/* Codes that refuse a mechanism or its parameters. SoftHSM answers an unknown hash in PSS with "bad
+ * arguments". */
 static bool is_about_mechanism(uint64_t ckr)
 {
     return ckr == CKR_MECHANISM_PARAM_INVALID || ckr == CKR_MECHANISM_INVALID ||
            ckr == CKR_ARGUMENTS_BAD;
 }
 
-/* FIPS modes take no salt longer than the hash; what PSS a token cannot do, we pad. Some take
- * no digest shorter than the curve. Some leave the zeros in front of r and s out, so that one
- * signature in 128 is too short to be read: the next one hardly is. */
+/* FIPS modes take no salt longer than the hash. If a token cannot do PSS, the worker pads. Some
+ * tokens refuse a digest shorter than the curve. Some leave out leading zeros of r and s, so that
+ * one signature in 128 is too short to be read; the next one is most likely whole. */
 static int sign_with(const struct session *session, CK_OBJECT_HANDLE handle,
                      const struct hsm_request *request, struct hsm_reply *reply,
                      struct fault *fault)
@@ -140,22 +140,22 @@ static int look_up(const struct call *call, const struct session *session,
     return fault_set(fault, FAULT_NOT_FOUND, "the token has another key in the place of %s", label);
 }
 
-/* Errors that a key of ours never gives. The cached handle then names another object by now,
- * after a failover in a cluster for example. */
+/* Errors that a key of ours never gives. The cached handle then names another object, for example
+ * after a failover in a cluster. */
 static bool is_about_key(uint64_t ckr)
 {
     return ckr == CKR_KEY_TYPE_INCONSISTENT || ckr == CKR_KEY_FUNCTION_NOT_PERMITTED ||
            ckr == CKR_KEY_SIZE_RANGE;
 }
 
-/* Is it not the token that says no, but its signature that cannot be read, twice? That of another
- * key may be too long, too. */
+/* Was the token's signature twice unreadable, rather than refused? Another key's signature may be
+ * too long, too. */
 static bool is_malformed(const struct fault *fault)
 {
     return fault->code == FAULT_INTERNAL && fault->ckr == CKR_OK;
 }
 
-/* From the cache, or into it. */
+/* Takes the handle from the cache, or searches for it and puts it there. */
 static int get_key(const struct call *call, const struct session *session, bool *cached,
                    struct cache_value *value, struct fault *fault)
 {
@@ -177,7 +177,7 @@ static int get_key(const struct call *call, const struct session *session, bool 
     return 0;
 }
 
-/* *known: the handle was found by an earlier call, and is now forgotten as it may be wrong. */
+/* *known: the handle came from an earlier call. It may be wrong, so it is forgotten now. */
 static int sign_once(const struct call *call, const struct session *session, bool *known,
                      struct fault *fault)
 {
@@ -215,7 +215,8 @@ static int sign_step(const struct call *call, const struct session *session, str
     return known ? sign_once(call, session, &known, fault) : -1;
 }
 
-/* The session is back in the pool by the time a signature is verified. */
+/* The session is back in the pool before the signature is verified, so that others can sign
+ * meanwhile. */
 static int verify(const struct call *call, const struct signature *made, bool *wrong,
                   struct fault *fault)
 {
@@ -248,8 +249,8 @@ static int sign_and_verify(const struct call *call, bool *wrong, struct fault *f
     return done;
 }
 
-/* The handle may be another key's by now, so after a wrong signature the key is looked up anew,
- * once. Who asked may try another worker after that. */
+/* The cached handle may be another key's, so after one wrong signature the key is looked up anew.
+ * After a second one the front may ask another worker. */
 int key_sign(const struct call *call, struct fault *fault)
 {
     bool wrong;
@@ -265,7 +266,7 @@ int key_sign(const struct call *call, struct fault *fault)
 
 /* ---- proving ---- */
 
-/* What cannot be used has no public key to hand out: only COMPLETE fills that in. */
+/* An unusable key has no public key to hand out: only COMPLETE fills that in. */
 static int verdict(const struct call *call, enum hsm_state state, const char *why)
 {
     call->reply->state = state;
@@ -274,8 +275,8 @@ static int verdict(const struct call *call, enum hsm_state state, const char *wh
     return 0;
 }
 
-/* A random digest, signed by the token and verified without it. A fault that carries a
- * CK_RV is no verdict. */
+/* The token signs a random digest, and OpenSSL verifies the signature. A fault that carries a CK_RV
+ * is no verdict about the key. */
 static int try_signature(const struct session *session, CK_OBJECT_HANDLE handle,
                          const struct hsm_public_key *key, struct fault *fault)
 {
@@ -318,7 +319,7 @@ static int prove_whole(const struct call *call, const struct session *session,
     return verdict(call, HSM_COMPLETE, "");
 }
 
-/* Is the pair where the last SCAN saw it? */
+/* Is the pair still where the last SCAN saw it? */
 static bool find_by_hint(const struct call *call, const struct session *session,
                          struct object_pair *pair)
 {
@@ -361,8 +362,8 @@ int key_prove(const struct call *call, struct fault *fault)
 
 /* ---- generating ---- */
 
-/* Has the token perhaps made a key although it says it has not? Only an answer that is
- * given before any work rules it out. */
+/* May the token have made a key although it reported a failure? Only codes that it returns before
+ * any work rule this out. */
 static bool may_have_made_key(uint64_t ckr)
 {
     switch (rv_class(ckr)) {
@@ -384,8 +385,8 @@ static int outcome_unknown(struct fault *fault)
     return -1;
 }
 
-/* A token that is full, or cannot do it, may have made one half. Only when that is seen gone is
- * its answer all there is to say. */
+/* A full token, or one without this mechanism, may have made one half. Its answer is final only
+ * when a search shows that no half is left. */
 static int when_nothing_is_left(const struct call *call, const struct session *session,
                                 struct fault *fault)
 {
@@ -401,7 +402,8 @@ static int when_nothing_is_left(const struct call *call, const struct session *s
     return -1;
 }
 
-/* It said so, and it is so; unless what is left of the try cannot be seen. */
+/* The token says that it cannot make such keys. This is the answer, unless the search for what the
+ * try left behind fails. */
 static int when_it_cannot(const struct call *call, const struct session *session,
                           struct fault *fault)
 {
@@ -438,11 +440,11 @@ static bool is_either(const enum object_naming naming[2], enum object_naming whi
     return naming[0] == which || naming[1] == which;
 }
 
-/* Tokens that cut labels or ids short do it in silence. Such a pair could not be found
- * again, by us or by who asked, so it goes now; but not for a name that cannot be read, nor
- * at first sight: SoftHSM shows an object that has just been touched without any for a moment.
- * A handle with another name is another key's: tpm2-pkcs11 gives those away a second time, once
- * the first of its objects was destroyed. It must not cost that key its life. */
+/* Some tokens cut long labels or ids in silence. Nobody could find such a pair again, so it is
+ * destroyed now. A pair whose name cannot be read stays, and one look is not enough: for a moment,
+ * SoftHSM shows an object that was just touched without attributes. A handle with another name is
+ * another key's: tpm2-pkcs11 gives a handle away a second time, once the first of its objects was
+ * destroyed. That key must live. */
 static int check_names(const struct call *call, const struct session *session,
                        const struct object_pair *pair, struct fault *fault)
 {
@@ -502,7 +504,8 @@ static int generate_step(const struct call *call, const struct session *session,
     return check_names(call, session, &pair, fault);
 }
 
-/* Once the pair exists the outcome of every fault is unknown: PROVE tells whether it is good. */
+/* Once the token may have made the pair, every fault leaves the outcome unknown: PROVE tells
+ * whether the key is good. */
 int key_generate(const struct call *call, struct fault *fault)
 {
     enum hsm_key_type type = call->request->type;
@@ -524,8 +527,8 @@ int key_generate(const struct call *call, struct fault *fault)
 
 /* ---- destroying ---- */
 
-/* Does one of the public keys that can be read belong to the key that is meant? What cannot be
- * read says nothing: half of a key may be gone already. */
+/* Does one of the readable public keys belong to the key that is meant? An unreadable one proves
+ * nothing: half of a key may be gone already. */
 static int check_key(const struct call *call, const struct session *session,
                      const struct object_halves *found, struct object_pair pair,
                      struct fault *fault)
@@ -550,8 +553,8 @@ static int check_key(const struct call *call, const struct session *session,
                      call->request->key.label);
 }
 
-/* Private keys that do not show for a moment must not cost the key its public half, nor the
- * private one that shows by the time we get there. */
+/* A private key may be hidden for a moment. That must not cost its public half, nor a private key
+ * that shows again by the time this half is destroyed. */
 static int check_half(const struct call *call, const struct session *session,
                       struct object_halves *found, struct object_pair *pair, struct fault *fault)
 {

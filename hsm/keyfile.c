@@ -1,3 +1,5 @@
+/* A file of keys in a token's place: SPIRE's keys.json, from which a server moves. It is read once
+ * and never written. */
 #include "hsm/token.h"
 
 #include <errno.h>
@@ -18,7 +20,7 @@
 #include "hsm/base/wipe.h"
 #include "hsm/softkey.h"
 
-/* What every sentence begins with; the path follows. */
+/* Every sentence begins with this, and the path follows. */
 #define SUBJECT "previous: keys_file %s"
 
 struct entry {
@@ -40,8 +42,8 @@ static int no_memory(const struct keyfile *keyfile, struct fault *fault)
 
 /* ---- the file ---- */
 
-/* What is checked is the file that is open, as with a PIN's. O_NONBLOCK: a fifo must not hold us
- * up. */
+/* The checks look at the open file, as for a PIN's. O_NONBLOCK: a fifo must not block the
+ * worker. */
 static int open_file(const char *path, struct fault *fault)
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -64,7 +66,7 @@ static int open_file(const char *path, struct fault *fault)
     return checked;
 }
 
-/* `bytes` has room for one more than a file may have. */
+/* `bytes` has room for one byte more than a file may have, to see that it is too long. */
 static int read_file(const char *path, char *bytes, size_t *length, struct fault *fault)
 {
     OWNED(scope_close) int fd = open_file(path, fault);
@@ -91,7 +93,7 @@ static void free_json(json_t **json)
     json_decref(*json);
 }
 
-/* jansson's own words quote the text around an error: that may be a key. */
+/* jansson's own message quotes the text around an error, and that may be a key. */
 static int not_json(const struct keyfile *keyfile, const json_error_t *error, struct fault *fault)
 {
     switch (json_error_code(error)) {
@@ -124,7 +126,7 @@ static json_t *parse(const struct keyfile *keyfile, const char *bytes, size_t le
 
 /* ---- its keys ---- */
 
-/* As much of an id as a sentence needs. */
+/* This much of an id is enough in a sentence. */
 enum { ID_SHOWN = 64 };
 
 static int wrong_key(const struct keyfile *keyfile, const char *id, const struct fault *why,
@@ -145,7 +147,7 @@ static int refuse_key(const struct keyfile *keyfile, const char *id, const char 
     return wrong_key(keyfile, id, &refusal, fault);
 }
 
-/* The entry counts as soon as there is something in it to clear. */
+/* The entry counts as soon as it holds anything that must be wiped. */
 static int add(struct keyfile *keyfile, const char *id, const json_t *value, struct fault *fault)
 {
     const char *text = json_string_value(value);
@@ -175,8 +177,8 @@ static int by_id(const void *a, const void *b)
     return strcmp(((const struct entry *)a)->id, ((const struct entry *)b)->id);
 }
 
-/* A server that came up without the keys it was moved with would end all its agents: better it
- * does not come up. */
+/* A server that started without its old keys would end all its agents: a refused start is
+ * better. */
 static int take_keys(struct keyfile *keyfile, json_t *document, struct fault *fault)
 {
     json_t *keys = json_object_get(document, "keys");
@@ -300,7 +302,7 @@ int keyfile_prove(const struct call *call, struct fault *fault)
     return 0;
 }
 
-/* Memory that fails may spoil a signature, too. */
+/* Failing memory may spoil a signature in software, too. */
 static int verify(const struct call *call, const struct entry *entry,
                   const struct verify_signing *signing, struct fault *fault)
 {

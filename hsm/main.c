@@ -1,5 +1,5 @@
-/* spire-hsm-worker: the process in which a vendor's PKCS#11 module runs. spire-hsm starts it;
- * by hand there is nothing to do with it. */
+/* spire-hsm-worker: the process in which a vendor's PKCS#11 module runs. spire-hsm starts it; it is
+ * of no use by hand. */
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -14,11 +14,11 @@
 #define VERSION "unknown"
 #endif
 
-/* stdout and stderr are libc's data: to name them would make this program export them. Hence
- * dprintf. And jansson names stdin, in a function that nobody calls: it gets one of ours. */
+/* Naming libc's stdout or stderr would make this program export them to the module; hence dprintf.
+ * jansson names stdin in a function that nobody calls, so it gets this one. */
 __attribute__((visibility("hidden"))) FILE *stdin;
 
-/* Was it the front that started us? */
+/* Did the front start this process? */
 static bool has_front(void)
 {
     int type = 0;
@@ -33,7 +33,7 @@ int main(int argc, char **argv)
     const char *argument = argc > 1 ? argv[1] : "";
 
     if (strcmp(argument, FRAME_WORKER_ARGUMENT) == 0 && has_front()) {
-        /* The libcrypto in this program is its own. The host's openssl.cnf is for the module's. */
+        /* This program's libcrypto is its own. The host's openssl.cnf is meant for the module's. */
         (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
         return hsm_worker(FRAME_SOCKET_FD, FRAME_PAGE_FD);
     }

@@ -1,3 +1,5 @@
+/* One PKCS#11 library: which file may be loaded, how it is initialized, and which of its slots has
+ * the token. */
 #include "hsm/module.h"
 
 #include <errno.h>
@@ -16,7 +18,7 @@
 #include "hsm/wire/rv.h"
 #include "hsm/wire/uri.h"
 
-/* p11-kit knows its folder and does not tell. The Makefile asks pkg-config. */
+/* p11-kit does not tell its module folder, so the Makefile asks pkg-config. */
 #ifndef MODULE_FOLDER
 #define MODULE_FOLDER "/usr/lib/x86_64-linux-gnu/pkcs11"
 #endif
@@ -28,7 +30,7 @@ enum {
 
 /* ---- loading ---- */
 
-/* Before it is loaded, because loading runs it. */
+/* The file is checked before it is loaded, because loading runs its code. */
 static int check_file(const char *path, struct fault *fault)
 {
     struct stat file;
@@ -38,8 +40,8 @@ static int check_file(const char *path, struct fault *fault)
     return file_check(FILE_MODULE, &file, fault, "module: %s", path);
 }
 
-/* Who may write to a folder may put another library in this one's place. Not in a sticky one
- * (/tmp), and not on a read-only mount (an image, a volume of Kubernetes). */
+/* Who may write to a folder may replace a library in it. A sticky folder (/tmp) and a read-only
+ * mount (an image, a volume of Kubernetes) prevent that. */
 static int check_folder(const char *folder, struct fault *fault)
 {
     struct stat about;
@@ -67,7 +69,7 @@ static int check_folders(const char *path, struct fault *fault)
     return check_folder("/", fault);
 }
 
-/* Links are followed here, once: what has been checked is what is loaded. */
+/* Links are followed once, here: the path that was checked is the path that is loaded. */
 static int resolve(char path[HSM_PATH_MAX], struct fault *fault)
 {
     OWNED(scope_free) char *real = realpath(path, NULL);
@@ -80,9 +82,9 @@ static int resolve(char path[HSM_PATH_MAX], struct fault *fault)
     return 0;
 }
 
-/* It is all modules of the host at once, which is what this process is there to avoid; and tokens
- * get other slots in it whenever one comes or goes. Asked of the name and of what it leads to: that
- * the name is in no folder of modules is not what its user should hear. */
+/* The proxy shows the tokens of all modules of the host, and this process exists to run one module
+ * alone. Its slots change whenever a token comes or goes. Both the name and the file that it leads
+ * to are asked: otherwise the user of a wrong name would hear about a folder of modules instead. */
 static int check_proxy(const char *path, struct fault *fault)
 {
     static const char *const names[] = {"p11-kit-proxy.so", "libp11-kit.so"};
@@ -113,7 +115,8 @@ static int full_path(const char *setting, char path[HSM_PATH_MAX], struct fault 
     return 0;
 }
 
-/* The others that we call tell of something, or tidy up: there is a way without them. */
+/* Only these functions are needed. The plugin can do without the others it calls: they describe or
+ * tidy up. */
 static bool is_whole(const CK_FUNCTION_LIST *calls)
 {
     return (calls->version.major == 2 || calls->version.major == 3) && calls->C_Initialize &&
@@ -142,7 +145,7 @@ static int load(const char *path, struct module *module, struct fault *fault)
     return 0;
 }
 
-/* p11_kit_module_initialize would do without the reserved argument, which NSS lives by. */
+/* p11_kit_module_initialize cannot pass the reserved argument, which NSS needs. */
 static int initialize(const struct hsm_settings *settings, const char *path, struct module *module,
                       struct fault *fault)
 {
@@ -216,7 +219,7 @@ void module_text(const uint8_t *padded, size_t length, char *text)
     text[used] = '\0';
 }
 
-/* Some modules end a text as C does, with whatever was there before behind it. */
+/* Some modules end a text with a NUL, as C does, and leave old bytes behind it. */
 static void pad(struct module *module, uint8_t *text, size_t size)
 {
     uint8_t *end = memchr(text, '\0', size);
@@ -244,7 +247,7 @@ CK_RV module_token_info(struct module *module, CK_SLOT_ID slot, CK_TOKEN_INFO *i
 
 static void slot_info(struct module *module, CK_SLOT_ID slot, CK_SLOT_INFO *info)
 {
-    memset(info, 0, sizeof *info); /* which no slot attribute of a URI matches */
+    memset(info, 0, sizeof *info); /* no slot attribute of a URI matches this */
     if (MODULE_CALL(module, C_GetSlotInfo, slot, info) != CKR_OK)
         return;
     pad(module, info->slotDescription, sizeof info->slotDescription);
@@ -268,12 +271,12 @@ void module_library(struct module *module, char text[HSM_TOKEN_TEXT_MAX + 1])
 struct search {
     struct module *module;
     P11KitUri *uri;
-    bool empty_slots;   /* those are looked into that are said to be empty */
-    const char *serial; /* of the token that was open before */
+    bool empty_slots;   /* look into slots that are said to be empty, too */
+    const char *serial; /* serial number of the token that was open before */
     uint32_t found;
-    uint32_t known; /* those of them that have this serial number */
+    uint32_t known; /* how many of them have this serial number */
     uint32_t uninitialized;
-    struct module_token *token; /* the first one found, and rather one that is known */
+    struct module_token *token; /* the first one found, or better the one with that serial number */
     struct module_token *raw;   /* the first one that says it is not initialized */
     char matching[SEEN_MAX];
     char uninitialized_ones[SEEN_MAX];
@@ -327,7 +330,7 @@ static void take_found(struct search *search, CK_SLOT_ID slot, const CK_TOKEN_IN
     search->known += known;
 }
 
-/* A dead slot says nothing about the others. */
+/* A slot that fails says nothing about the others. */
 static void probe_slot(struct search *search, CK_SLOT_ID slot)
 {
     CK_TOKEN_INFO info;
@@ -349,7 +352,7 @@ static void probe_slot(struct search *search, CK_SLOT_ID slot)
     }
 }
 
-/* Asking for the number first is what makes a module look at its readers again. */
+/* Only the question for the number makes a module look at its readers again. */
 static int probe_slots(struct search *search, CK_BBOOL present, struct fault *fault)
 {
     OWNED(scope_free) CK_SLOT_ID *slots = calloc(SLOTS_MAX, sizeof *slots);
@@ -368,7 +371,7 @@ static int probe_slots(struct search *search, CK_BBOOL present, struct fault *fa
     return 0;
 }
 
-/* A slot may be said to be empty, and is not. */
+/* A module may call a slot empty although a token is in it. */
 static int probe_all(struct search *search, struct fault *fault)
 {
     if (probe_slots(search, CK_TRUE, fault) != 0)

@@ -1,3 +1,5 @@
+/* Objects on the token: searching by name, reading attributes, the templates of new keys, and the
+ * attributes that a key of ours must have. */
 #include "hsm/object.h"
 
 #include <stdio.h>
@@ -11,7 +13,7 @@ enum { BATCH = 16 };
 
 /* ---- reading ---- */
 
-/* A number to a buffer of its size alone, as NSS wants it. */
+/* NSS gives a number only to a buffer of exactly its size. */
 static CK_ULONG room_for(CK_ATTRIBUTE_TYPE type)
 {
     return type == CKA_CLASS || type == CKA_KEY_TYPE ? sizeof(CK_ULONG)
@@ -24,7 +26,7 @@ static CK_RV call_read(const struct session *session, CK_OBJECT_HANDLE handle,
     return MODULE_CALL(session->module, C_GetAttributeValue, session->handle, handle, attribute, 1);
 }
 
-/* With a buffer of exactly the size that the token names. */
+/* Reads again, with a buffer of exactly the size that the token names. */
 static CK_RV read_exactly(const struct session *session, CK_OBJECT_HANDLE handle,
                           CK_ATTRIBUTE *attribute, void *bytes)
 {
@@ -46,8 +48,8 @@ static CK_RV read_exactly(const struct session *session, CK_OBJECT_HANDLE handle
     return rv;
 }
 
-/* Many tokens give a value to a buffer of its size alone. Others leave the length as it was,
- * unless they are asked for it. */
+/* Many tokens give a value only to a buffer of exactly its size. Others leave the length unchanged
+ * until a call asks for it. */
 static bool wants_exact_room(CK_RV rv, const CK_ATTRIBUTE *attribute)
 {
     if (rv == CKR_OK)
@@ -61,7 +63,7 @@ int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRI
     CK_ATTRIBUTE attribute = {type, value->bytes, room_for(type)};
     CK_RV rv;
 
-    memset(value, 0, sizeof *value); /* there are tokens that fill nothing in, and say CKR_OK */
+    memset(value, 0, sizeof *value); /* some tokens fill nothing in and answer CKR_OK */
     rv = call_read(session, handle, &attribute);
     if (wants_exact_room(rv, &attribute))
         rv = read_exactly(session, handle, &attribute, value->bytes);
@@ -72,7 +74,7 @@ int object_read(const struct session *session, CK_OBJECT_HANDLE handle, CK_ATTRI
     return 0;
 }
 
-/* Some have numbers of 32 bits on a machine of 64. */
+/* Some libraries return numbers of 32 bits on a machine of 64. */
 bool object_number(const struct object_value *value, CK_ULONG *number)
 {
     uint32_t narrow;
@@ -86,7 +88,7 @@ bool object_number(const struct object_value *value, CK_ULONG *number)
     return true;
 }
 
-/* Some have a truth as wide as a number. */
+/* Some libraries return a truth value as wide as a number. */
 static bool holds_truth(const struct object_value *value, CK_BBOOL truth)
 {
     static const uint8_t nothing[sizeof(CK_ULONG)];
@@ -145,7 +147,7 @@ int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG
 
     *count = 0;
     rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, room, count);
-    if (rv == CKR_ARGUMENTS_BAD && room > 1) /* those that find one at a time */
+    if (rv == CKR_ARGUMENTS_BAD && room > 1) /* some tokens find only one object at a time */
         rv = MODULE_CALL(session->module, C_FindObjects, session->handle, batch, 1, count);
     if (rv != CKR_OK)
         return rv_fault(rv, "C_FindObjects", fault);
@@ -155,7 +157,7 @@ int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG
     return 0;
 }
 
-/* The search is ended on every path: a session with one begun is of no use for the next. */
+/* The search is ended on every path: a session with an open search cannot be used again. */
 static int search(const struct session *session, CK_ATTRIBUTE *wanted, CK_ULONG wanted_count,
                   struct object_list *list, struct fault *fault)
 {
@@ -208,8 +210,8 @@ static int sort_in(const struct session *session, CK_OBJECT_HANDLE handle,
     return 0;
 }
 
-/* One after the other, as far as they can be read. *unread is what came of the latest that
- * cannot: then what was not found may be there all the same. */
+/* Sorts the objects one by one, as far as they can be read. *unread holds the latest error of one
+ * that cannot. An object that was not found may be that one. */
 static int sort_all(const struct session *session, const struct hsm_key_name *name,
                     struct object_halves *found, struct fault *unread, struct fault *fault)
 {
@@ -229,8 +231,9 @@ static int sort_all(const struct session *session, const struct hsm_key_name *na
     return 0;
 }
 
-/* SoftHSM, killed in the middle of a write, leaves an object of which a name cannot be
- * decrypted, and then each search for a name fails. A token that is away fails here too. */
+/* SoftHSM, killed in the middle of a write, leaves an object whose name cannot be decrypted. Then
+ * each search by name fails, and this walk over all objects finds the key. A token that is away
+ * fails here too. */
 static int find_among_all(const struct session *session, const struct hsm_key_name *name,
                           struct object_halves *found, struct fault *fault)
 {
@@ -258,7 +261,7 @@ static int find_among_all(const struct session *session, const struct hsm_key_na
     return 0;
 }
 
-/* Of the first objects that are listed. */
+/* The label of one of the objects that are listed first. */
 static bool find_any_label(const struct session *session, struct object_value *label)
 {
     struct object_list list;
@@ -272,8 +275,8 @@ static bool find_any_label(const struct session *session, struct object_value *l
     return found;
 }
 
-/* There are tokens that list their objects and find none of them by its name. As long as no search
- * has found anything, one for what is surely there tells, and costs less than a walk. */
+/* Some tokens list their objects and find none of them by its name. Until a search has found
+ * something, a search for a label that was just listed shows it, and costs less than a walk. */
 static bool finds_names(const struct session *session)
 {
     struct object_value label;
@@ -289,12 +292,12 @@ static bool finds_names(const struct session *session)
     return list.count > 0;
 }
 
-/* Empty values are never searched for: CloudHSM refuses them. A list that is full may have
- * left out what we look for, and "not there" must be true. */
+/* CloudHSM refuses to search for empty values, so these are left out. A full list may lack the
+ * object, and the answer "not there" must be true. */
 int object_find(const struct session *session, const struct hsm_key_name *name,
                 struct object_halves *found, struct fault *fault)
 {
-    struct hsm_key_name copy = *name; /* PKCS#11 wants values it could write to */
+    struct hsm_key_name copy = *name; /* PKCS#11 wants values that it could write to */
     CK_ATTRIBUTE wanted[] = {{CKA_LABEL, copy.label, strlen(copy.label)},
                              {CKA_ID, copy.id, copy.id_length}};
     struct object_list list;
@@ -319,8 +322,8 @@ int object_find(const struct session *session, const struct hsm_key_name *name,
 
 /* ---- making ---- */
 
-/* What a key is made with. `tiers`: of the three templates, how many have it. SENSITIVE
- * and EXTRACTABLE are in all of them, come what may. */
+/* An attribute of a new key. `tiers`: how many of the three templates have it. SENSITIVE and
+ * EXTRACTABLE are in all three. */
 struct trait {
     CK_ATTRIBUTE_TYPE type;
     CK_BBOOL value;
@@ -340,7 +343,7 @@ static const struct trait public_traits[] = {
     {CKA_VERIFY_RECOVER, CK_FALSE, 1}, {CKA_MODIFIABLE, CK_FALSE, 1}, {CKA_COPYABLE, CK_FALSE, 1},
 };
 
-/* Values stand in `truth` and in the struct itself: PKCS#11's pointers are not const. */
+/* The values lie in `truth` and in this struct, because PKCS#11's pointers are not const. */
 struct key_template {
     CK_ATTRIBUTE attributes[20];
     CK_ULONG count;
@@ -348,7 +351,7 @@ struct key_template {
 
 struct key_request {
     struct hsm_key_name name;
-    struct keytype kind; /* a copy: PKCS#11 wants what it points to writable */
+    struct keytype kind; /* a copy: PKCS#11 wants writable memory */
     CK_ULONG bits;
     CK_BBOOL truth[2];
     struct key_template private_half;
@@ -427,7 +430,8 @@ int object_generate(const struct session *session, enum hsm_key_type type,
 typedef int decode_fn(const uint8_t *first, size_t first_length, const uint8_t *second,
                       size_t second_length, struct hsm_public_key *key, struct fault *fault);
 
-/* Both attributes of one object. -1 with fault->ckr == 0: not there, or no good. */
+/* Reads both attributes of one object. Returns -1 with fault->ckr == 0 if the object is absent or
+ * unfit. */
 static int read_both(const struct session *session, CK_OBJECT_HANDLE handle, bool rsa,
                      struct hsm_public_key *key, struct fault *fault)
 {
@@ -453,7 +457,7 @@ static int read_info(const struct session *session, CK_OBJECT_HANDLE handle,
 
     if (object_read(session, handle, CKA_PUBLIC_KEY_INFO, &value, fault) != 0)
         return -1;
-    if (!value.readable || value.length == 0) /* SoftHSM and TPMs have it, and have it empty */
+    if (!value.readable || value.length == 0) /* SoftHSM and TPMs have it, but empty */
         return fault_set(fault, FAULT_INTERNAL, "the public key cannot be read");
     return pubkey_from_pkix(value.bytes, value.length, key, fault);
 }
@@ -496,9 +500,9 @@ int object_public_key(const struct session *session, const struct object_pair *p
 
 /* ---- judging ---- */
 
-/* An imported key has LOCAL, ALWAYS_SENSITIVE and NEVER_EXTRACTABLE false: this is how one
- * planted under our label is caught. `history` marks those three, which some tokens cannot
- * tell. */
+/* An imported key has LOCAL, ALWAYS_SENSITIVE and NEVER_EXTRACTABLE false: so the check catches a
+ * key that somebody planted under our label. `history` marks these three, which some tokens cannot
+ * report. */
 static const struct demand {
     CK_ATTRIBUTE_TYPE type;
     CK_BBOOL value;
@@ -515,9 +519,8 @@ static const struct demand {
     {CKA_LOCAL, CK_TRUE, true, "CKA_LOCAL"},
 };
 
-/* What the setting "lenient" tolerates: a history that cannot be read; and LOCAL=0, which
- * NSS says of the keys it made itself, if the rest of the history (`told` of two) is there
- * and right. */
+/* The setting "lenient" tolerates a history that cannot be read. It also tolerates LOCAL=0, which
+ * NSS reports of keys it made itself, if both other attributes (`told`) are right. */
 static bool is_tolerated(const struct demand *demand, const struct object_value *value,
                          unsigned told)
 {
@@ -552,8 +555,8 @@ static int check_demands(const struct session *session, CK_OBJECT_HANDLE private
     return 0;
 }
 
-/* CKA_ALWAYS_AUTHENTICATE wants the PIN before every signature. A token that does not know
- * it does not want that. */
+/* CKA_ALWAYS_AUTHENTICATE demands the PIN before every signature. A token that does not know the
+ * attribute does not demand it. */
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
                  char why[HSM_WHY_MAX], struct fault *fault)
 {
@@ -575,8 +578,8 @@ int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bo
 
 /* ---- destroying ---- */
 
-/* SoftHSM forgets the handle before it removes the file, so an invalid handle says little:
- * looking again is the caller's part. */
+/* SoftHSM forgets the handle before it removes the file, so an invalid handle proves little. The
+ * caller looks again. */
 int object_destroy(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault)
 {
     CK_RV rv = MODULE_CALL(session->module, C_DestroyObject, session->handle, handle);

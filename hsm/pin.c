@@ -1,3 +1,5 @@
+/* Where the PIN comes from, which texts cannot be one, and the latch: a refused PIN is remembered
+ * on disk, so that no process tries it again. */
 #include "hsm/pin.h"
 
 #include <errno.h>
@@ -43,9 +45,8 @@ static int read_all(int fd, const char *path, struct pin *pin, struct fault *fau
     return 0;
 }
 
-/* What is checked is the file that is open: a path may lead elsewhere the next moment, and
- * Kubernetes mounts secrets as symbolic links. O_NONBLOCK: a fifo put in the file's place must
- * not hold us up. */
+/* The checks look at the open file: a path may lead elsewhere a moment later, and Kubernetes mounts
+ * secrets as symbolic links. O_NONBLOCK: a fifo in the file's place must not block the worker. */
 static int read_file(const char *path, struct pin *pin, struct fault *fault)
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -71,7 +72,8 @@ static int take_text(const char *text, struct pin *pin)
     return 0;
 }
 
-/* The name is not repeated: with -expandEnv, `pin_env = "${HSM_PIN}"` is the PIN itself. */
+/* The sentence leaves out the variable's name: with -expandEnv, `pin_env = "${HSM_PIN}"` makes the
+ * name the PIN itself. */
 static int read_env(const char *name, struct pin *pin, struct fault *fault)
 {
     const char *value = getenv(name);
@@ -117,8 +119,8 @@ static const char *not_a_pin(const struct pin *pin)
     return NULL;
 }
 
-/* An editor's or a shell's newline, a blank that came along when it was pasted: each would cost a
- * try. One end of line is dropped wherever a PIN comes from, and Windows has its own. */
+/* A newline of an editor or shell, or a blank from pasting, would cost one try at the token. One
+ * end of line is dropped wherever the PIN comes from, also Windows' CR LF. */
 static int check_content(enum hsm_pin_kind kind, const char *text, struct pin *pin,
                          struct fault *fault)
 {
@@ -155,7 +157,8 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
 
 /* ---- a look ---- */
 
-/* What a network disk remembers of a file may outlive its server: only to open it asks there. */
+/* A network disk may answer from its cache after its server is gone. Only opening the file asks the
+ * server. */
 static void look_at_file(const char *path, struct file_stamp *stamp)
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
@@ -184,7 +187,7 @@ void pin_look(const struct hsm_settings *settings, struct file_stamp *stamp)
 
 /* ---- the memory of a refusal ---- */
 
-/* 32 MiB and some 0.1 s for a guess. */
+/* Each guess costs 32 MiB and some 0.1 s. */
 static const uint64_t scrypt_n = 1 << 15;
 static const uint64_t scrypt_r = 8;
 static const uint64_t scrypt_p = 1;
@@ -205,8 +208,8 @@ static bool has_look(const struct file_stamp *stamp)
     return stamp->inode != 0;
 }
 
-/* One line: version, serial number in hexadecimal (it is the token's text), then in version 1 the
- * look of the file, in version 2 salt and digest. */
+/* One line: version, then the token's serial number in hexadecimal, as it is the token's text.
+ * Version 1 goes on with the stamp of the file, version 2 with salt and digest. */
 static const char look_out[] =
     "1 %s %" PRIu64 " %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64 " %" PRId64 " %" PRId64 "\n";
 static const char look_in[] =
@@ -220,7 +223,7 @@ enum {
     SERIAL_HEX = 2 * SERIAL_MAX + 2
 };
 
-/* With a mark in front, so that an empty serial number is a field too. */
+/* A mark in front makes an empty serial number a field, too. */
 static void serial_hex(const char *serial, char hex[SERIAL_HEX])
 {
     hex[0] = 's';
@@ -288,8 +291,8 @@ void pin_latch_load(struct pin_latch *latch)
         (void)parse(line, latch);
 }
 
-/* COUNT_LOW needs no rule of its own here: it says that somebody mistyped, and whether it
- * was us with this very source is what the latch knows. */
+/* COUNT_LOW needs no rule here. It says that somebody mistyped the PIN, and the latch knows whether
+ * that was this source. */
 int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
                     struct fault *fault)
 {

@@ -1,3 +1,4 @@
+/* EMSA-PSS (RFC 8017) in software, for tokens that can only do raw RSA. */
 #include "hsm/pss.h"
 
 #include <string.h>

@@ -1,11 +1,12 @@
+/* What one library cannot do that others can. tokens.md lists them for operators. */
 #include "hsm/quirks.h"
 
 #include <stdio.h>
 #include <string.h>
 
-/* Libraries that answer a template they cannot do with CKR_GENERAL_ERROR, which from others is a
- * token that is away: so they are known by name. Whatever a token's answers show by themselves,
- * as the length of an attribute or the need of one session, is no row here. */
+/* These libraries answer an impossible template with CKR_GENERAL_ERROR. From other libraries the
+ * same code means that the token is away, so they are known by name. A habit that the token's
+ * answers show, such as attribute lengths or one session, needs no row. */
 static const struct quirk quirks[] = {
     /* A TPM has one bit for VERIFY and DECRYPT, one for SIGN and ENCRYPT; tpm2-pkcs11 1.8 makes
      * RSA signatures by decrypting. Seen with swtpm (tests/peers/tokens). */
@@ -26,7 +27,7 @@ const struct quirk *quirks_find(const char *library)
 
 /* ---- what was said, and is not so ---- */
 
-/* Everything that is looked at has been tried by now, and has worked. */
+/* By now the plugin has tried everything that these looks concern, and it has worked. */
 struct look {
     const struct hsm_token *token;
     const struct module_token *found;

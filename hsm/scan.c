@@ -1,6 +1,5 @@
-/* Whose keys are on the token: one walk over all objects, one call for each, and all the
- * sorting done here. Looking for each key by itself makes a search that walks all objects
- * (SoftHSM) quadratic. */
+/* Lists our keys on the token: one walk over all objects, one call for each, and all sorting here.
+ * A search for each single key would walk all objects each time (SoftHSM), which is quadratic. */
 #include "hsm/token.h"
 
 #include <string.h>
@@ -13,9 +12,9 @@
 
 enum {
     BATCH = 512,
-    HANDLES_MAX = 1 << 20, /* a walk that does not end is a module gone mad */
+    HANDLES_MAX = 1 << 20, /* a walk that is longer shows a broken module */
     RECORDS_MAX = 1 << 16,
-    ID_ROOM = 64, /* some foreign ids are 20 bytes; too little room is an error to the token */
+    ID_ROOM = 64, /* some foreign ids have 20 bytes, and a token calls too little room an error */
 };
 
 struct record {
@@ -32,16 +31,16 @@ struct handles {
 
 struct findings {
     struct handles objects;
-    CK_OBJECT_HANDLE readable; /* one that can be read, or HANDLE_NONE */
-    struct fault unreadable;   /* what came of the latest that cannot */
+    CK_OBJECT_HANDLE readable; /* a handle that can be read, or HANDLE_NONE */
+    struct fault unreadable;   /* the latest error of a handle that cannot */
     struct record *records;    /* owned */
     size_t record_count;
     size_t record_room;
     uint32_t nameless;
     uint32_t foreign;
-    uint32_t unreadable_count; /* of the nameless */
+    uint32_t unreadable_count; /* among the nameless objects */
     int64_t until;             /* on clock_now()'s clock */
-    bool late;                 /* not all was read by then */
+    bool late;                 /* time was over before all objects were read */
 };
 
 static void release_handles(struct handles *handles)
@@ -89,7 +88,7 @@ static int walk(const struct session *session, struct handles *handles, struct f
     return 0;
 }
 
-/* What the search that has begun finds, and its end. */
+/* Takes all results of the search that was begun, and ends it. */
 static int collect(const struct session *session, struct handles *handles, struct fault *fault)
 {
     int done = walk(session, handles, fault);
@@ -100,7 +99,7 @@ static int collect(const struct session *session, struct handles *handles, struc
     return rv == CKR_OK ? 0 : rv_fault(rv, "C_FindObjectsFinal", fault);
 }
 
-/* An empty template stands for everything, and CloudHSM refuses it. */
+/* An empty template would match everything, but CloudHSM refuses it. */
 static int enumerate(const struct session *session, struct handles *handles, struct fault *fault)
 {
     CK_BBOOL yes = CK_TRUE;
@@ -125,7 +124,7 @@ static int enumerate_class(const struct session *session, CK_OBJECT_CLASS class,
 
 /* ---- reading ---- */
 
-/* A key object as the token shows it. A length that does not fit counts as no value. */
+/* A key object as the token shows it. A value whose length does not fit counts as absent. */
 struct glimpse {
     CK_OBJECT_CLASS class;
     uint8_t label[HSM_LABEL_MAX + 1];
@@ -144,8 +143,8 @@ static bool is_told(const CK_ATTRIBUTE *attribute, CK_ULONG room)
     return attribute->ulValueLen < room;
 }
 
-/* Was what is needed of this object filled in? No class is that large: of a number in four bytes
- * the others are still as we left them. */
+/* Did the token fill in all that is needed of this object? Class numbers are small: if the token
+ * writes only four bytes, the others keep the mark and show it. */
 static bool is_clear(const struct glimpse *glimpse, const CK_ATTRIBUTE attributes[3])
 {
     if (glimpse->class > UINT32_MAX)
@@ -181,8 +180,8 @@ static int read_one_by_one(const struct session *session, CK_OBJECT_HANDLE handl
     return 0;
 }
 
-/* PKCS#11 2.40 5.7.5: attributes that an object lacks do not keep the others from being filled in.
- * Many a token does not keep to it, or takes one attribute at a time. */
+/* PKCS#11 2.40 5.7.5: absent attributes must not keep the others from being filled in. Many tokens
+ * break this rule, or take one attribute at a time. */
 static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handle,
                            struct glimpse *glimpse, struct fault *fault)
 {
@@ -204,7 +203,7 @@ static int read_attributes(const struct session *session, CK_OBJECT_HANDLE handl
     return 0;
 }
 
-/* Every key of ours has an id. One without could not be told from its namesakes. */
+/* Every key of ours has an id. A key without one could not be told from others of its name. */
 static bool has_our_name(const struct glimpse *glimpse, const char *prefix)
 {
     size_t length = strlen(prefix);
@@ -253,9 +252,8 @@ static int note_object(struct findings *findings, const struct glimpse *glimpse,
     return 0;
 }
 
-/* An object that cannot be read is put back into the list, at the front of it, which has been
- * dealt with by then. "No such handle" is no better an answer than others: in a failover a
- * cluster says so of objects that are there. */
+/* An unreadable object goes back into the list, at its front, which is dealt with by then. "No such
+ * handle" counts as any other error: in a failover a cluster says so of objects that exist. */
 static int read_object(const struct call *call, const struct session *session,
                        CK_OBJECT_HANDLE handle, struct findings *findings, struct fault *fault)
 {
@@ -293,7 +291,7 @@ static bool is_in(const struct handles *handles, CK_OBJECT_HANDLE handle)
     return false;
 }
 
-/* Takes out of the list what another walk does not show: it went while we walked. */
+/* Drops handles that a second walk does not show: these objects went during the first walk. */
 static int drop_gone(const struct session *session, struct findings *findings, struct fault *fault)
 {
     OWNED(release_handles) struct handles there = {.list = NULL};
@@ -311,11 +309,11 @@ static int drop_gone(const struct session *session, struct findings *findings, s
     return 0;
 }
 
-/* What is left in the list is there and could not be read twice. An object that SoftHSM was
- * killed over in the middle of writing is so for ever, and counts as nameless. But a token may
- * be away for the moment, and what we cannot read may be a key of ours. So who asked is told
- * how many there are; and something else must be readable just now, or the token itself not
- * call it a key. */
+/* The handles still listed exist and could not be read twice. An object that SoftHSM was writing
+ * when it was killed stays unreadable for ever, and counts as nameless. But the token may be
+ * away just now, and an unreadable object may be a key of ours. So the caller learns their
+ * number. Moreover, another object must be readable now, or the token itself must say that this
+ * is no key. */
 static int explain_unreadable(const struct session *session, struct findings *findings,
                               struct fault *fault)
 {
@@ -363,7 +361,7 @@ static enum hsm_state state_of(uint32_t private_keys, uint32_t public_keys)
     return private_keys == 1 && public_keys > 0 ? HSM_COMPLETE : HSM_HALF;
 }
 
-/* A group: the records of one name, which stand side by side. Returns where it ends. */
+/* A group is all records of one name, which stand side by side. Returns its end. */
 static size_t take_group(const struct findings *findings, size_t start, uint32_t halves[2],
                          struct hint *hint)
 {
@@ -387,8 +385,8 @@ static size_t take_group(const struct findings *findings, size_t start, uint32_t
     return next;
 }
 
-/* Nothing is emitted before all is known, so that a walk that is done over emits nothing
- * twice. Without memory for hints there are none. */
+/* Items are emitted only when all are known, so that a repeated walk emits none twice. Without
+ * memory for hints there are none. */
 static void emit_items(const struct call *call, const struct findings *findings, uint32_t logins)
 {
     struct hint *hints = calloc(findings->record_count / 2 + 1, sizeof *hints);
@@ -418,7 +416,7 @@ static int64_t limit_of(const struct hsm_request *request)
     return request->limit_ms > 0 ? request->limit_ms * CLOCK_MILLISECOND : CLOCK_NEVER / 2;
 }
 
-/* Handles are good for one login of one process. */
+/* Handles are valid for one login of one process. */
 static struct hsm_place place_of(uint32_t logins, CK_OBJECT_HANDLE handle)
 {
     return (struct hsm_place){(uint64_t)getpid() << 32 | logins, handle};
@@ -472,8 +470,8 @@ static int list_private(const struct session *session, struct findings *findings
     return 0;
 }
 
-/* From the first handle that is not below `from` on, and one at least. What cannot be read is no
- * news: it is of no use as a key either. */
+/* Reads from the first handle that is not below `from`, and at least one. An unreadable object is
+ * left out: as a key it is of no use either. */
 static int read_slice(const struct call *call, const struct session *session,
                       struct findings *findings, uint32_t logins, struct fault *fault)
 {
@@ -507,8 +505,8 @@ static void emit_private(const struct call *call, const struct findings *finding
     call->reply->foreign = findings->foreign;
 }
 
-/* Listing costs a call for hundreds of objects, reading one for each. Where listing takes long all
- * the same, reading may take as long. */
+/* Listing costs one call for hundreds of objects, reading one call for each. Where listing takes
+ * long all the same, reading may take as long. */
 static int scan_slice(const struct call *call, const struct session *session, struct fault *fault)
 {
     OWNED(release_findings) struct findings findings = {.readable = HANDLE_NONE};

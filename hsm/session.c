@@ -1,3 +1,5 @@
+/* The pool of sessions, all logged in once: borrowing, opening, closing, and the login with the
+ * PIN. An idle session, the anchor, keeps the login alive. */
 #include "hsm/session.h"
 
 #include <stdio.h>
@@ -9,15 +11,15 @@
 #include "hsm/wire/rv.h"
 #include "hsm/wire/uri.h"
 
-/* Sessions of a process that was killed may count for a while: YubiHSM forgets them after
- * 30 seconds. */
+/* Sessions of a killed process may count for a while: YubiHSM forgets them after 30 seconds. */
 static const int64_t full_pause = 30 * CLOCK_SECOND;
 
 static const int64_t wait_interval = CLOCK_SECOND / 5;
 
 /* ---- logging in ---- */
 
-/* A token that has no session left counts those of others, or of our dead: they may go. */
+/* A token without a free session counts those of other processes, or of workers that died. These
+ * may go. */
 static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *handle,
                         struct fault *fault)
 {
@@ -27,8 +29,8 @@ static int open_session(const struct session_pool *pool, CK_SESSION_HANDLE *hand
     if (rv == CKR_OK)
         return 0;
     (void)rv_fault(rv, "C_OpenSession", fault);
-    /* A code that has no business here says nothing about the request that needs the session; nor
-     * does any other, once the token has opened one. */
+    /* A code that C_OpenSession should not give says nothing about the request. The same holds for
+     * any failure, once the token has opened one session. */
     if (fault && (rv_class(rv) == RV_FULL || fault->code == FAULT_INTERNAL ||
                   (pool->logins > 0 && rv_class(rv) == RV_PERMANENT)))
         fault->code = FAULT_UNAVAILABLE;
@@ -40,7 +42,7 @@ static void close_session(const struct session_pool *pool, CK_SESSION_HANDLE han
     (void)MODULE_CALL(pool->module, C_CloseSession, handle);
 }
 
-/* What C_GetSessionInfo says of the login. */
+/* The state of the login, as C_GetSessionInfo reports it. */
 enum told { TOLD_NOTHING, TOLD_NOBODY, TOLD_USER };
 
 static int ask_state(const struct session_pool *pool, CK_SESSION_HANDLE handle, enum told *told,
@@ -63,8 +65,8 @@ static int ask_state(const struct session_pool *pool, CK_SESSION_HANDLE handle, 
     return 0;
 }
 
-/* A SoftHSM whose directory was moved away goes on with its sessions and finds nothing;
- * only asked about the token does it notice. */
+/* A SoftHSM whose directory was moved away keeps its sessions and finds nothing. Only a question
+ * about the token shows it. */
 static int check_token(const struct session_pool *pool, CK_TOKEN_INFO *info, struct fault *fault)
 {
     char serial[sizeof info->serialNumber + 1];
@@ -96,7 +98,8 @@ int session_look(const struct session_pool *pool, const struct session *session,
     return check_token(pool, &info, fault);
 }
 
-/* Who is logged in cannot log in; who can was not. */
+/* These sessions do not report the login, so another login is tried. "Already logged in" means that
+ * the login has lasted. If the token grants it, the login was lost. */
 static int ask_login(struct session_pool *pool, struct fault *fault)
 {
     uint32_t logins = pool->logins;
@@ -123,9 +126,9 @@ int session_check_since(struct session_pool *pool, const struct session *session
                : rv_fault(CKR_USER_NOT_LOGGED_IN, "another session logged in meanwhile", fault);
 }
 
-/* The flags are the token's word that its patience is nearly at an end. Asked every time:
- * others may have used it up, or restored it. No CK_RV: nothing was tried, so nothing has to
- * change before the next look. */
+/* The token's flags say that few tries are left. They are read before every try: others may have
+ * used tries up, or restored them. The fault has no CK_RV: nothing was tried, so the next look
+ * needs no change of the PIN. */
 static int check_patience(const struct session_pool *pool, struct fault *fault)
 {
     CK_TOKEN_INFO info;
@@ -141,8 +144,8 @@ static int check_patience(const struct session_pool *pool, struct fault *fault)
     return 0;
 }
 
-/* "Already logged in" is as good, if it is true: some libraries believe it when the token
- * no longer does. */
+/* "Already logged in" counts as success if it is true: some libraries say it after the token has
+ * forgotten the login. */
 static CK_RV call_login(const struct session_pool *pool, CK_SESSION_HANDLE handle, struct pin *pin)
 {
     uint8_t *bytes = pool->keypad ? NULL : pin->bytes;
@@ -157,8 +160,8 @@ static CK_RV call_login(const struct session_pool *pool, CK_SESSION_HANDLE handl
     return MODULE_CALL(pool->module, C_Login, handle, CKU_USER, bytes, pin->length);
 }
 
-/* A login that the token granted and its session does not show: from now on C_Login is asked. A
- * token that says it wants no login and has none is taken at its word. */
+/* The token granted the login, but its session does not show it: from now on C_Login is asked. A
+ * token that says it needs no login, and has none, is believed. */
 static int login_with(struct session_pool *pool, CK_SESSION_HANDLE handle, struct pin *pin,
                       struct fault *fault)
 {
@@ -178,7 +181,7 @@ static int login_with(struct session_pool *pool, CK_SESSION_HANDLE handle, struc
     return 0;
 }
 
-/* fault->ckr stays: it decides how we recover. */
+/* fault->ckr stays, because recovery depends on it. */
 static void explain_refusal(const struct session_pool *pool, struct fault *fault)
 {
     static const char *const sources[] = {
@@ -193,7 +196,7 @@ static void explain_refusal(const struct session_pool *pool, struct fault *fault
                        sources[pool->pin_kind], named ? pool->pin_text : "");
 }
 
-/* What the token says of itself may be the reason, and may be untrue. */
+/* The token's own description may hold the reason, and may be untrue. */
 static void add_what_was_said(const struct session_pool *pool, struct fault *fault)
 {
     if (fault->code == FAULT_UNAVAILABLE)
@@ -236,8 +239,8 @@ static int log_in(struct session_pool *pool, CK_SESSION_HANDLE handle, struct fa
     return -1;
 }
 
-/* Some say that they are write-protected and are not, and one refusal may be a moment's: only of
- * both together it is so. */
+/* Some tokens claim to be write-protected and are not, and a single refusal may pass. Only both
+ * together mean it. */
 static int open_any_session(struct session_pool *pool, struct fault *fault)
 {
     struct fault why = {.code = FAULT_NONE};
@@ -263,7 +266,7 @@ static int open_anchor(struct session_pool *pool, struct fault *fault)
     return -1;
 }
 
-/* A new session that fails to tell of itself is for C_Login to judge. */
+/* If a new session reports no login state, C_Login decides. */
 static int login_locked(struct session_pool *pool, struct fault *fault)
 {
     enum told told = TOLD_NOTHING;
@@ -317,8 +320,8 @@ static int take_pin_source(struct session_pool *pool, const struct module_token 
     return 0;
 }
 
-/* The token's own limit counts the anchor. 0 and ~0 stand for "no limit" and "cannot say";
- * one that is too low is no reason not to work at all. */
+/* The token's own limit counts the anchor. 0 and ~0 mean "no limit" and "unknown". The worker
+ * starts even with a limit that is too low. */
 static uint32_t limit_of(const CK_TOKEN_INFO *info, CK_FLAGS flags, uint32_t wanted)
 {
     CK_ULONG most =
@@ -377,7 +380,7 @@ void session_pool_close(struct session_pool *pool)
     explicit_bzero(pool, sizeof *pool);
 }
 
-/* What borrowing comes to, decided under the lock and done outside it. */
+/* How borrowing goes on: decided under the lock and done outside it. */
 enum borrow_step { BORROW_WAIT, BORROW_TAKE, BORROW_OPEN, BORROW_CLOSE };
 
 static enum borrow_step next_step(struct session_pool *pool, struct session *session)
@@ -400,7 +403,8 @@ static enum borrow_step next_step(struct session_pool *pool, struct session *ses
     return BORROW_WAIT;
 }
 
-/* Waking one would do for a session that comes back, but not for one that is gone. */
+/* A returned session can serve one waiter, so waking one is enough. After a session was lost, all
+ * must look again. */
 static void forget_one(struct session_pool *pool, bool full)
 {
     (void)pthread_mutex_lock(&pool->lock);
@@ -418,9 +422,9 @@ static bool shows(const struct session_pool *pool, CK_SESSION_HANDLE handle, enu
     return ask_state(pool, handle, &told, NULL) == 0 && told == wanted;
 }
 
-/* There are tokens for which a login counts in its session alone. A new session of those shows
- * nobody logged in where the anchor shows us. One that shows nothing is logged in likewise: to
- * others it is "already". */
+/* On some tokens a login counts only in its own session. There, a new session shows nobody logged
+ * in while the anchor shows us. A session that reports nothing is logged in as well: other tokens
+ * answer "already". */
 static void log_in_here(struct session_pool *pool, CK_SESSION_HANDLE handle)
 {
     struct fault unused;
@@ -433,8 +437,8 @@ static void log_in_here(struct session_pool *pool, CK_SESSION_HANDLE handle)
     (void)pthread_mutex_unlock(&pool->login);
 }
 
-/* -1: the fault is final. 0: *opened says whether the session is there; if not, the token
- * has no more of them, but we have some, and one will come back. */
+/* Returns -1 if the fault is final. With 0, *opened says whether there is a session. If not, the
+ * token's limit is reached and one of ours will come back. */
 static int open_one(struct session_pool *pool, struct session *session, bool *opened,
                     struct fault *fault)
 {
@@ -455,7 +459,7 @@ static int open_one(struct session_pool *pool, struct session *session, bool *op
     return full && others ? 0 : -1;
 }
 
-/* Not for ever: a token that was full may have room for another session by and by. */
+/* The wait ends after a while: a full token may have room for another session later. */
 static void wait_a_while(struct session_pool *pool)
 {
     condition_wait(&pool->returned, &pool->lock, clock_now() + wait_interval);

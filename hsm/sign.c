@@ -1,3 +1,5 @@
+/* What a token is asked to sign, by key type and scheme, and how its answer becomes the signature
+ * that SPIRE expects. */
 #include "hsm/sign.h"
 
 #include <string.h>
@@ -38,7 +40,7 @@ static void plan_ecdsa(const struct hsm_request *request, const struct keytype *
     plan->signature_length = (CK_ULONG)kind->bytes * 2;
 }
 
-/* Not CKM_SHA256_RSA_PKCS and its kin: they would hash the digest again. */
+/* CKM_SHA256_RSA_PKCS and the like would hash the digest again. */
 static void plan_pkcs1(const struct hsm_request *request, const struct hash *hash,
                        struct sign_plan *plan)
 {
@@ -86,7 +88,7 @@ static void plan_pss(const struct hsm_request *request, const struct hash *hash,
     plan->input_length = hash->length;
 }
 
-/* The salt length of the plan before counts. */
+/* Keeps the salt length of the plan before. */
 int sign_plan_padded(const struct hsm_request *request, struct sign_plan *plan, struct fault *fault)
 {
     if (pss_encode(request, plan->pss.sLen, plan->input, plan->signature_length, fault) != 0)
@@ -101,7 +103,7 @@ int sign_trial(enum hsm_key_type type, struct hsm_request *trial, struct fault *
     memset(trial, 0, sizeof *trial);
     trial->op = HSM_SIGN;
     trial->type = type;
-    trial->hash = type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* as SPIRE will */
+    trial->hash = type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* SPIRE uses the same */
     trial->digest_length = (uint32_t)hsm_hash_length(trial->hash);
     if (RAND_bytes(trial->digest, (int)trial->digest_length) != 1)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for a trial signature");
@@ -159,7 +161,7 @@ bool sign_plan_shorter_salt(const struct hsm_request *request, struct sign_plan 
     return true;
 }
 
-/* Zeros in front: the digest stands for a number. */
+/* Zeros go in front, because the digest stands for a number. */
 bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan *plan)
 {
     const CK_ULONG order = keytype_find(request->type)->bytes;
@@ -173,7 +175,7 @@ bool sign_plan_longer_digest(const struct hsm_request *request, struct sign_plan
     return true;
 }
 
-/* ECDSA_SIG_set0 gives both numbers away; until then they are ours. */
+/* ECDSA_SIG_set0 takes over both numbers. Until then this function owns them. */
 static ECDSA_SIG *signature_of(const uint8_t *raw, int half)
 {
     ECDSA_SIG *signature = ECDSA_SIG_new();

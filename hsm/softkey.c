@@ -1,3 +1,4 @@
+/* A private key in memory, signed with by OpenSSL: the keys of keys_file. */
 #include "hsm/softkey.h"
 
 #include <stdio.h>
@@ -14,7 +15,7 @@
 #include "hsm/wire/pubkey.h"
 #include "hsm/wire/rv.h"
 
-/* OpenSSL's reasons say nothing that is secret, and nothing that helps. */
+/* OpenSSL's reasons hold nothing secret, and nothing that helps an operator. */
 static int refuse(struct fault *fault, enum fault_code code, const char *why)
 {
     ERR_clear_error();
@@ -53,7 +54,7 @@ static int decode(const uint8_t *der, size_t length, EVP_PKEY **pkey, struct fau
                  : refuse(fault, FAULT_FAILED_PRECONDITION, "is damaged, or of an unknown type");
 }
 
-/* By way of its encoding, so that a key has the one that a token's has. */
+/* Takes the public key from its encoding, so that it has the same spelling as a token's. */
 static int take_public(struct softkey *key, struct fault *fault)
 {
     OWNED(der_free) uint8_t *der = NULL;
@@ -107,7 +108,7 @@ static int no_memory(struct fault *fault)
     return rv_fault(CKR_HOST_MEMORY, "signing in software", fault);
 }
 
-/* What a token's mechanism does to the input of a plan, in OpenSSL's terms. */
+/* OpenSSL's padding for what a token's mechanism does to the input. */
 static int padding_of(CK_MECHANISM_TYPE mechanism)
 {
     return mechanism == CKM_RSA_PKCS ? RSA_PKCS1_PADDING : RSA_NO_PADDING;
@@ -127,8 +128,8 @@ static EVP_PKEY_CTX *signer_of(const struct softkey *key, const struct sign_plan
     return made;
 }
 
-/* PSS is padded by us, as for a token that has none: OpenSSL is left with what CKM_ECDSA,
- * CKM_RSA_PKCS and CKM_RSA_X_509 stand for. It encodes an EC signature by itself. */
+/* The worker pads PSS itself, as for a token without PSS. OpenSSL does what CKM_ECDSA, CKM_RSA_PKCS
+ * and CKM_RSA_X_509 stand for. It encodes an EC signature by itself. */
 static int make_plan(const struct softkey *key, const struct hsm_request *request,
                      struct sign_plan *plan, struct fault *fault)
 {

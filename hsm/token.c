@@ -1,3 +1,5 @@
+/* The worker's door: opens module and token, runs a request by the table of operations, and tries
+ * again in place where a session or login was lost. */
 #include "hsm/token.h"
 
 #include <string.h>
@@ -11,7 +13,7 @@ enum { MECHANISMS_MAX = 4096 };
 
 /* ---- doing and recovering ---- */
 
-/* After any CK_RV but CKR_OK a search or a signature may still be going on in a session. */
+/* After an error a search or a signature may still be active in the session. */
 static void put_away(struct session_pool *pool, const struct session *session,
                      const struct fault *fault)
 {
@@ -23,7 +25,8 @@ static void put_away(struct session_pool *pool, const struct session *session,
         session_discard(pool, session);
 }
 
-/* true: recovered, do it over. When one session is lost all may be, and with them the login. */
+/* Returns true if recovery worked and the step can run again. A lost session may mean that all
+ * sessions and the login are lost. */
 static bool recover(const struct call *call, bool tried[RV_PERMANENT + 1], struct fault *fault)
 {
     struct hsm_token *token = call->token;
@@ -68,7 +71,7 @@ int token_step(const struct call *call, step_fn *step, struct fault *fault)
     return -1;
 }
 
-/* "No memory" is no full token where nothing was to be stored. */
+/* "No memory" does not mean a full token for a request that stores nothing. */
 static void not_full(struct fault *fault)
 {
     if (fault->code == FAULT_RESOURCE_EXHAUSTED && fault->ckr != CKR_OK)
@@ -77,8 +80,9 @@ static void not_full(struct fault *fault)
 
 /* ---- operations ---- */
 
-/* C_GenerateRandom is what reaches a device that would otherwise time us out. A token that has
- * never made random numbers is asked about itself instead: some cannot, and say so or fail. */
+/* C_GenerateRandom reaches the device itself, so it keeps the connection alive. A token that never
+ * made random numbers is asked for its description instead: some cannot make any, and say so or
+ * fail. */
 static int ping_step(const struct call *call, const struct session *session, struct fault *fault)
 {
     uint8_t byte;
@@ -152,7 +156,7 @@ void hsm_execute(struct hsm_token *token, const struct hsm_request *request,
 struct mechanisms {
     CK_MECHANISM_TYPE list[MECHANISMS_MAX];
     CK_ULONG count;
-    bool unknown; /* there is no list */
+    bool unknown; /* the token has no list of mechanisms */
 };
 
 static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE type)
@@ -165,8 +169,8 @@ static bool is_listed(const struct mechanisms *mechanisms, CK_MECHANISM_TYPE typ
 
 enum word { SAYS_YES, SAYS_NO, SAYS_NOTHING };
 
-/* A token that fails to say, for a moment or always, says nothing; nor does one that has filled
- * nothing in. One that has no idea of a greatest size says 0. */
+/* A failure, for a moment or for ever, counts as no answer, and so does an answer that fills
+ * nothing in. A token that knows no greatest size says 0. */
 static enum word ask_about(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_FLAGS flag,
                            CK_ULONG bits)
 {
@@ -185,8 +189,8 @@ static enum word ask_about(struct hsm_token *token, CK_MECHANISM_TYPE type, CK_F
                : SAYS_NO;
 }
 
-/* Without a mechanism that is neither listed nor described nothing can be made. What is said of
- * one that is there is a hint: sizes are told in bytes, flags are left out. */
+/* A type cannot be made if its mechanism is neither listed nor described. The description of a
+ * listed one is only a hint: some tokens give sizes in bytes, or leave flags out. */
 static void ask_about_type(struct hsm_token *token, const struct mechanisms *mechanisms,
                            const struct keytype *type, struct hsm_token_info *info)
 {
@@ -255,7 +259,7 @@ static unsigned first_tier(const struct hsm_settings *settings, const struct qui
     return quirk ? quirk->tier : 0;
 }
 
-/* A token that says it has not been initialized was tried all the same. */
+/* A token that says it is not initialized was tried all the same. */
 static int explain_opening(const struct module_token *found, struct fault *fault)
 {
     char label[sizeof found->info.label + 1];

@@ -1,3 +1,5 @@
+/* Which signatures are verified before they leave the worker, and the verification. RSA always, as
+ * a faulty RSA signature can reveal the key. EC depends on its cost. */
 #include "hsm/verify.h"
 
 #include <stdatomic.h>
@@ -12,8 +14,8 @@
 #include "hsm/wire/rv.h"
 
 enum {
-    SLOW = 10,       /* a signature that takes so many verifications: one more is no matter */
-    UNVERIFIED = 63, /* in a row, at most */
+    SLOW = 10,       /* if signing takes this many verifications, one more is cheap */
+    UNVERIFIED = 63, /* the most in a row */
     CONTEXTS = 4,
 };
 
@@ -23,11 +25,12 @@ struct verifier {
     _Atomic unsigned shares;
     enum hsm_key_type type;
     EVP_PKEY *key;
-    EVP_PKEY_CTX *_Atomic idle[CONTEXTS]; /* making one costs as much as verifying; NULL: none */
+    EVP_PKEY_CTX *_Atomic idle[CONTEXTS]; /* NULL: a free place. Making one is dear */
 
-    int64_t proven_at; /* a signature was right. This and the next two: guarded by verify->lock */
+    int64_t
+        proven_at; /* when a signature was last right; verify->lock guards this and the next two */
     uint32_t opened;
-    uint32_t unverified; /* since then */
+    uint32_t unverified; /* since proven_at */
 };
 
 void verify_open(struct verify *verify, bool always)
@@ -86,8 +89,8 @@ static void note(struct verify_spans *spans, int64_t span)
     spans->spans[spans->count++ % VERIFY_SPANS] = span;
 }
 
-/* The shortest, as all others may have waited for a processor: on a busy host that made a slow
- * token look like a fast one. */
+/* The shortest span counts, because each of the others may include a wait for a processor. On a
+ * busy host a slow token looked fast without this. */
 static int64_t shortest(const struct verify_spans *spans)
 {
     int64_t least = INT64_MAX;
@@ -98,7 +101,7 @@ static int64_t shortest(const struct verify_spans *spans)
     return least;
 }
 
-/* True until it is known. */
+/* True until enough was measured. */
 static bool is_slow(const struct verify *verify, enum hsm_key_type type)
 {
     return verify->verifying[type].count < VERIFY_SPANS ||
@@ -141,7 +144,7 @@ static EVP_PKEY_CTX *take_context(struct verifier *verifier, struct fault *fault
     return context;
 }
 
-/* A context that finds no place is one too many. */
+/* If no place is free, the context is freed. */
 static void put_context(struct verifier *verifier, EVP_PKEY_CTX *context)
 {
     for (size_t i = 0; i < CONTEXTS && context; i++)

@@ -1,5 +1,5 @@
-/* The worker process: a thread for each session takes requests from the socket and answers them,
- * until the front goes. */
+/* The worker process: one thread for each session takes requests from the socket and answers them,
+ * until the front is gone. */
 #include "hsm/hsm.h"
 
 #include <errno.h>
@@ -21,9 +21,9 @@
 #include "hsm/pin.h"
 #include "hsm/wire/frame.h"
 
-/* How long a call into the module may go on after the front has gone: a key that is
- * being written, or a token file at a login, should be whole, but a module that hangs must not
- * keep us for ever. We hold the identity lock, for which the next server waits. */
+/* How long a call into the module may go on after the front is gone. A key or a token file that is
+ * being written should be whole. But a hung module must end soon: this process holds the identity
+ * lock, and the next server waits for it. */
 enum { LEAVE_SECONDS = 2, LEAVE_SECONDS_WRITING = 10 };
 
 struct worker {
@@ -36,15 +36,16 @@ struct worker {
         pthread_t thread;
         struct worker *worker;
         struct frame_slot *slot;
-        atomic_bool writes; /* what it executes changes the token */
-        int64_t spent;      /* ns that its request took before slot->started */
+        atomic_bool writes; /* its request changes the token */
+        int64_t spent;      /* time of its request before slot->started, in ns */
     } servers[HSM_SESSIONS_MAX];
     uint32_t server_count;
 };
 
 /* ---- the process ---- */
 
-/* What must not reach a child that the module forks: the front would take it for us. */
+/* A child that the module forks must not have these, or the front would take the child for the
+ * worker. */
 static struct {
     int socket;
     int page;
@@ -59,9 +60,9 @@ static void forget(int *fd)
     *fd = -1;
 }
 
-/* In a child that has not called exec: it may live for as long as it likes, and the identity
- * lock is held by being open. Once: its own children come here too, and in them these numbers
- * are its own. */
+/* Runs in a child that has not called exec. The child may live long, and an open descriptor would
+ * hold the identity lock. Once only: the child's own children come here too, and there these
+ * numbers may be the child's own files. */
 static void forget_in_child(void)
 {
     forget(&kept.socket);
@@ -72,8 +73,8 @@ static void forget_in_child(void)
     kept.map = NULL;
 }
 
-/* Descriptors: 0 to 2 are as the front made them, ours are two, and behind them may be the
- * identity lock. None is for the programs that a library starts: the lock would outlive us. */
+/* Descriptors 0 to 2 are as the front made them, two are ours, and the identity lock may follow.
+ * Programs that a library starts must get none of them: the lock would outlive this process. */
 static void keep_descriptors(int socket, int page)
 {
     unsigned first = (unsigned)(page < socket ? page : socket);
@@ -87,8 +88,8 @@ static void keep_descriptors(int socket, int page)
     (void)pthread_atfork(NULL, NULL, forget_in_child);
 }
 
-/* systemd and Ctrl-C signal the whole group, but when to leave is the front's decision. The
- * name is not the number that an execution by descriptor gives. */
+/* systemd and Ctrl-C signal the whole group, but the front decides when the worker leaves. The
+ * process name is set because an execution by descriptor shows a number instead. */
 static void harden(void)
 {
     static const struct rlimit no_core = {0, 0};
@@ -104,7 +105,7 @@ static void harden(void)
     (void)signal(SIGPIPE, SIG_IGN);
 }
 
-/* The front raises its own limit; libraries that select() are given the host's. */
+/* The front raises its own limit. A library that calls select() gets the host's. */
 static void restore_open_files(const struct frame_page *page)
 {
     struct rlimit limit;
@@ -139,8 +140,8 @@ static void rest_a_second(void)
         continue;
 }
 
-/* Waits for the front to go, then gives the calls in progress their time. The process
- * usually ends before that. */
+/* Waits for the front to go, then gives the running calls their time. The process usually ends
+ * before that. */
 static void *watch_front(void *context)
 {
     const struct worker *worker = context;
@@ -159,8 +160,8 @@ static void hang_up(const struct worker *worker)
     (void)shutdown(worker->socket, SHUT_RDWR);
 }
 
-/* A packet that cannot be sent would leave the front waiting: then we had better be
- * gone, for that it sees. */
+/* If a packet cannot be sent, the front would wait for it for ever. So this process ends, which the
+ * front sees. */
 static int send_frame(const struct worker *worker, const struct frame *frame)
 {
     uint8_t bytes[FRAME_MAX];
@@ -184,7 +185,7 @@ static void send_fault(const struct worker *worker, uint32_t number, const struc
     (void)send_frame(worker, &reply);
 }
 
-/* 0: the front is gone. With MSG_TRUNC the length is that of the whole packet. */
+/* Returns 0 if the front is gone. With MSG_TRUNC the length is that of the whole packet. */
 static size_t receive_packet(const struct worker *worker, uint8_t bytes[FRAME_MAX])
 {
     ssize_t got;
@@ -212,14 +213,15 @@ static int decode(const uint8_t *bytes, size_t length, enum frame_kind kind, str
 
 static _Thread_local struct server *me;
 
-/* Where the token has fewer sessions than we have threads, a request may wait behind a slow
- * generation. It is not what hangs. */
+/* A token may have fewer sessions than this worker has threads. Then a request may wait behind a
+ * slow generation, and that wait does not count as hanging. */
 static void begin_again(void)
 {
     atomic_store(&me->slot->started, clock_now());
 }
 
-/* A key pair may take minutes; its trial signature is as quick as any, or hangs. */
+/* Making a key pair may take minutes. Its trial signature takes as long as any other, or it
+ * hangs. */
 static void begin_proof(void)
 {
     int64_t now = clock_now();
@@ -250,7 +252,7 @@ static uint32_t microseconds_of(const struct server *server)
     return past < UINT32_MAX ? (uint32_t)past : UINT32_MAX;
 }
 
-/* What the slot says while this runs is what a death or a time limit is blamed on. */
+/* While this runs, the front blames a death or a time limit on what the slot says. */
 static int execute(struct server *server, const struct frame *request)
 {
     const struct worker *worker = server->worker;
@@ -272,15 +274,15 @@ static int execute(struct server *server, const struct frame *request)
     return sent;
 }
 
-/* Nobody is there to learn of a key made now. A signature that nobody waits for does no harm,
- * and looking costs a system call. */
+/* Nobody would learn of a key made now. A signature that nobody waits for does no harm, and the
+ * check costs a system call. */
 static bool too_late(const struct worker *worker, const struct hsm_request *request)
 {
     return request->op != HSM_SIGN && front_is_gone(worker, 0);
 }
 
-/* Packets are handed out by the kernel, each to one thread. What the front had sent before it
- * went is not begun. */
+/* The kernel hands each packet to one thread. A request that the front sent before it went is not
+ * begun. */
 static void *serve_requests(void *context)
 {
     struct server *server = context;
@@ -319,7 +321,7 @@ static int begin_work(struct worker *worker, int page, struct fault *fault)
     return 0;
 }
 
-/* A PIN that was refused is tried again only from a file that was touched since. */
+/* A refused PIN is tried again only if its file was touched since. */
 static int look_at_pin(struct frame_page *page, const struct hsm_settings *settings,
                        struct fault *fault)
 {
@@ -335,7 +337,7 @@ static int look_at_pin(struct frame_page *page, const struct hsm_settings *setti
     return 0;
 }
 
-/* A file is read while its disk answers, or not at all: no slow token excuses it. */
+/* A file either answers while its disk does, or hangs: a slow token is no excuse here. */
 static int open_source(struct worker *worker, const struct hsm_settings *settings,
                        struct fault *fault)
 {
@@ -348,7 +350,7 @@ static int open_source(struct worker *worker, const struct hsm_settings *setting
     return done;
 }
 
-/* No copy of the settings is left here, the token has its own. */
+/* No copy of the settings stays here: the token has its own. */
 static int open_token(struct worker *worker, struct fault *fault)
 {
     uint8_t bytes[FRAME_MAX];
@@ -366,8 +368,8 @@ static int open_token(struct worker *worker, struct fault *fault)
     return done;
 }
 
-/* A thread short of sessions would only wait for one. Fewer threads than sessions will
- * do where the system has no more. */
+/* A thread without a session would only wait for one. If the system has no more threads, fewer will
+ * do. */
 static int start_servers(struct worker *worker, struct fault *fault)
 {
     for (uint32_t i = 0; i < worker->info.sessions && i < HSM_SESSIONS_MAX; i++) {
@@ -402,7 +404,7 @@ static int serve_until_gone(struct worker *worker, struct fault *fault)
 
 int hsm_worker(int socket, int page)
 {
-    static struct worker worker; /* watch_front reads it to the very end */
+    static struct worker worker; /* watch_front reads this until the process ends */
     struct fault fault;
     int done;
 

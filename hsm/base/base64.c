@@ -1,3 +1,5 @@
+/* OpenSSL does the work. Here is its alphabet for URLs, and a check that each text has one spelling
+ * only. */
 #include "hsm/base/base64.h"
 
 #include <limits.h>
@@ -51,7 +53,7 @@ static char *spell_out(enum base64 alphabet, const char *text, size_t length)
     return copy;
 }
 
-/* OpenSSL passes over blanks and bits that do not count: encoding again shows them. */
+/* OpenSSL skips blanks and stray bits in silence. Encoding the result again shows them. */
 static int is_spelling(enum base64 alphabet, const char *text, const uint8_t *bytes, size_t length)
 {
     OWNED(scope_wipe) char *again = base64_encode(alphabet, bytes, length);

@@ -1,3 +1,4 @@
+/* The error value: a code and a sentence, which always fits and is always UTF-8. */
 #include "hsm/base/fault.h"
 
 #include <stdarg.h>
@@ -6,8 +7,8 @@
 
 #include "hsm/base/utf8.h"
 
-/* A status message is sent as UTF-8: half a character at the end would make the
- * host refuse the whole status. */
+/* A status message is sent as UTF-8: the host refuses a whole status if half a character stands at
+ * its end. */
 static void cut_at_character(char *text, size_t size)
 {
     size_t length = strnlen(text, size);

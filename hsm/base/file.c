@@ -1,3 +1,5 @@
+/* Files that appear whole or not at all: a draft beside the place, synced, then renamed or linked.
+ * And the rules on who may own and change a file that the plugin trusts. */
 #include "hsm/base/file.h"
 
 #include <dirent.h>
@@ -21,7 +23,7 @@ enum {
 
 /* ---- errors ---- */
 
-/* What may pass without anyone's help. */
+/* Trouble that may end without anyone's help. */
 static bool is_passing(int error)
 {
     static const int passing[] = {ENOSPC, EDQUOT, EROFS,  EIO,    ENOMEM, EMFILE, ENFILE,
@@ -93,7 +95,7 @@ void file_draft_close(struct file_draft *draft)
     draft->fd = -1;
 }
 
-/* FAT and its like refuse fchmod, so a private file does without. */
+/* File systems such as FAT refuse fchmod. A private file is written there all the same. */
 static int set_mode(int fd, mode_t mode)
 {
     return mode == PRIVATE ? 0 : fchmod(fd, mode);
@@ -120,7 +122,7 @@ int file_draft_open(const struct file_place *place, mode_t mode, struct file_dra
     return 0;
 }
 
-/* A disk can take a part, and a signal can come between. */
+/* A disk can take a part of the bytes, and a signal can interrupt. */
 static int write_all(int fd, const char *bytes, size_t length)
 {
     while (length > 0) {
@@ -154,7 +156,8 @@ int file_draft_replace(struct file_draft *draft, struct fault *fault)
     return sync_folder(place, fault);
 }
 
-/* FAT, CIFS and some of FUSE have no links; NFS has no rename that replaces nothing. */
+/* FAT, CIFS and some FUSE file systems have no links. NFS has no rename that refuses to replace a
+ * file. */
 static bool has_no_links(int error)
 {
     return error == EPERM || error == EOPNOTSUPP || error == ENOSYS;
@@ -171,7 +174,8 @@ static int link_draft(const struct file_draft *draft)
                : -1;
 }
 
-/* Removed in any case: a link has a second name, and a rename has left none. */
+/* The draft's name is removed in any case: after a link the file has two names, after a rename the
+ * draft's is gone. */
 int file_draft_make(struct file_draft *draft, bool *existed, struct fault *fault)
 {
     int error = link_draft(draft) == 0 ? 0 : errno;
@@ -221,7 +225,7 @@ int file_make(const char *path, const void *bytes, size_t length, mode_t mode, b
 
 /* ---- what the dead have left ---- */
 
-/* ".NAME.tmp-", digits, "-", 16 hex digits, and no more. */
+/* Exactly ".NAME.tmp-", digits, "-" and 16 hex digits: nobody else's file is swept away. */
 static bool is_draft(const struct file_place *place, const char *name)
 {
     char prefix[NAME_MAX + 1];
@@ -273,17 +277,18 @@ ssize_t file_read(int fd, void *bytes, size_t size)
 
 /* ---- what is trusted ---- */
 
-/* A sentence with a number in it. */
+/* A sentence and the number that it holds. */
 struct around {
     const char *before;
     const char *behind;
 };
 
 static const struct rule {
-    bool regular;       /* a file, and no folder, fifo or device */
-    bool ours;          /* its owner is root or us */
-    mode_t forbidden;   /* of the mode */
-    bool sticky_is_fit; /* in a folder as /tmp is, others cannot replace what is ours */
+    bool regular;       /* true: a folder, fifo or device is refused */
+    bool ours;          /* true: the owner must be root or our user */
+    mode_t forbidden;   /* bits of the mode */
+    bool sticky_is_fit; /* true: such bits do no harm in a sticky folder such as /tmp, where others
+                           cannot replace our file */
     struct around owner;
     struct around mode;
 } rules[] = {
@@ -322,7 +327,7 @@ static bool has_forbidden_bits(const struct rule *rule, mode_t mode)
     return (mode & rule->forbidden) != 0 && !(rule->sticky_is_fit && (mode & S_ISVTX) != 0);
 }
 
-/* Says in `wrong` what is, behind the subject. */
+/* If not, `wrong` says what is wrong, as the end of a sentence. */
 static bool is_fit(const struct rule *rule, const struct stat *file, char wrong[WRONG_MAX])
 {
     if (rule->regular && !S_ISREG(file->st_mode))

@@ -1,3 +1,4 @@
+/* What stat(2) says of a file, kept to see later whether somebody has touched it. */
 #include "hsm/base/file_stamp.h"
 
 #include <string.h>

@@ -1,3 +1,4 @@
+/* Bytes as hexadecimal digits and back, for names of keys, digests and the record. */
 #include "hsm/base/hex.h"
 
 #include <stdint.h>
@@ -15,7 +16,7 @@ void hex_encode(const void *bytes, size_t length, char *text)
     *text = '\0';
 }
 
-/* -1: not a digit. */
+/* Returns -1 for a character that is no hexadecimal digit. */
 static int value_of(char digit)
 {
     if (digit >= '0' && digit <= '9')

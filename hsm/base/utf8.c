@@ -1,10 +1,12 @@
+/* Which bytes are UTF-8 text. Names from a token or a peer may be anything, and logs and gRPC
+ * demand UTF-8. */
 #include "hsm/base/utf8.h"
 
 #include <stdint.h>
 #include <string.h>
 
-/* How a first byte continues (Unicode Standard, table 3-7). Only the second byte's
- * range varies; it is what keeps out overlong forms and surrogates. */
+/* The range of the second byte by the first (Unicode Standard, table 3-7). This range alone keeps
+ * out overlong forms and surrogates. */
 static const struct lead {
     uint8_t first;
     uint8_t last;

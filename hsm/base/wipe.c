@@ -1,11 +1,12 @@
+/* Memory that held a secret is overwritten before it is freed. */
 #include "hsm/base/wipe.h"
 
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* A function of its own file: where the compiler can see the malloc, a hardened build takes what
- * lies behind the bytes that were asked for to be beyond the end. */
+/* This function has a file of its own so that the compiler cannot see the malloc. A hardened build
+ * knows the size that was asked for, and takes the bytes behind it for out of bounds. */
 void wipe_free(void *memory)
 {
     if (memory)

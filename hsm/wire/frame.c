@@ -1,8 +1,10 @@
+/* Requests and replies as bytes between front and worker, which are always of one build. The reader
+ * still trusts no length and no number. */
 #include "hsm/wire/frame.h"
 
 #include <string.h>
 
-/* No field takes more room in a frame than in its struct, but for the length of a text. */
+/* No field is longer in a frame than in its struct, except for the length of a text. */
 _Static_assert(sizeof(struct frame) + FRAME_BUILD_ID + 64 <= FRAME_MAX, "every frame fits");
 
 /* ---- writing; numbers are little-endian ---- */
@@ -85,7 +87,7 @@ static uint32_t get_number(struct reader *r, const char *what)
     return (uint32_t)get_wide(r, 4, what);
 }
 
-/* One of the numbers low .. high, in a byte. */
+/* Reads a byte that must be one of low .. high. */
 static uint8_t get_small(struct reader *r, uint8_t low, uint8_t high, const char *what)
 {
     const uint8_t *byte = take_bytes(r, 1, what);

@@ -1,3 +1,4 @@
+/* The hashes that SPIRE asks for: lengths, mechanisms and OpenSSL's names. */
 #include "hsm/wire/hash.h"
 
 #include <p11-kit/pkcs11.h>

@@ -1,3 +1,4 @@
+/* The four key types of SPIRE: names, sizes, mechanisms. */
 #include "hsm/wire/keytype.h"
 
 #include <p11-kit/pkcs11.h>

@@ -1,3 +1,5 @@
+/* Public keys: from the attributes in which tokens spell them differently, to the one encoding
+ * (PKIX, DER) that SPIRE compares. */
 #include "hsm/wire/pubkey.h"
 
 #include <string.h>
@@ -23,22 +25,22 @@
 enum {
     COORDINATE_MAX = 48,
     POINT_MAX = 1 + 2 * COORDINATE_MAX,
-    EXPONENT_MAX = 8, /* OpenSSL verifies with no longer one */
+    EXPONENT_MAX = 8, /* OpenSSL does not verify with a longer one */
 };
 
 static const enum hsm_key_type curves[] = {HSM_EC_P256, HSM_EC_P384};
 
 enum { CURVES = sizeof curves / sizeof curves[0] };
 
-/* No verdict about a key, like all faults that carry a CK_RV. */
+/* The fault says nothing about the key, like all faults that carry a CK_RV. */
 static int no_memory(struct fault *fault)
 {
     ERR_clear_error();
     return rv_fault(CKR_HOST_MEMORY, "OpenSSL", fault);
 }
 
-/* What OpenSSL has to say about a refusal stays in its queue, which is emptied here. A want of
- * memory, and what comes of it, is fatal there. */
+/* OpenSSL's reasons for a refusal stay in its queue, so the queue is emptied here. Lack of memory
+ * is fatal in that queue. */
 static int refuse_and_clear(struct fault *fault, const char *why)
 {
     unsigned long error;
@@ -49,7 +51,7 @@ static int refuse_and_clear(struct fault *fault, const char *why)
     return fault_set(fault, FAULT_INTERNAL, "%s", why);
 }
 
-/* Where OpenSSL alone has refused: it has a reason to give, unless its memory ran out. */
+/* For refusals that come from OpenSSL alone: it has a reason, unless its memory ran out. */
 static int refuse_with_reason(struct fault *fault, const char *why)
 {
     return ERR_peek_error() == 0 ? no_memory(fault) : refuse_and_clear(fault, why);
@@ -85,8 +87,8 @@ static int encode_rsa(EVP_PKEY *pkey, enum hsm_key_type type, struct hsm_public_
 }
 
 /* RFC 5480: SEQUENCE { SEQUENCE { id-ecPublicKey, curve }, BIT STRING point }, up to the point.
- * Written here and not by OpenSSL: a provider may spell out the curve's numbers or compress the
- * point, which SPIRE refuses. */
+ * These bytes are written here: an OpenSSL provider may spell out the curve's numbers or compress
+ * the point, and SPIRE refuses both. */
 static const struct prefix {
     enum hsm_key_type type;
     uint8_t length;
@@ -99,7 +101,7 @@ static const struct prefix {
                        0x01, 0x06, 0x05, 0x2b, 0x81, 0x04, 0x00, 0x22, 0x03, 0x62, 0x00}},
 };
 
-/* The point's numbers are OpenSSL's, who has seen that it is on the curve. */
+/* The point's numbers come from OpenSSL, which has checked that it is on the curve. */
 static int encode_ec(EVP_PKEY *pkey, const struct keytype *curve, struct hsm_public_key *key,
                      struct fault *fault)
 {
@@ -123,7 +125,7 @@ static int encode_ec(EVP_PKEY *pkey, const struct keytype *curve, struct hsm_pub
     return 0;
 }
 
-/* `point` as SEC 1 2.3.3 has it, compressed or not. OpenSSL refuses one that is not on
+/* `point` is in the form of SEC 1 2.3.3, compressed or not. OpenSSL refuses a point that is not on
  * the curve. */
 static int from_point(const struct keytype *curve, const uint8_t *point, size_t length,
                       struct hsm_public_key *key, struct fault *fault)
@@ -206,7 +208,8 @@ static const struct keytype *curve_of_name(const uint8_t *text, size_t length)
     return NULL;
 }
 
-/* All numbers of a curve spelt out (X9.62 ECParameters): it is ours when all are. */
+/* All numbers of a curve spelt out (X9.62 ECParameters): the curve is known if all of them
+ * match. */
 static const struct keytype *curve_of_numbers(const uint8_t *der, size_t length)
 {
     const uint8_t *end = der;
@@ -233,9 +236,9 @@ static const struct keytype *curve_of(const uint8_t *params, size_t length)
 
 /* ---- CKA_EC_POINT ---- */
 
-/* Is `point` an encoding of `inner` bytes: bare, an OCTET STRING (as the spec wants it)
- * or a BIT STRING? 04 begins an OCTET STRING as well as a bare point, so that nothing
- * but the whole length tells them apart. */
+/* Is `point` an encoding of `inner` bytes: bare, an OCTET STRING (as the spec demands) or a BIT
+ * STRING? Both a bare point and an OCTET STRING begin with 04, so only the whole length tells them
+ * apart. */
 static bool holds(const uint8_t *point, size_t length, size_t inner)
 {
     if (length == inner)
@@ -337,8 +340,8 @@ static int from_rsa_pkey(EVP_PKEY *pkey, struct hsm_public_key *key, struct faul
     return from_numbers(n, e, key, fault);
 }
 
-/* Taken apart and put together again, so that one key has one encoding and one
- * fingerprint however the token spells it. */
+/* Decodes and encodes again, so that one key has one encoding and one fingerprint however the token
+ * spells it. */
 int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *key,
                      struct fault *fault)
 {
@@ -359,8 +362,8 @@ int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *
 
 /* ---- verifying ---- */
 
-/* A token that refuses the longest salt was asked for one as long as the hash: with
- * HSM_SALT_MAX any length is right. */
+/* If the token refused the longest salt, it was asked for one as long as the hash. HSM_SALT_MAX
+ * accepts any length. */
 static int pss_salt(int32_t asked)
 {
     if (asked == HSM_SALT_MAX)
@@ -383,7 +386,7 @@ static bool prepare_rsa(EVP_PKEY_CTX *context, const struct hsm_request *request
     return !pss || EVP_PKEY_CTX_set_rsa_pss_saltlen(context, pss_salt(request->salt_length)) == 1;
 }
 
-/* The key is one we made: only memory can be wanting. */
+/* The encoding is our own, so only memory can be short. */
 int pubkey_load(const struct hsm_public_key *key, EVP_PKEY **pkey, struct fault *fault)
 {
     const uint8_t *end = key->pkix;

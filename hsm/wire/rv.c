@@ -1,3 +1,4 @@
+/* Every CK_RV: its name, its gRPC code, and how the worker recovers from it. */
 #include "hsm/wire/rv.h"
 
 #include <string.h>
@@ -22,7 +23,7 @@ static const struct row {
     enum fault_code code;
     enum rv_class class;
 } rows[] = {
-    ROW(CKR_OK, INTERNAL, PERMANENT), /* a module that failed and says it did not */
+    ROW(CKR_OK, INTERNAL, PERMANENT), /* the module failed and returned "OK" */
 
     ROW(CKR_SESSION_HANDLE_INVALID, UNAVAILABLE, SESSION),
     ROW(CKR_SESSION_CLOSED, UNAVAILABLE, SESSION),
@@ -103,7 +104,7 @@ static const struct row {
     ROW(CKR_DOMAIN_PARAMS_INVALID, INVALID_ARGUMENT, PERMANENT),
     ROW(CKR_CURVE_NOT_SUPPORTED, INVALID_ARGUMENT, PERMANENT),
 
-    /* Answers to questions we do not ask, or asked wrongly. */
+    /* Errors of our own calls: questions that we do not ask, or asked wrongly. */
     ROW(CKR_ARGUMENTS_BAD, INTERNAL, PERMANENT),
     ROW(CKR_BUFFER_TOO_SMALL, INTERNAL, PERMANENT),
     ROW(CKR_NO_EVENT, INTERNAL, PERMANENT),
@@ -160,8 +161,8 @@ bool rv_is_about_attribute(CK_RV rv)
            rv == CKR_INFORMATION_SENSITIVE;
 }
 
-/* A code about the PIN is a refusal of ours from C_Login alone. From any other call it is a token
- * that talks nonsense: nobody must wait for another PIN, and a fresh process may do better. */
+/* Only C_Login can refuse the PIN. If another call returns such a code, the token talks nonsense.
+ * Then nobody must wait for another PIN, and a fresh process may do better. */
 int rv_fault(CK_RV rv, const char *call, struct fault *fault)
 {
     const struct row *row = row_of(rv);
@@ -177,8 +178,8 @@ int rv_fault(CK_RV rv, const char *call, struct fault *fault)
     return -1;
 }
 
-/* What a token may count as a try, and what goes by the PIN alone. An expired PIN, or one that
- * is not set yet, is for a person to see to on the token, where our file shows no change. */
+/* Codes that a token may count as a try, and that depend on the PIN alone. An expired PIN, or one
+ * not set yet, is excluded: a person mends that on the token, and our file shows no change. */
 bool hsm_refused_pin(uint64_t ckr)
 {
     return ckr == CKR_PIN_INCORRECT || ckr == CKR_PIN_LOCKED || ckr == CKR_PIN_INVALID ||

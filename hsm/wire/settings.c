@@ -1,4 +1,4 @@
-/* What front and worker both do with settings. */
+/* Settings of a token: what both front and worker do with them. */
 #include <string.h>
 
 #include "hsm/wire/types.h"

@@ -1,3 +1,5 @@
+/* PKCS#11 URIs (RFC 7512). p11-kit parses them; the checks here refuse the mistakes that it passes
+ * over in silence. */
 #include "hsm/wire/uri.h"
 
 #include <stdio.h>
@@ -23,10 +25,10 @@ static const char expected[] =
 static const char nul[] = "%00";
 static const char has_nul[] = "the URI contains a NUL";
 
-/* Behind an empty attribute p11-kit takes all for a query, which has no effect. Of two it takes
- * the last. An empty value fits a blank field alone, an empty slot-id is slot 0, and what begins
- * with a NUL fits any. A slot-id that is too large becomes another one. pin-source may stand
- * here for p11-kit, but the one behind '?' wins. */
+/* p11-kit takes everything behind an empty attribute for a query, which has no effect. Of two equal
+ * attributes it takes the last. An empty value matches a blank field only, an empty slot-id is slot
+ * 0, and a value that begins with a NUL matches any. A slot-id that is too large becomes another
+ * one. p11-kit accepts pin-source here, but prefers the one behind '?'. */
 static const char *path_wrong(const char *path)
 {
     static const char slot[] = "slot-id=";
@@ -52,7 +54,7 @@ static const char *path_wrong(const char *path)
     return NULL;
 }
 
-/* p11-kit ignores what it does not know behind '?', and ends the path of pin-source at a NUL. */
+/* p11-kit ignores unknown attributes behind '?', and cuts the path of pin-source at a NUL. */
 static const char *query_wrong(const char *query)
 {
     static const char source[] = "pin-source=";
@@ -62,7 +64,7 @@ static const char *query_wrong(const char *query)
     return strstr(query, nul) ? has_nul : NULL;
 }
 
-/* p11-kit leaves out blanks, so that "My Token" would be another token's name. */
+/* p11-kit drops blanks, so that "My Token" would name another token. */
 static bool has_odd_characters(const char *text)
 {
     static const char fit[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -110,7 +112,7 @@ static bool has_good_source(P11KitUri *uri)
     return !source || uri_pin_path(source, &path, NULL) == 0;
 }
 
-/* A PIN that can be seen is not handed to p11-kit, which would leave copies in memory. */
+/* A URI with the PIN itself is kept from p11-kit, which would leave copies in memory. */
 static const char *read_into(const char *text, P11KitUri *uri)
 {
     const char *wrong;
