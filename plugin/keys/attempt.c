@@ -34,7 +34,7 @@ static void fail(struct attempt *attempt, const struct fault *fault)
     rotation_conclude(attempt, NULL, fault);
 }
 
-/* What this attempt may have left, or may yet show. */
+/* Destroys whatever this attempt may have left on the token, or what may show up later. */
 static void clear_away(struct attempt *attempt)
 {
     disposals_add(&attempt->keymanager->disposals, DISPOSE_STRAY, &attempt->label, &attempt->name,
@@ -43,7 +43,7 @@ static void clear_away(struct attempt *attempt)
 
 /* ---- serving ---- */
 
-/* The old one's last holder, a signature in flight maybe, lets it go for good. */
+/* The last holder of the old key lets it go for good; this may be a signature in flight. */
 static void tell_superseded(struct keymanager *keymanager, struct catalogue_key *old)
 {
     if (old->previous) {
@@ -57,7 +57,7 @@ static void tell_superseded(struct keymanager *keymanager, struct catalogue_key 
     keymanager_drop(keymanager, old);
 }
 
-/* Written down or not, SPIRE gets its key: a rotation does not fail for a full disk. */
+/* SPIRE gets its key even if the record could not be written: a full disk fails no rotation. */
 static void written_down(void *context, bool written)
 {
     struct attempt *attempt = context;
@@ -65,7 +65,7 @@ static void written_down(void *context, bool written)
     struct catalogue_key *key = attempt->made;
     struct catalogue_key *old = attempt->old;
 
-    (void)written; /* the scribe has said so, and tries on */
+    (void)written; /* the scribe has logged a failure and tries again */
     rotation_conclude(attempt, key, NULL);
     if (old)
         tell_superseded(keymanager, old);
@@ -73,8 +73,8 @@ static void written_down(void *context, bool written)
     keymanager_release(keymanager);
 }
 
-/* A key that could not be proven when its successor was made is not known to be gone for good, nor
- * to be needless: it is displaced, not condemned. */
+/* The old key could not be proven when its successor was made. It may be lost or still be needed,
+ * so it is displaced rather than condemned. */
 static void write_down(struct attempt *attempt)
 {
     struct keymanager *keymanager = attempt->keymanager;
@@ -122,8 +122,8 @@ static void serve(struct attempt *attempt, const struct hsm_public_key *public_k
 
 /* ---- pauses ---- */
 
-/* A further generation waits longer (2 s, and then 4 s each): what the token cannot do now it may
- * do in a moment, within the patience of who asked. */
+/* Each further generation waits longer (2 s, then always 4 s). The token may soon do what it
+ * cannot do now, while the callers still wait. */
 static int64_t pause_before(const struct attempt *attempt, void (*step)(struct attempt *))
 {
     unsigned doublings = attempt->generations - 1;
@@ -133,16 +133,16 @@ static int64_t pause_before(const struct attempt *attempt, void (*step)(struct a
     return pause_before_resuming << (doublings < DOUBLINGS_MAX ? doublings : DOUBLINGS_MAX);
 }
 
-/* A step that was given up though the token was at it gets twice the time: where searching
- * takes that long, no key would ever be made. */
+/* A step that ran out of time while the token was working gets twice the time. Otherwise no key
+ * could ever be made where searching takes that long. */
 static void be_more_patient(struct keymanager *keymanager)
 {
     if (keymanager->patience < keymanager->config.generate_timeout)
         keymanager->patience *= 2;
 }
 
-/* The token could not say: the same step again in a moment. Who waits may give up meanwhile, and
- * then hears `fault`. */
+/* The token could not answer, so the same step runs again in a moment. A caller that gives up
+ * meanwhile hears `fault`. */
 static void stall(struct attempt *attempt, void (*step)(struct attempt *),
                   const struct fault *fault)
 {
@@ -163,9 +163,9 @@ static void submit(struct attempt *attempt, const struct hsm_request *request,
 
 /* ---- another worker ---- */
 
-/* A library that can make no key any more may sign all the same, and a generation, which is never
- * repeated, is no reason to replace its worker. So it is asked for here: at once, and then after
- * ever more vain tries. */
+/* A library that cannot make keys any more may still sign. And a generation is never repeated, so
+ * its failure replaces no worker. Therefore the attempt itself asks for another worker: after the
+ * first failure, and then after ever more of them. */
 static void want_another_worker(struct attempt *attempt)
 {
     unsigned vain = ++attempt->vain;
@@ -176,7 +176,7 @@ static void want_another_worker(struct attempt *attempt)
 
 /* ---- looking ---- */
 
-/* After a doubt an unfit key is but one that was not finished: killed in C_GenerateKeyPair, SoftHSM
+/* After a lost answer an unfit key may just be unfinished: killed in C_GenerateKeyPair, SoftHSM
  * leaves a pair without CKA_LOCAL. */
 static void name_the_reason(const struct attempt *attempt, const struct hsm_reply *reply,
                             struct fault *fault)
@@ -192,7 +192,7 @@ static void name_the_reason(const struct attempt *attempt, const struct hsm_repl
                         doubted ? attempt->doubt.message : "");
 }
 
-/* What somebody waits for is tried until their deadline: most trouble passes. */
+/* While callers wait, the attempt goes on until their deadline: most trouble passes. */
 static bool is_given_up(struct attempt *attempt, bool unfit)
 {
     if (unfit)
@@ -200,9 +200,9 @@ static bool is_given_up(struct attempt *attempt, bool unfit)
     return attempt->generations >= GENERATIONS_MAX && !rotation_is_awaited(attempt);
 }
 
-/* What the label names is no key to serve: never again that label. A token that says it made
- * a key, and that one has wrong attributes, is not asked again and again; what signs wrongly now
- * may sign rightly in a moment, and by another worker. */
+/* This label names no usable key and is never used again. If the token says that it made a key, and
+ * the attributes are wrong, a repetition is of no use. A key that signs wrongly now may sign
+ * rightly in a moment, or by another worker. */
 static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 {
     bool unfit = reply->state == HSM_UNFIT && attempt->doubt.code == FAULT_NONE;
@@ -223,7 +223,7 @@ static void start_over(struct attempt *attempt, const struct hsm_reply *reply)
 
 static void look(struct attempt *attempt);
 
-/* What a cluster of HSMs has made may show only when all of them know of it. */
+/* A cluster of HSMs may show a new key only after all its members know it. */
 static void look_later(struct attempt *attempt)
 {
     struct fault fault;
@@ -268,7 +268,7 @@ static void forget_attempt(struct attempt *attempt)
     scribe_commit(attempt->keymanager->scribe, NULL, NULL);
 }
 
-/* The request never reached the token: its label is still unused. */
+/* The request never reached the token, so its label is still unused. */
 static void regenerate(struct attempt *attempt)
 {
     attempt->generations--;
@@ -283,7 +283,7 @@ static void wait_for_token(struct attempt *attempt, const struct fault *fault)
     stall(attempt, regenerate, fault);
 }
 
-/* The token says no, and has made nothing. A full one gets room, if there is a condemned key. */
+/* The token refused and made nothing. If it is full, a condemned key is destroyed to make room. */
 static void refused(struct attempt *attempt, const struct fault *fault)
 {
     forget_attempt(attempt);
@@ -294,8 +294,8 @@ static void refused(struct attempt *attempt, const struct fault *fault)
         fail(attempt, fault);
 }
 
-/* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another
- * process has just touched with all its attributes unset. */
+/* A key that seems unfit gets a second look, by label: SoftHSM shows an object that another process
+ * has just touched without any attributes. */
 static void generated(void *context, const struct hsm_reply *reply)
 {
     struct attempt *attempt = context;
@@ -320,7 +320,7 @@ static void attempted(void *context, bool written)
     const struct hsm_request request = {
         .op = HSM_GENERATE, .type = attempt->type, .key = attempt->name};
 
-    (void)written; /* what is left over by a crash is then prune's */
+    (void)written; /* after a crash here, spire-hsm prune finds the leftover */
     submit(attempt, &request, generated);
 }
 

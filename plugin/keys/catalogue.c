@@ -1,3 +1,5 @@
+/* The keys in service, sorted by id, each with a count of its holders: a superseded key lives until
+ * its last signature is done. */
 #include "plugin/keys/catalogue.h"
 
 #include <stdlib.h>
@@ -68,7 +70,7 @@ bool catalogue_drop(struct catalogue_key *key)
     return atomic_fetch_sub(&key->holders, 1) == 1;
 }
 
-/* With the mutex held: where the id is, or belongs. */
+/* With the mutex held. Returns the index of the id, or where it would be inserted. */
 static size_t position(const struct catalogue *catalogue, const char *key_id)
 {
     size_t low = 0;

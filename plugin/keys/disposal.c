@@ -1,3 +1,4 @@
+/* Keys on their way off the token: when each may be destroyed, and what becomes of a refusal. */
 #include "plugin/keys/disposal.h"
 
 #include <stdio.h>
@@ -10,8 +11,8 @@
 #include "plugin/report/metrics.h"
 
 enum {
-    LOOKS = 3,      /* a lagging HSM may show an object late */
-    LOG_EVERY = 16, /* of repeated failures on one object */
+    LOOKS = 3,      /* a cluster of HSMs may show an object late */
+    LOG_EVERY = 16, /* of the repeated failures on one object, one in 16 is logged */
 };
 
 static const int64_t request_limit = 60 * CLOCK_SECOND;
@@ -30,9 +31,9 @@ struct disposal {
     struct disposals *disposals;
     enum disposal_kind kind;
     unsigned failures;
-    unsigned looks; /* that found nothing any more */
-    bool hurried;   /* the token is full */
-    int64_t since;  /* condemned, in the record's running time */
+    unsigned looks; /* how many of them found nothing */
+    bool hurried;   /* the token is full, so no day of waiting */
+    int64_t since;  /* when it was condemned, by the record's running time */
     int64_t due;
     int64_t pause;
     struct label label;
@@ -88,7 +89,7 @@ void disposals_add(struct disposals *disposals, enum disposal_kind kind, const s
     if (!disposals->config->destroy_superseded)
         return;
     disposal = calloc(1, sizeof *disposal);
-    if (!disposal) /* the next start finds it */
+    if (!disposal) /* without memory for it: the next start finds the object */
         return;
     disposal->disposals = disposals;
     disposal->kind = kind;
@@ -139,14 +140,14 @@ static void log_disposal(const struct disposal *disposal, enum log_level level,
                   "cka_id", id, NULL);
 }
 
-/* What stands under the name is not what was to be destroyed. (A CKR of that code, such as
- * CKR_TOKEN_WRITE_PROTECTED, may pass.) */
+/* The object of this name is not the key to destroy. (A fault with a CKR has another cause, such as
+ * CKR_TOKEN_WRITE_PROTECTED, and may pass.) */
 static bool is_another(const struct fault *fault)
 {
     return fault->code == FAULT_FAILED_PRECONDITION && fault->ckr == 0;
 }
 
-/* Is this object settled? If not, when to look again. */
+/* Is there nothing more to do about this object? If there is, sets when to look again. */
 static bool is_settled(struct disposal *disposal, const struct fault *fault)
 {
     if (fault->code == FAULT_NONE && ++disposal->looks == LOOKS)
@@ -174,7 +175,7 @@ static void log_outcome(struct disposal *disposal, const struct fault *fault, bo
         log_disposal(disposal, LOG_WARN, fault, "cannot destroy key yet; will try again");
 }
 
-/* A role that may not destroy now may do so after the next start. */
+/* The role may be allowed to destroy keys after the next start, so the record keeps this one. */
 static void write_down(const struct disposal *disposal, const struct fault *fault)
 {
     if (fault->code == FAULT_PERMISSION_DENIED)
@@ -198,8 +199,8 @@ static unsigned condemned_after(const struct disposal *disposal)
     return count;
 }
 
-/* With the mutex held. What was condemned waits for a day of running time, so that whatever was
- * not seen in a moment may come out; a full token, or too many of one id, shorten it. */
+/* With the mutex held. A condemned key waits for a day of running time: until then an error in our
+ * judgement can show. A full token, or too many keys of one id, shorten the wait. */
 static bool has_waited(const struct disposal *disposal)
 {
     const struct disposals *disposals = disposal->disposals;
@@ -209,7 +210,7 @@ static bool has_waited(const struct disposal *disposal)
            condemned_after(disposal) >= disposals->config->keep_condemned;
 }
 
-/* With the mutex held. Whoever asks for destruction at once has no rivals in mind. */
+/* With the mutex held. An immediate destruction is not held up by rivals. */
 static bool may_go(const struct disposal *disposal)
 {
     const struct disposals *disposals = disposal->disposals;
@@ -221,9 +222,9 @@ static bool may_go(const struct disposal *disposal)
             rivals_allow(disposals->rivals, disposal->label.generation));
 }
 
-/* With the mutex held. One at a time, each after the other: so signatures have the other
- * sessions, and hundreds that a crash loop left are gone in seconds all the same. What has gone is
- * looked for again when nothing else is to go: else hundreds would wait for those looks. */
+/* With the mutex held. One at a time, so that signatures have the other sessions. Even hundreds of
+ * keys from a crash loop are gone within seconds. A key that has gone is looked for again only when
+ * nothing else is due: otherwise hundreds would wait for those looks. */
 static struct disposal *next_due(struct disposals *disposals, int64_t now)
 {
     struct disposal *gone = NULL;
@@ -241,7 +242,7 @@ static struct disposal *next_due(struct disposals *disposals, int64_t now)
     return gone;
 }
 
-/* It is on its way, and nothing speaks against that yet. */
+/* Is this disposal on its way, with nothing against it so far? */
 static bool makes_room(const struct disposal *disposal)
 {
     return disposal->hurried && disposal->looks == 0 && disposal->failures == 0;
@@ -274,9 +275,9 @@ bool disposals_make_room(struct disposals *disposals)
 
 /* ---- destroying ---- */
 
-/* The next one follows at once, unless keys are being made; nor after a refusal, which comes from
- * within supervisor_submit. One that was to make room, and had gone in an earlier process, has made
- * none: then another has its turn. */
+/* The next disposal follows at once, except while keys are being made. After a refusal it waits for
+ * the tick, because refusals come from within supervisor_submit. If a disposal was to make room and
+ * its key had gone earlier, another disposal takes its turn. */
 static void disposed(void *context, const struct hsm_reply *reply)
 {
     struct disposal *disposal = context;

@@ -1,3 +1,4 @@
+/* The numbers of keys: each new one is higher than every number seen so far. */
 #include "plugin/keys/generations.h"
 
 #include <stddef.h>

@@ -1,3 +1,4 @@
+/* Who holds a lock: the process to name in "is in use by another process". */
 #include "plugin/keys/holder.h"
 
 #include <dirent.h>
@@ -20,7 +21,7 @@ static void close_file(FILE **file)
         (void)fclose(*file);
 }
 
-/* false: there is no such process any more. */
+/* Returns false if the process is gone. */
 static bool name_of(pid_t pid, char name[NAME])
 {
     OWNED(close_file) FILE *file = NULL;
@@ -34,9 +35,9 @@ static bool name_of(pid_t pid, char name[NAME])
     return true;
 }
 
-/* "1: FLOCK  ADVISORY  WRITE 123 08:01:456 0 EOF": who took a lock on this file. Some file
- * systems give stat() another device than the kernel has here, so the inode decides. 0: nobody
- * that we can see. */
+/* A line such as "1: FLOCK  ADVISORY  WRITE 123 08:01:456 0 EOF" says who took a lock on this file.
+ * On some file systems stat() reports another device than this line, so the inode decides. Returns
+ * 0 if no such process is visible. */
 static pid_t taker_of(const struct stat *locked)
 {
     OWNED(close_file) FILE *locks = fopen("/proc/locks", "re");
@@ -67,7 +68,7 @@ static bool has_open(const char *pid, const struct stat *file)
     return false;
 }
 
-/* Of the processes that we may look into (root: all), one that has the file open. */
+/* Finds a process that has the file open, among those that we may inspect (root: all). */
 static pid_t opener_of(const struct stat *file)
 {
     OWNED(scope_closedir) DIR *processes = opendir("/proc");

@@ -1,3 +1,5 @@
+/* Which server this is: the content of a file or a configured value, held under a lock so that two
+ * processes never share it. */
 #include "plugin/keys/identity.h"
 
 #include <errno.h>
@@ -21,12 +23,12 @@
 
 static const int64_t lock_wait = 12 * CLOCK_SECOND;
 
-/* A file that holds an identity, or marks the place of one. */
+/* A file that holds an identity, or one that marks the place of a configured value. */
 struct source {
     const char *what;
     const char *path;
-    int flags;          /* for open(2) */
-    const char *record; /* that may have the identity, or "" */
+    int flags;          /* flags of open(2) */
+    const char *record; /* the record beside it, or "" */
     const char *trust_domain;
 };
 
@@ -38,7 +40,7 @@ static struct source file_of(const struct config *config)
                            .trust_domain = config->trust_domain};
 }
 
-/* Everybody may put links into /dev/shm. */
+/* In /dev/shm everybody may create links, so none is followed. */
 static struct source place_of(const char *path)
 {
     return (struct source){
@@ -59,7 +61,7 @@ static int make_uuid(char text[40])
     return 0;
 }
 
-/* Removed by mistake: there is only one right content. */
+/* Somebody removed the file by mistake. Only one content is right, and we know it. */
 static int write_back(const struct source *source, const void *bytes, size_t length, bool *existed,
                       struct fault *fault)
 {
@@ -75,7 +77,8 @@ static int write_back(const struct source *source, const void *bytes, size_t len
     return 0;
 }
 
-/* A record without its identity is a file that vanished: a new identity would forget every key. */
+/* If the record exists and its identity file does not, that file has vanished. A new identity would
+ * forget every key, so the record restores it. */
 static int from_record(const struct source *source, bool *existed, bool *restored,
                        struct fault *fault)
 {
@@ -91,8 +94,8 @@ static int from_record(const struct source *source, bool *existed, bool *restore
     return write_back(source, bytes, length, existed, fault);
 }
 
-/* The name never shows a half-written identity. Of two processes that start at once, one
- * makes the file, and the other finds it, like any later one. */
+/* The file never shows a half-written identity. If two processes start at once, one creates the
+ * file and the other finds it. */
 static int create(const struct source *source, bool *existed, struct fault *fault)
 {
     char uuid[40];
@@ -111,7 +114,7 @@ static int create(const struct source *source, bool *existed, struct fault *faul
     return 0;
 }
 
-/* To write where we may, though we do not: NFS grants no other exclusive flock. */
+/* Opened for writing although only read: NFS grants an exclusive flock only then. */
 static int open_source(const struct source *source)
 {
     int flags = O_CLOEXEC | O_NONBLOCK | source->flags;
@@ -214,7 +217,7 @@ static bool same_file(int a, int b)
            file_stamp_same_file(&first, &second);
 }
 
-/* The file may have been moved away while we waited for the lock. */
+/* Somebody may have moved the file away while we waited for the lock. */
 static bool is_at(const char *path, int fd)
 {
     struct file_stamp now;
@@ -224,13 +227,13 @@ static bool is_at(const char *path, int fd)
            file_stamp_same_file(&now, &locked);
 }
 
-/* *lock is -1 when the file has to be opened anew. */
+/* *lock is -1 if the caller has to open the file anew. */
 static int lock_file(const struct source *source, const struct identity *held, int *fd, int *lock,
                      struct fault *fault)
 {
     *lock = -1;
     if (held && held->lock >= 0 && same_file(held->lock, *fd)) {
-        /* flock belongs to the open file, which a duplicate shares */
+        /* flock belongs to the open file, and a duplicate shares it */
         *lock = fcntl(held->lock, F_DUPFD_CLOEXEC, 0);
         return *lock >= 0 ? 0
                           : fault_errno(fault, FAULT_UNAVAILABLE, errno,
@@ -256,7 +259,7 @@ static int make_or_read(const struct source *source, const struct identity *held
 
 /* ---- the place ---- */
 
-/* Since when the host has been up: proc(5), or the clocks where /proc hides it. */
+/* When the host was booted: by proc(5), or by the clocks where /proc hides it. */
 static void boot_text(char text[40])
 {
     OWNED(scope_close) int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
@@ -271,7 +274,7 @@ static void boot_text(char text[40])
         (void)snprintf(text, 40, "unknown");
 }
 
-/* A copy of the file has another inode or birth; the disk of a cloned host, another boot. */
+/* A copy of the file has another inode or birth time. A cloned host has another boot. */
 static void place_text(int fd, char text[IDENTITY_PLACE_TEXT])
 {
     struct statx file = {.stx_mask = 0};
@@ -337,8 +340,8 @@ static void take_scope(const struct config *config, struct identity *identity)
     label_scope(config->trust_domain, identity->bytes, identity->length, &identity->scope);
 }
 
-/* Without a place all goes on, only more cautiously. But two processes in one place are two
- * servers with one identity. */
+/* Without a place the plugin goes on, only more cautiously. But if another process holds the place,
+ * two servers share one identity. */
 static int take_place(const struct identity *held, struct identity *identity, struct fault *fault)
 {
     struct identity place = {.lock = -1};

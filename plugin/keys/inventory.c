@@ -1,3 +1,4 @@
+/* The objects that a scan found on the token, sorted by server, key id and generation. */
 #include "plugin/keys/inventory.h"
 
 #include <stdlib.h>
@@ -132,8 +133,8 @@ bool inventory_is_twin(struct inventory *inventory, const struct inventory_item 
            (item > first && item[-1].label.generation == item->label.generation);
 }
 
-/* A half, as scanned, may be all there is on tokens that keep no public objects: only a
- * proof tells. */
+/* On a token that keeps no public objects, a half may be all there is of a good key. Only a proof
+ * tells. */
 static bool may_serve(const struct inventory_item *item)
 {
     return item->state == HSM_COMPLETE || (item->state == HSM_HALF && !item->proven);

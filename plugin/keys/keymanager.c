@@ -1,3 +1,5 @@
+/* The key manager's door: opening, signing, the change of configuration, closing. Making keys is
+ * rotation.c's, the start is loading.c's. */
 #include "plugin/keys/keymanager.h"
 
 #include <stdlib.h>
@@ -14,8 +16,8 @@
 #include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 
-/* Reserved for the token itself after it has come back: scanning and proving get at
- * least this long even when startup_wait is nearly used up. */
+/* Kept for the token after it has come back: scanning and proving get at least this long even if
+ * startup_wait is nearly over. */
 static const int64_t loading_time = 30 * CLOCK_SECOND;
 
 struct catalogue *keymanager_catalogue(struct keymanager *keymanager)
@@ -47,7 +49,8 @@ static void free_keymanager(void *context)
     struct keymanager *keymanager = context;
 
     disposals_close(&keymanager->disposals);
-    if (keymanager->successor) { /* its signatures in flight used keys that we superseded */
+    if (keymanager
+            ->successor) { /* signatures in flight used keys that the successor has superseded */
         disposals_allow(&keymanager->successor->disposals, true);
         keymanager_release(keymanager->successor);
     }
@@ -112,14 +115,14 @@ static bool shares_record(const struct keymanager *before, const struct keymanag
            label_same_scope(&before->identity.scope, &keymanager->identity.scope);
 }
 
-/* The place of the identity, whose maker marks the keys made here. */
+/* Takes the identity's place: its maker's mark tells which keys were made here. */
 static int take_place(struct keymanager *keymanager, struct fault *fault)
 {
     uint8_t random[sizeof keymanager->identity.maker.key];
 
     if (RAND_bytes(random, sizeof random) != 1)
         return fault_set(fault, FAULT_INTERNAL, "no random numbers for the record");
-    if (keymanager->identity.maker.known) /* the place of a value has its own */
+    if (keymanager->identity.maker.known) /* the place of a configured value has its own mark */
         memcpy(random, keymanager->identity.maker.key, sizeof random);
     (void)record_take_place(scribe_edit(keymanager->scribe), keymanager->identity.place, random,
                             generations_now());
@@ -128,7 +131,8 @@ static int take_place(struct keymanager *keymanager, struct fault *fault)
     return 0;
 }
 
-/* A start without a word on its keys, beside a record of others, would forget its own. */
+/* A start whose record_file has no section for it, but those of other servers, would forget its own
+ * keys. */
 static int check_owner(const struct keymanager *keymanager, struct fault *fault)
 {
     char code[RECORD_CODE + 1];
@@ -144,7 +148,7 @@ static int check_owner(const struct keymanager *keymanager, struct fault *fault)
     return 0;
 }
 
-/* Where both the file and its copy are damaged the operator may say that they are lost. */
+/* If both the file and its copy are damaged, the operator can accept their loss. */
 static int read_record(struct keymanager *keymanager, enum scribe_found *found, struct fault *fault)
 {
     const char *path = keymanager->config.record_file;
@@ -182,7 +186,7 @@ static int open_record(struct keymanager *keymanager, struct keymanager *before,
     return take_place(keymanager, fault);
 }
 
-/* What a library that hangs while a server is reconfigured is measured by. */
+/* How long the token took to open: the limit for a library that hangs during a reconfiguration. */
 static int64_t opened_in(const struct keymanager *before, const char *module)
 {
     struct supervisor_figures figures;
@@ -294,7 +298,7 @@ void keymanager_abandon(struct keymanager *keymanager)
         source_abandon(keymanager->source);
 }
 
-/* It is in the record as condemned, and nobody signs with it any more. */
+/* The key is in the record as condemned, and nobody signs with it any more. */
 static void condemn(struct keymanager *keymanager, const struct catalogue_key *key)
 {
     struct label label = {.scope = keymanager->identity.scope, .generation = key->generation};
@@ -329,8 +333,8 @@ static void signing_end(struct signing *signing)
     free(signing);
 }
 
-/* The token says the key we serve is not there. Only SPIRE's question for the key may be
- * answered NOT_FOUND (it then drops the CA): to a signature the key is unavailable. */
+/* The token says that the served key is absent. Only the request for the key itself may be answered
+ * NOT_FOUND, as SPIRE then drops the CA. For a signature the key is unavailable. */
 static void explain_gone(const struct signing *signing, const struct hsm_reply *reply)
 {
     struct hsm_reply gone = {.fault = reply->fault};
@@ -342,7 +346,8 @@ static void explain_gone(const struct signing *signing, const struct hsm_reply *
     signing->done(signing->context, signing->key, &gone);
 }
 
-/* It is not there any more, or another: put back, it signs. */
+/* The source or its key is absent, or another one is in its place. Once it is put back, it
+ * signs. */
 static void explain_source(const struct signing *signing, const struct hsm_reply *reply)
 {
     const struct source *source = signing->keymanager->source;
@@ -358,10 +363,11 @@ static void explain_source(const struct signing *signing, const struct hsm_reply
 static void noted(void *context, bool written)
 {
     (void)context;
-    (void)written; /* the scribe tries on */
+    (void)written; /* the scribe tries again by itself */
 }
 
-/* Nothing is prepared with a key of `previous`: SPIRE makes a new one for that, on the token. */
+/* A signature with a key of `previous` prepares nothing: for a new authority SPIRE makes a new key
+ * on the token. */
 static void note_use_there(const struct signing *signing)
 {
     struct scribe *scribe = signing->keymanager->scribe;
@@ -376,7 +382,8 @@ static void note_use_there(const struct signing *signing)
     scribe_commit(scribe, noted, NULL);
 }
 
-/* Preparing an authority signs too, but at once. */
+/* Preparing an authority signs too, but within moments of making the key. Only a later signature
+ * shows that the key is in use. */
 static void note_use(const struct signing *signing)
 {
     struct scribe *scribe = signing->keymanager->scribe;

@@ -1,3 +1,5 @@
+/* Labels and ids of keys on the token: how they name server, key id and generation, so that each
+ * server finds its own keys again. */
 #include "plugin/keys/label.h"
 
 #include <stdlib.h>
@@ -20,7 +22,7 @@ enum {
     SCOPE_BYTES = 5, /* 40 bits are 8 characters of base32 */
     ID_LONG = 16,
     ID_SHORT = 2,
-    MARK_AT = 8, /* up to the end */
+    MARK_AT = 8, /* from here to the end of the id */
 };
 
 static const char format_1[] = "sp1-";
@@ -57,8 +59,8 @@ static bool get_base32(const char *text, size_t characters, uint64_t *value)
 
 /* ---- scope ---- */
 
-/* `kind` is hashed with its NUL. A wrong hash would make us another server, so there is
- * no going on without memory for a right one. */
+/* `kind` is hashed with its NUL. A wrong hash would turn us into another server, so without memory
+ * for a right one the plugin ends. */
 static void hash(const char *kind, const void *bytes, size_t length, char text[LABEL_HASH + 1])
 {
     OWNED(md_ctx_free) EVP_MD_CTX *context = EVP_MD_CTX_new();
@@ -111,7 +113,7 @@ void label_prefix(const struct label_scope *scope, char prefix[16])
 
 /* ---- key id <-> name ---- */
 
-/* Not isalnum: what may stand in a name is no matter of locale. */
+/* isalnum is avoided: the locale must not change names. */
 static bool is_plain(char c)
 {
     return (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
@@ -132,8 +134,8 @@ static char *put_name(const char *key_id, char *text)
     return text;
 }
 
-/* One byte behind a '_'; 0, which stands for nothing in a key id, if it is not written
- * as put_name would. */
+/* Reads one byte behind a '_'. Returns 0, which no key id has, unless put_name would have written
+ * it so. */
 static char get_escaped(const char *text)
 {
     char byte;
@@ -201,7 +203,7 @@ void label_format(const struct label *label, char text[HSM_LABEL_MAX + 1])
     (void)put_name(label->key_id, at);
 }
 
-/* Copies the next `characters` into `field` and steps over them, if they are base32hex. */
+/* Copies the next `characters` into `field` and steps over them, if all of them are base32hex. */
 static bool get_field(const char **text, size_t characters, char *field, uint64_t *value)
 {
     if (!get_base32(*text, characters, value))
@@ -255,7 +257,7 @@ void label_maker(const void *secret, size_t length, struct label_maker *maker)
     maker->known = EVP_Q_digest(NULL, "SHA256", NULL, secret, length, maker->key, NULL) == 1;
 }
 
-/* The id's first MARK_AT bytes are there already. */
+/* The mark over the id's first MARK_AT bytes, which are already there. */
 static bool mark_of(const struct label_maker *maker, const struct hsm_key_name *name,
                     uint8_t mark[EVP_MAX_MD_SIZE])
 {

@@ -21,8 +21,8 @@ enum { OLDER_MANY = 32, NAMES_MAX = 400, RENEW_EVERY = 4 };
 
 static const int64_t quick_walk = 2 * CLOCK_SECOND;
 static const int64_t unproven_patience = 10 * CLOCK_SECOND;
-static const int64_t lag_patience = 22 * CLOCK_SECOND; /* of a reconfiguration */
-static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last one has that long, too */
+static const int64_t lag_patience = 22 * CLOCK_SECOND; /* for a reconfiguration */
+static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last look gets this long, too */
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t steady_time = CLOCK_SECOND;
@@ -35,13 +35,13 @@ struct start {
     int64_t begun;
     int64_t deadline;
     unsigned looks;
-    int64_t patience; /* ns: the most that one of them was worth */
-    size_t shown;     /* items of ours in the latest look, and since when as many */
+    int64_t patience; /* the longest wait in ns that one of them deserved */
+    size_t shown;     /* how many items of ours the latest look showed, and since when */
     int64_t shown_since;
-    struct record record; /* as it was at the beginning */
+    struct record record; /* the record as it was at the beginning */
     struct moving moving;
-    bool by_token;  /* ids without a key are served by the token: a loss was accepted */
-    unsigned older; /* whole keys of ours that are not served */
+    bool by_token;  /* a loss was accepted: the token decides for ids without a key */
+    unsigned older; /* whole keys of ours that are not in service */
     struct stock stock;
 };
 
@@ -49,9 +49,9 @@ struct start {
 
 struct doubt {
     bool is_one;
-    bool failed;      /* the look itself, with `fault` */
-    bool gone;        /* a recorded key is not to be seen at all */
-    int64_t patience; /* ns that it is worth */
+    bool failed;      /* the look itself failed; `fault` says why */
+    bool gone;        /* a recorded key is not visible at all */
+    int64_t patience; /* how long to wait because of it, in ns */
     struct fault fault;
 };
 
@@ -73,7 +73,7 @@ static struct inventory_item *item_of(struct inventory *inventory, const struct 
     return item;
 }
 
-/* Is the id of this key, SERVED in the record, served by a key that is proven? */
+/* In the record this key is SERVED. Is its id served by a proven key? */
 static bool is_settled(struct start *start, const struct record_key *key)
 {
     struct inventory *inventory = &start->stock.inventory;
@@ -83,7 +83,7 @@ static bool is_settled(struct start *start, const struct record_key *key)
     return served && verdict_of(&start->record, inventory, first, served) == VERDICT_SERVE;
 }
 
-/* What a start lists in any case need not be waited for as long as what is given up. */
+/* A key that will be listed in any case deserves a shorter wait than one that would be given up. */
 static void doubt_key(const struct start *start, const struct record_key *key,
                       const struct inventory_item *item, struct doubt *doubt)
 {
@@ -116,7 +116,7 @@ static void worst(struct doubt *doubt, const struct doubt *other)
         *doubt = *other;
 }
 
-/* An attempt whose process ended may have made the key that SPIRE knows. */
+/* An attempt whose process ended may have made the very key that SPIRE knows. */
 static bool is_in_doubt(struct start *start, const struct record_key *key,
                         const struct inventory_item *item)
 {
@@ -142,7 +142,7 @@ static struct doubt doubt_record(struct start *start)
     return doubt;
 }
 
-/* In a cluster the other half of a key made just before a restart may be on its way. */
+/* In a cluster, a key made just before a restart may show one half first. */
 static bool is_one_fresh_half(const struct inventory *inventory)
 {
     for (size_t i = 0; i < inventory->count; i++)
@@ -152,7 +152,8 @@ static bool is_one_fresh_half(const struct inventory *inventory)
     return false;
 }
 
-/* A key id of which the token shows halves and no whole key: to believe it is to forget the key. */
+/* The token shows halves of a key id and no whole key. Believing this would mean to forget the
+ * key. */
 static bool is_one_id_half(struct inventory *inventory)
 {
     struct inventory_item *item;
@@ -163,9 +164,9 @@ static bool is_one_id_half(struct inventory *inventory)
     return false;
 }
 
-/* Have all looks of the last second shown as many items? A look in whose middle a token's trouble
- * ends shows a part of the keys, each of them whole: without a record only further looks can tell.
- */
+/* Have all looks of the last second shown the same number of items? If the token's trouble ends in
+ * the middle of a look, this look shows only some keys, and each of them whole. Without a record
+ * only more looks can tell. */
 static bool is_steady(struct start *start)
 {
     size_t count = start->stock.inventory.count;
@@ -177,8 +178,8 @@ static bool is_steady(struct start *start)
     return clock_now() - start->shown_since >= steady_time;
 }
 
-/* A token shows less than it has while a member of a cluster is away, or while its operators have
- * not presented their cards. */
+/* A token shows fewer keys while a member of its cluster is away, or before its operators have
+ * presented their cards. */
 static struct doubt doubt_token(struct start *start)
 {
     struct inventory *inventory = &start->stock.inventory;
@@ -199,7 +200,7 @@ static struct doubt doubt_token(struct start *start)
 
 /* ---- a loss ---- */
 
-/* May the key be given up for lost: needed, and by this look not there? */
+/* May the key be given up as lost: SPIRE needs it, and this look did not find it? */
 static bool is_lost(void *context, const struct record_key *key)
 {
     struct start *start = context;
@@ -224,7 +225,7 @@ static bool name_loss(struct start *start, char names[NAMES_MAX], char code[RECO
     return names[0] != '\0';
 }
 
-/* The operator may accept a loss while a start waits. */
+/* The operator may accept a loss while a start is waiting. */
 static bool accepts_loss(struct start *start)
 {
     char code[RECORD_CODE + 1];
@@ -267,8 +268,8 @@ static int64_t next_pause(const struct start *start)
     return start->before && left > 0 ? clock_sooner(pause, left) : pause;
 }
 
-/* A reconfiguration is refused before the calls fail that wait for a key meanwhile. What a
- * look could not see at all is believed after two of them, by different workers. */
+/* Calls for a key wait during a reconfiguration, which is refused before they fail. A key that is
+ * invisible is believed to be absent after two looks by different workers. */
 static bool is_time_up(struct start *start, const struct doubt *doubt)
 {
     int64_t patience = start->patience = clock_later(start->patience, doubt->patience);
@@ -305,8 +306,8 @@ static struct doubt look_until_told(struct start *start)
 
 /* ---- what time has not settled ---- */
 
-/* A key that is there, or may be, and cannot be proven now: what SPIRE needs is served all the
- * same, as it answers UNAVAILABLE until it is well again. Other keys are as good as gone. */
+/* A key that exists, or may exist, and cannot be proven now. If SPIRE needs it, it is served:
+ * signatures get UNAVAILABLE until it works again. Other keys count as missing. */
 static enum record_state state_after(struct start *start, struct record_key *key)
 {
     const struct inventory_item *item = item_of(&start->stock.inventory, key);
@@ -326,7 +327,7 @@ static void warn_missing(const struct start *start, const struct record_key *key
         start->keymanager->info.label, NULL);
 }
 
-/* Goes on without what is missing: in the record it is MISSING from now on. */
+/* Goes on without the missing keys, which the record marks as MISSING from now on. */
 static void go_without(struct start *start)
 {
     for (size_t i = 0; i < start->record.count; i++) {
@@ -443,9 +444,9 @@ static int serve(struct start *start, const struct inventory_item *item, bool pr
     return 0;
 }
 
-/* Without a record: what is older than the key served, has our mark and has been superseded for a
- * day. `item` is not the newest of its id. A public half that has been there for an hour is
- * nobody's who is just making a key. */
+/* Without a record: a key is a leftover if it is older than the key served, has our mark, and was
+ * superseded a day ago. `item` is not the newest of its id. A public half that is an hour old
+ * belongs to no generation in progress. */
 static bool is_leftover(struct start *start, const struct inventory_item *item,
                         enum verdict verdict)
 {
@@ -457,7 +458,7 @@ static bool is_leftover(struct start *start, const struct inventory_item *item,
            (verdict == VERDICT_HALF && generations_is_past(item->label.generation, half_made_age));
 }
 
-/* Whoever is asked for by this start, and stays. */
+/* The item stays on the token, and the record notes it. */
 static void leave(struct start *start, const struct inventory_item *item, enum verdict verdict)
 {
     const struct record_key *key = record_find(&start->record, &item->name);
@@ -469,7 +470,8 @@ static void leave(struct start *start, const struct inventory_item *item, enum v
         warn_unfit(item);
 }
 
-/* Made by us, superseded, and forgotten by the record: its day begins now. */
+/* We made and superseded this key, and the record has forgotten it: its day of waiting begins
+ * now. */
 static int condemn(struct start *start, const struct inventory_item *item, struct fault *fault)
 {
     const struct record_key key = {.state = RECORD_CONDEMNED,
@@ -487,7 +489,8 @@ static int condemn(struct start *start, const struct inventory_item *item, struc
                : fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
 }
 
-/* The record keeps a number of them and forgets the oldest, but these may go all the same. */
+/* The record keeps a limited number of condemned keys and drops the oldest. All of them may be
+ * destroyed all the same. */
 static int settle_condemned(struct start *start, const struct inventory_item *item,
                             struct fault *fault)
 {
@@ -522,8 +525,8 @@ static int settle_item(struct start *start, const struct inventory_item *item, e
     return 0;
 }
 
-/* Of an id that is adopted: it stays, whatever it is, and no later start takes it for one that was
- * made since. */
+/* An item whose id is adopted from `previous` stays, whatever its state. The record notes it, so
+ * that no later start takes it for a newer key. */
 static int leave_for_previous(struct start *start, const struct inventory_item *item,
                               struct fault *fault)
 {
@@ -541,7 +544,7 @@ static int leave_for_previous(struct start *start, const struct inventory_item *
     return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
 }
 
-/* There is no record: it may be lost, and with it what has moved. */
+/* There is no record. It may be lost, and with it the list of keys that have moved. */
 static int check_unrecorded(struct start *start, struct fault *fault)
 {
     const struct keymanager *keymanager = start->keymanager;
@@ -583,7 +586,8 @@ static int settle_id(struct start *start, struct inventory_item *first, struct f
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
         enum verdict verdict = verdict_of(record, inventory, first, item);
 
-        if (verdict != VERDICT_STRANGER) /* one from the future would keep us from making keys */
+        if (verdict !=
+            VERDICT_STRANGER) /* a stranger's key from the future would keep us from making keys */
             generations_saw(&start->keymanager->generations, item->label.generation);
         if (settle_item(start, item, verdict, fault) != 0)
             return -1;
@@ -604,7 +608,7 @@ static int serve_all(struct start *start, struct fault *fault)
 
 /* ---- writing down ---- */
 
-/* A predecessor's disposals and signatures may have changed the record since it was copied. */
+/* The predecessor's disposals and signatures may have changed the record since it was copied. */
 static void merge(struct record *record, const struct record_key *key, int64_t ran)
 {
     struct record_key *old = record_find(record, &key->name);
@@ -617,7 +621,8 @@ static void merge(struct record *record, const struct record_key *key, int64_t r
         (void)record_put(record, key);
 }
 
-/* The first start of this record: what it does not serve is none of its business. */
+/* In the first start of this record: keys that it does not serve are noted as found, and left
+ * alone. */
 static void put_found(struct record *record, const struct inventory *inventory)
 {
     for (size_t i = 0; i < inventory->count; i++) {
@@ -630,7 +635,8 @@ static void put_found(struct record *record, const struct inventory *inventory)
     }
 }
 
-/* What is adopted and not written down would be adopted anew, whatever has moved by then. */
+/* If an adopted key were not in the record, the next start would adopt it anew, even after it has
+ * moved. */
 static int write_down(struct start *start, struct fault *fault)
 {
     struct keymanager *keymanager = start->keymanager;
@@ -713,7 +719,8 @@ static bool serves(struct keymanager *keymanager, const struct catalogue_key *ke
     return same;
 }
 
-/* Another token or identity may be meant, or a slip of the pen: SPIRE learns nothing of it. */
+/* The operator may have meant another token or identity, or mistyped it. SPIRE does not notice the
+ * change. */
 static void warn_of_missing(struct keymanager *keymanager, struct keymanager *before)
 {
     size_t count = 0;
@@ -754,7 +761,7 @@ static int run(struct start *start, struct fault *fault)
                      &start->moving, fault) != 0)
         return -1;
     doubt = look_until_told(start);
-    if (start->stock.cancelled) /* all answers may have been there by then */
+    if (start->stock.cancelled) /* all answers may have arrived before that */
         return fault_set(fault, FAULT_UNAVAILABLE, "the plugin is shutting down");
     if (judge(start, &doubt, fault) != 0)
         return -1;

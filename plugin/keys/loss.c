@@ -1,3 +1,5 @@
+/* Losses that an operator can accept: the codes that name them, and the sentences of a refused
+ * start. */
 #include "plugin/keys/loss.h"
 
 #include <fcntl.h>

@@ -1,4 +1,4 @@
-/* The key manager's gauges: what an operator sees of it between two calls. */
+/* The key manager's gauges: its state between two calls, for operators. */
 #include <stdlib.h>
 
 #include "plugin/keys/keymanager_private.h"
@@ -24,8 +24,8 @@ static void measure_token(struct supervisor *supervisor)
     metrics_set(METRIC_SESSIONS_LIMIT, NULL, NULL, figures.sessions);
 }
 
-/* A key that has not failed yet shows that it could: an alarm sees the first failure as a change.
- */
+/* A key that has not failed yet is shown with 0 failures, so that an alarm sees the first failure
+ * as a change. */
 static void measure_keys(struct keymanager *keymanager)
 {
     size_t count = 0;

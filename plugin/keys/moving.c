@@ -1,3 +1,5 @@
+/* The start of a server with a block `previous`: which keys it adopts from there, and what is
+ * served until they have moved. */
 #include "plugin/keys/moving.h"
 
 #include <stdio.h>
@@ -9,7 +11,7 @@
 #include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 
-/* A file is there or not; a token may be on its way. */
+/* A file is there or it is not. A token may be on its way. */
 static const int64_t token_patience = 10 * CLOCK_SECOND;
 
 struct shown {
@@ -52,7 +54,8 @@ static int64_t patience(const struct keymanager *keymanager, const struct record
     return clock_now() + wait;
 }
 
-/* It is known what it has: what is signed with it waits for it to come back. */
+/* The record knows the keys of `previous`, so the start can go on without it. Signatures with these
+ * keys wait until it is back. */
 static int go_on_without(const struct keymanager *keymanager, const struct record *record,
                          struct fault *fault)
 {
@@ -209,8 +212,9 @@ static int serve_key(struct keymanager *keymanager, const struct record_previous
     return 0;
 }
 
-/* A key of the token that was made and not written down any more has its id already. Keys of a
- * source that nothing is served from are better in no process's memory. */
+/* If a key was made on the token and the record missed it, its id is served from the token already.
+ * If nothing is served from the source, it is closed: private keys should lie in no process's
+ * memory without need. */
 int moving_serve(struct keymanager *keymanager, struct record *record, struct fault *fault)
 {
     for (size_t i = 0; i < record->previous_count; i++) {

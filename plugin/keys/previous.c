@@ -1,3 +1,5 @@
+/* Which keys of `previous` are served from there, by the record: pure rules, used by the start and
+ * by the commands. */
 #include "plugin/keys/previous.h"
 
 #include <stdlib.h>

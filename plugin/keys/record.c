@@ -1,3 +1,5 @@
+/* The record in memory: which keys are served, attempted, condemned, and which have moved. Pure;
+ * scribe.c writes it. */
 #include "plugin/keys/record.h"
 
 #include <stdlib.h>
@@ -10,8 +12,8 @@
 #include "hsm/base/utf8.h"
 #include "plugin/keys/previous.h"
 
-/* Beside "x509-CA-" there are the server's JWT keys; an agent has SVID keys alone. The slot, A or
- * B, follows. */
+/* Families of keys without which agents end. A server has JWT keys, too, which SPIRE replaces. An
+ * agent has SVID keys only. The slot, A or B, follows. */
 static const char *const families[] = {"x509-CA-", "agent-svid-"};
 
 void record_open(const struct label_scope *scope, struct record *record)
@@ -99,8 +101,8 @@ bool record_is_vital(const struct record_key *key)
     return family_of(key) != NULL;
 }
 
-/* Only what is SERVED counts: a key that was condemned while it signed may have been the wrong
- * one to condemn, and to need one key more costs less than to need one less. */
+/* Only SERVED keys count. A key that was condemned while it signed may have been condemned wrongly,
+ * and one needed key too many costs less than one too few. */
 static uint32_t last_in_use(const struct record *record, const char *family)
 {
     uint32_t last = 0;
@@ -134,7 +136,7 @@ static int compare_names(const struct hsm_key_name *a, const struct hsm_key_name
     return order != 0 ? order : memcmp(a->id, b->id, a->id_length);
 }
 
-/* The missing key whose name is the next behind `last`: an order that needs no memory. */
+/* The missing key with the next name after `last`: an order that needs no memory. */
 static const struct record_key *next_missing(const struct record *record,
                                              const struct record_key *last, record_test *is_missing,
                                              void *context)
@@ -165,7 +167,7 @@ static bool add_name(const struct hsm_key_name *name, uint8_t digest[SHA256_DIGE
     return SHA256(text, (size_t)(end - text), digest) != NULL;
 }
 
-/* In the array's order, which the file keeps. */
+/* In the order of the array, which the file keeps. */
 static bool add_previous(const struct record *record, uint8_t digest[SHA256_DIGEST_LENGTH])
 {
     for (size_t i = 0; i < record->previous_count; i++) {
@@ -225,7 +227,7 @@ static void remove_key(struct record *record, struct record_key *key)
     record->count--;
 }
 
-/* Other than `kept`, which was put just now. */
+/* Forgets the oldest, but never `kept`, which was put just now. */
 static void forget_oldest(struct record *record, enum record_state state, size_t most,
                           const struct hsm_key_name *kept)
 {
@@ -286,20 +288,20 @@ static void retire(struct record_key *key, bool lost, int64_t ran)
 
 int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran)
 {
-    struct record_key served = *key; /* it may be one of the record's, which move */
+    struct record_key served = *key; /* `key` may point into the record's array, which moves */
     struct record_key *old;
 
     if (reserve(record) != 0)
         return -1;
     old = record_served(record, served.label.key_id);
     if (old)
-        retire(old, lost, ran); /* and is overwritten, if it is the same key again */
+        retire(old, lost, ran); /* and is overwritten here, if it is the same key again */
     served.state = RECORD_SERVED;
     served.since = 0;
     return record_put(record, &served);
 }
 
-/* NULL of nothing. */
+/* A copy of nothing is NULL. */
 static void *copy_of(const void *from, size_t count, size_t size)
 {
     void *made = count > 0 ? reallocarray(NULL, count, size) : NULL;
@@ -336,7 +338,7 @@ static uint32_t highest(const struct record *record)
     return found;
 }
 
-/* Generations may run ahead of the clock. */
+/* The range ends at the highest generation, which may be ahead of the clock. */
 static void close_place(const struct record *record, struct record_maker *maker, uint32_t now)
 {
     maker->until = highest(record) > 0 ? highest(record) : 1;
@@ -344,7 +346,8 @@ static void close_place(const struct record *record, struct record_maker *maker,
         maker->until = now;
 }
 
-/* A place is compared with what was read back, so it is kept as it can be written. */
+/* The place is later compared with what was read back, so it is kept in the form in which it is
+ * written. */
 bool record_take_place(struct record *record, const char *place, const uint8_t random[32],
                        uint32_t now)
 {
@@ -366,7 +369,7 @@ bool record_take_place(struct record *record, const char *place, const uint8_t r
 
 void record_settle_makers(struct record *record)
 {
-    uint32_t most = highest(record) > 0 ? highest(record) : 1; /* 0 would be no end */
+    uint32_t most = highest(record) > 0 ? highest(record) : 1; /* 0: the range is open */
 
     record->moved = false;
     for (size_t i = 1; i < record->maker_count; i++)

@@ -1,4 +1,4 @@
-/* The record as its file has it. */
+/* The record as JSON, as its file has it. */
 #include "plugin/keys/record.h"
 
 #include <inttypes.h>
@@ -18,7 +18,7 @@
 #include "plugin/keys/previous.h"
 
 enum {
-    VERSION = 1, /* of what is written, and the newest that can be read */
+    VERSION = 1, /* the version written, and the newest that can be read */
     DIGEST_TEXT = 2 * SHA256_DIGEST_LENGTH,
     BASE64_MAX = (HSM_PKIX_MAX + 2) / 3 * 4,
     WORD_MAX = HSM_LABEL_MAX + 1 + 2 * HSM_ID_MAX + 1,
@@ -31,7 +31,7 @@ static const char *const states[] = {
     [RECORD_FOUND] = "found",
 };
 
-static const char moved[] = "moved"; /* of a key of previous, which is "served" till then */
+static const char moved[] = "moved"; /* a key of previous; until then "served" */
 
 enum { STATES = sizeof states / sizeof states[0] };
 
@@ -50,7 +50,7 @@ static void name_scope(const struct label_scope *scope, char text[SCOPE_TEXT + 1
     (void)stpcpy(stpcpy(text, scope->trust_domain), scope->server);
 }
 
-/* Of a document that is without the member "sha256". */
+/* The document must not have the member "sha256". */
 static bool digest_of(const json_t *document, char text[DIGEST_TEXT + 1])
 {
     OWNED(scope_free) char *bytes = json_dumps(document, JSON_COMPACT | JSON_SORT_KEYS);
@@ -148,7 +148,7 @@ static bool get_id(const json_t *object, struct hsm_key_name *name)
     return true;
 }
 
-/* OpenSSL's decoder skips blanks and takes stray bits: only what it would have written is right. */
+/* OpenSSL's decoder skips blanks and takes stray bits. Only its own spelling is accepted. */
 static bool decode_base64(const char *text, uint8_t bytes[BASE64_MAX], size_t *length)
 {
     unsigned char again[BASE64_MAX + 1];
@@ -172,7 +172,7 @@ static bool is_same_pkix(const struct hsm_public_key *key, const uint8_t *pkix, 
     return key->pkix_length == length && memcmp(key->pkix, pkix, length) == 0;
 }
 
-/* "" is a key of which only the type is known. */
+/* "" stands for a key of which only the type is known. */
 static int get_public_key(const json_t *object, const char *where, struct hsm_public_key *key,
                           struct fault *fault)
 {
@@ -194,7 +194,7 @@ static int get_public_key(const json_t *object, const char *where, struct hsm_pu
     return 0;
 }
 
-/* The name of the first member that is wrong, or NULL. */
+/* Returns the name of the first wrong member, or NULL. */
 static const char *get_members(const json_t *object, const struct label_scope *scope,
                                struct record_key *key)
 {
@@ -289,7 +289,7 @@ static int read_previous_key(const json_t *object, size_t index, struct record *
     return previous_add(record, &key) == 0 ? 0 : no_memory(fault);
 }
 
-/* Versions that know of no `previous` have none. */
+/* Records of versions without `previous` have no such member. */
 static int read_previous(const json_t *section, struct record *record, struct fault *fault)
 {
     const json_t *keys = json_object_get(section, "previous");
@@ -361,7 +361,7 @@ static int refuse_json(const json_error_t *error, size_t length, struct fault *f
 {
     switch (json_error_code(error)) {
     case json_error_out_of_memory:
-    case json_error_unknown: /* jansson says no more where memory ran out, or less than that */
+    case json_error_unknown: /* jansson's word for some failures of memory, too */
         return no_memory(fault);
     case json_error_end_of_input_expected:
         return fault_set(fault, FAULT_FAILED_PRECONDITION, "is damaged: something follows its end");
@@ -393,7 +393,7 @@ static json_t *load(const char *bytes, size_t length, struct fault *fault)
     return document;
 }
 
-/* Takes the digest out of the document, which is whole then. */
+/* Takes the digest out of the document: the rest is what it was made of. */
 static int check_digest(json_t *document, struct fault *fault)
 {
     char written[DIGEST_TEXT + 1];
@@ -486,7 +486,7 @@ static size_t identity_of(const json_t *section, uint8_t identity[CONFIG_IDENTIT
     return get_hex(section, "identity", CONFIG_IDENTITY_MAX, identity, &length) ? length : 0;
 }
 
-/* Of the sections whose name begins so: the identity that they share, or 0. */
+/* The identity that the sections with this beginning share; 0 if there is none. */
 static size_t shared_identity(json_t *scopes, const char *begins,
                               uint8_t identity[CONFIG_IDENTITY_MAX])
 {
@@ -542,7 +542,7 @@ bool record_is_anothers(const struct record *record, char code[RECORD_CODE + 1])
 
 /* ---- writing ---- */
 
-/* All of these: false when memory is short. */
+/* All put_... functions return false when memory is short. */
 static bool put(json_t *object, const char *name, json_t *value)
 {
     return json_object_set_new(object, name, value) == 0;
@@ -556,7 +556,7 @@ static bool put_hex(json_t *object, const char *name, const void *bytes, size_t 
     return put(object, name, json_string(text));
 }
 
-/* What comes from a token need not be UTF-8. */
+/* A text from a token need not be UTF-8. */
 static bool put_text(json_t *object, const char *name, const char *text)
 {
     char clean[RECORD_PLACE_MAX];
@@ -574,7 +574,8 @@ static bool put_public_key(json_t *object, const struct hsm_public_key *key)
     return put(object, "public_key", json_string((const char *)text));
 }
 
-/* The object that is there, with what we do not know in it, or a new one; the parent's. */
+/* Returns the object that is there, with members of newer versions in it, or a new one. The parent
+ * owns it. */
 static json_t *object_in(json_t *parent, const char *name)
 {
     json_t *there = json_object_get(parent, name);
@@ -590,7 +591,8 @@ static void word_of(const char *label, const char *id, char word[WORD_MAX])
     (void)snprintf(word, WORD_MAX, "%s %s", label, id);
 }
 
-/* The objects of an array by the names of their keys, as there may be a thousand; the caller's. */
+/* The objects of an array by the names of their keys: there may be a thousand. The caller owns
+ * it. */
 static json_t *index_of(json_t *keys)
 {
     json_t *index = json_object();
@@ -603,7 +605,7 @@ static json_t *index_of(json_t *keys)
         char word[WORD_MAX];
 
         if (!label || !id || strlen(label) > HSM_LABEL_MAX || strlen(id) > 2 * HSM_ID_MAX)
-            continue; /* none of ours */
+            continue; /* not written by us */
         word_of(label, id, word);
         if (json_object_set(index, word, object) != 0) {
             json_decref(index);
@@ -613,7 +615,7 @@ static json_t *index_of(json_t *keys)
     return index;
 }
 
-/* As object_in, in such an index; the caller's. */
+/* As object_in, but through such an index. The caller owns the reference. */
 static json_t *object_of(json_t *index, const struct hsm_key_name *name)
 {
     char id[2 * HSM_ID_MAX + 1];
@@ -653,7 +655,7 @@ static int compare_keys(const void *a, const void *b)
     return order != 0 ? order : memcmp(first->id, second->id, first->id_length);
 }
 
-/* By label, and so by age: the same record is the same text, and one that can be read. */
+/* Sorted by label, and so by age: equal records give equal texts, and people can read them. */
 static const struct record_key **sort_keys(const struct record *record)
 {
     const struct record_key **sorted = calloc(record->count + 1, sizeof *sorted);
@@ -748,7 +750,7 @@ static bool put_document(json_t *document, const struct record *record)
            put_section(section, record);
 }
 
-/* With the digest, which stays in the text alone. */
+/* With the digest, which only the text has. */
 static char *print(json_t *document)
 {
     char digest[DIGEST_TEXT + 1];
@@ -775,7 +777,7 @@ char *record_format(struct record *record, size_t *length)
     line = realloc(text, size + 2);
     if (!line)
         return NULL;
-    text = NULL; /* it moved */
+    text = NULL; /* it now belongs to the caller */
     line[size] = '\n';
     line[size + 1] = '\0';
     record->written++;

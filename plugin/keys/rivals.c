@@ -1,3 +1,5 @@
+/* Keys made under our identity by another process: found by walking over the token in slices,
+ * beside the signatures. */
 #include "plugin/keys/rivals.h"
 
 #include "hsm/base/clock.h"
@@ -7,7 +9,7 @@
 enum { SLICE_MS = 200 };
 
 static const int64_t census_interval = 3600 * CLOCK_SECOND;
-static const int64_t slice_limit = 300 * CLOCK_SECOND; /* where the token is slow to list */
+static const int64_t slice_limit = 300 * CLOCK_SECOND; /* for slow tokens */
 static const int64_t slice_pause = 200 * CLOCK_MILLISECOND;
 static const int64_t retry_pause = 60 * CLOCK_SECOND;
 
@@ -97,7 +99,7 @@ bool rivals_allow(struct rivals *rivals, uint32_t generation)
 
 /* ---- the census ---- */
 
-/* Only what a slice tells as it is asked is out at a time: no lock. */
+/* Only one slice runs at a time, so its counters need no lock. */
 static void counted_item(void *context, const struct hsm_item *item)
 {
     struct rivals *rivals = context;
@@ -116,8 +118,8 @@ static void begin_anew(struct rivals *rivals)
     rivals->others = 0;
 }
 
-/* With the mutex held. The worker may be another by now, or have logged in again: what handles
- * meant is forgotten then. */
+/* With the mutex held. Another worker, or a new login, has changed the meaning of handles: then the
+ * walk begins again. */
 static void go_on(struct rivals *rivals, const struct hsm_place *next)
 {
     if (rivals->spoilt || (rivals->from.epoch != 0 && rivals->from.epoch != next->epoch))

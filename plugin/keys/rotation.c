@@ -1,6 +1,6 @@
-/* GenerateKey, seen from those who ask: one attempt per key id makes a new pair (attempt.c),
- * and whoever asks for the id meanwhile waits for it. An attempt outlives those who wait: a
- * slow HSM costs them failed calls, but exactly one key. */
+/* GenerateKey as its callers see it: one attempt per key id makes a new pair (attempt.c), and all
+ * callers that ask for this id meanwhile wait for it. The attempt outlives its callers: a slow HSM
+ * makes calls fail, but makes exactly one key. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +47,7 @@ static void answer_all(struct waiters *waiters, const struct catalogue_key *key,
 
 /* ---- the end of an attempt ---- */
 
-/* Moves those waiters who want a key of another type (same == false) or of this type. */
+/* Moves the waiters that want a key of this type or, with same == false, of another type. */
 static void pick(struct waiters *from, enum hsm_key_type type, bool same, struct waiters *to)
 {
     struct waiter *waiter = TAILQ_FIRST(from);
@@ -122,7 +122,8 @@ static struct attempt *new_attempt(struct keymanager *keymanager, const struct w
     return attempt;
 }
 
-/* With the mutex held: waits for the attempt on its key id; *fresh is one to begin. */
+/* With the mutex held. The waiter joins the attempt for its key id; if *fresh is set, the caller
+ * must begin it. */
 static bool join(struct keymanager *keymanager, struct waiter *waiter, struct attempt **fresh)
 {
     struct attempt *attempt = find_attempt(keymanager, waiter->key_id);
@@ -134,8 +135,8 @@ static bool join(struct keymanager *keymanager, struct waiter *waiter, struct at
     return attempt != NULL;
 }
 
-/* With the mutex held: a key made for nobody (they had given up) goes to the next one who
- * asks for its like. */
+/* With the mutex held. If the callers of an attempt had given up, its key goes to the next one that
+ * asks for the same id and type. */
 static bool claim(struct catalogue_key *key, const struct waiter *waiter)
 {
     bool fits = key && key->unclaimed && !key->superseded && key->public_key.type == waiter->type;
@@ -189,7 +190,7 @@ static void enter_all(struct keymanager *keymanager, struct waiters *waiting)
     }
 }
 
-/* The gate may have been opened again meanwhile: who waited comes in anew, wherever that leads. */
+/* The gate may have been opened meanwhile, so each waiter enters anew, wherever that leads. */
 static void hand_over(struct attempt *attempt)
 {
     struct waiters waiting = TAILQ_HEAD_INITIALIZER(waiting);
@@ -205,8 +206,8 @@ static void hand_over(struct attempt *attempt)
     keymanager_release(keymanager);
 }
 
-/* With the mutex held: `end`, or sooner, so long before the deadline of somebody who waits; but not
- * before `least`. */
+/* With the mutex held. Returns `end`, or less: it leaves `before` to each waiter's deadline, but it
+ * is never earlier than `least`. */
 static int64_t cut_short(const struct attempt *attempt, int64_t end, int64_t least, int64_t before)
 {
     const struct waiter *waiter;
@@ -328,7 +329,7 @@ void keymanager_generate(struct keymanager *keymanager, const char *key_id, enum
 
 /* ---- the clock ---- */
 
-/* true: there was one. */
+/* Returns true if there was one. */
 static bool pick_expired(struct waiters *from, int64_t now, struct waiters *to)
 {
     struct waiter *waiter = TAILQ_FIRST(from);
@@ -362,7 +363,8 @@ static struct attempt *next_stalled(struct keymanager *keymanager, int64_t now,
     return NULL;
 }
 
-/* Why the key of this waiter takes so long: `reason` is what its attempt stalls at, if any. */
+/* Why the key of this waiter takes so long. `reason` is the error at which its attempt stalls, if
+ * any. */
 static void answer_expired(struct keymanager *keymanager, struct waiter *waiter,
                            const struct fault *reason)
 {
@@ -375,12 +377,13 @@ static void answer_expired(struct keymanager *keymanager, struct waiter *waiter,
                         "the token needs longer than this call may take; it goes on, and the "
                         "next request for this key takes its result");
     if (fault.code != FAULT_DEADLINE_EXCEEDED)
-        fault.code = FAULT_UNAVAILABLE; /* even a refused PIN: it gets well without us */
+        fault.code = FAULT_UNAVAILABLE; /* even for a refused PIN: SPIRE may ask again, and it may
+                                           be right by then */
     name_failure(&fault, waiter->key_id, waiter->type);
     answer(waiter, NULL, &fault);
 }
 
-/* Those at the gate, or else those of one attempt. false: there is nobody. */
+/* Takes those at the gate, or else those of one attempt. Returns false if there is nobody. */
 static bool expire_some(struct keymanager *keymanager, int64_t now)
 {
     struct waiters expired = TAILQ_HEAD_INITIALIZER(expired);

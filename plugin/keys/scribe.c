@@ -1,3 +1,5 @@
+/* Writes the record to its file in a thread of its own, so that a slow disk delays only the calls
+ * that must wait for it. */
 #include "plugin/keys/scribe.h"
 
 #include <pthread.h>
@@ -27,28 +29,28 @@ struct waiter {
 
 TAILQ_HEAD(waiters, waiter);
 
-/* How bad it was when it was last logged. */
+/* How bad the trouble was when it was last logged. */
 enum trouble { TROUBLE_NONE, TROUBLE_SLOW, TROUBLE_FAILED };
 
-/* Commits are numbered from 1: what stands for a number of them stands for all up to it. */
+/* Commits are numbered from 1. A number stands for all commits up to it. */
 struct scribe {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     char path[HSM_PATH_MAX];
     struct record record;
-    int64_t ran;    /* before us, s */
+    int64_t ran;    /* running time before this process, in s */
     int64_t opened; /* on clock_now()'s clock */
     unsigned holders;
     uint64_t committed;
-    uint64_t asked;   /* somebody waits, or waited, for it */
-    uint64_t due;     /* the thread has work up to here */
-    uint64_t written; /* is on the disk */
+    uint64_t asked;   /* the latest commit that somebody waits or waited for */
+    uint64_t due;     /* the thread has to write up to this commit */
+    uint64_t written; /* up to this commit, all is on the disk */
     int64_t retry_at;
-    int64_t hour_at; /* the running time is to be written again */
-    bool given_up;   /* the last attempt, without any holder left, has failed */
+    int64_t hour_at; /* when to write the running time again */
+    bool given_up;   /* the last attempt failed when nobody held the scribe any more */
     enum trouble trouble;
     struct waiters waiters;  /* the oldest first */
-    struct scribe_file file; /* the thread's */
+    struct scribe_file file; /* used by the thread alone */
 };
 
 static void lock(struct scribe *scribe)
@@ -76,7 +78,7 @@ static void scribe_free(struct scribe *scribe)
 
 /* ---- who waits ---- */
 
-/* Takes out who waits for a commit up to that one, or not beyond that moment. */
+/* Takes out the waiters for a commit up to `commit`, or whose deadline is past. */
 static void take_waiters(struct scribe *scribe, uint64_t commit, int64_t moment,
                          struct waiters *taken)
 {
@@ -93,7 +95,7 @@ static void take_waiters(struct scribe *scribe, uint64_t commit, int64_t moment,
     }
 }
 
-/* Without the lock. Any of them may release the scribe. */
+/* Without the lock, as any of the waiters may release the scribe. */
 static void answer(struct waiters *taken, bool written)
 {
     struct waiter *waiter;
@@ -105,7 +107,7 @@ static void answer(struct waiters *taken, bool written)
     }
 }
 
-/* true: it is worse than what was logged before. */
+/* Returns true if the trouble is worse than the one logged before. */
 static bool worsen(struct scribe *scribe, enum trouble trouble)
 {
     const bool worse = trouble > scribe->trouble;
@@ -129,7 +131,7 @@ static bool is_over(const struct scribe *scribe)
     return scribe->holders == 0 && (scribe->committed <= scribe->written || scribe->given_up);
 }
 
-/* Entered with the lock held, and left without it. */
+/* Enters with the lock held and returns without it. */
 static void conclude(struct scribe *scribe, uint64_t commit)
 {
     const bool ended = scribe->trouble != TROUBLE_NONE;
@@ -145,9 +147,9 @@ static void conclude(struct scribe *scribe, uint64_t commit)
     answer(&taken, true);
 }
 
-/* Likewise. Who waits may yet see the disk recover, but not when it fails for the second time. With
- * nobody left to tick, all are answered here. Who has come to wait in the meantime is owed an
- * attempt. */
+/* Enters with the lock held and returns without it. The first failure keeps the waiters waiting, as
+ * the disk may recover; the second answers them. If nobody is left to tick, all are answered here.
+ * A waiter that came meanwhile is owed an attempt. */
 static void put_off(struct scribe *scribe, uint64_t commit, bool last, const struct fault *fault)
 {
     const bool worse = worsen(scribe, TROUBLE_FAILED);
@@ -207,7 +209,7 @@ static void *scribe_thread(void *context)
     return NULL;
 }
 
-/* Signals are the main thread's. */
+/* The thread blocks signals: they belong to the main thread. */
 static int start_thread(struct scribe *scribe, struct fault *fault)
 {
     pthread_t thread;
@@ -256,7 +258,7 @@ int scribe_identity(const char *path, const char *trust_domain,
     return 0;
 }
 
-/* The members of a scribe that has just read its file. */
+/* Sets the members of a scribe that has just read its file. */
 static void set_out(struct scribe *scribe)
 {
     (void)pthread_mutex_init(&scribe->lock, NULL);
@@ -287,7 +289,7 @@ bool scribe_is_damaged(const char *path, const struct label_scope *scope,
     return *path != '\0' && scribe_file_is_damaged(path, scope, code);
 }
 
-/* `found` NULL: whatever is there. */
+/* If `found` is NULL, the file may be in any state. */
 static int open_scribe(const char *path, const struct label_scope *scope, struct scribe **scribe,
                        enum scribe_found *found, struct fault *fault)
 {
@@ -342,7 +344,7 @@ void scribe_release(struct scribe *scribe)
     last = --scribe->holders == 0;
     if (last)
         (void)pthread_cond_signal(&scribe->changed);
-    unlock(scribe); /* and the thread may free it */
+    unlock(scribe); /* from here on the thread may free it */
     if (last && !threaded)
         scribe_free(scribe);
 }
@@ -363,8 +365,8 @@ void scribe_leave(struct scribe *scribe)
     unlock(scribe);
 }
 
-/* Somebody waits: now is worth an attempt, whatever the last one came to. While one hangs, though,
- * the tick sends away who comes. */
+/* Somebody waits, so an attempt is due now, whatever became of the last one. While an attempt
+ * hangs, the tick answers those who come. */
 static bool wait_for(struct scribe *scribe, scribe_done *done, void *context)
 {
     struct waiter *waiter = malloc(sizeof *waiter);
@@ -406,7 +408,7 @@ bool scribe_is_written(struct scribe *scribe)
     return written;
 }
 
-/* Without the lock, which the caller may have: neither number ever changes. */
+/* Without the lock, as the caller may hold it. Neither number ever changes. */
 int64_t scribe_ran(struct scribe *scribe)
 {
     return scribe->ran + (clock_now() - scribe->opened) / CLOCK_SECOND;

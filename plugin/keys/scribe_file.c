@@ -1,3 +1,4 @@
+/* The file of the record and its copy: which of the two counts, and how they are written. */
 #include "plugin/keys/scribe_file.h"
 
 #include <errno.h>
@@ -20,12 +21,12 @@ enum { COPY_MAX = HSM_PATH_MAX + 1, PRIVATE = S_IRUSR | S_IWUSR };
 
 /* ---- one file ---- */
 
-/* What is at a path. All but GOOD and ABSENT come with a fault, a clause with its subject. */
+/* The state of a file. All but GOOD and ABSENT come with a fault: a clause with its subject. */
 enum look {
     LOOK_GOOD,
     LOOK_ABSENT,
     LOOK_DAMAGED,
-    LOOK_REFUSED, /* not damaged: no other file may take its place */
+    LOOK_REFUSED, /* not damaged, but no other file may replace it */
 };
 
 struct source {
@@ -59,7 +60,7 @@ static void mend_mode(const struct source *source, int fd, mode_t mode)
                   "path", source->path, "mode", text, "error", strerror(errno), NULL);
 }
 
-/* One byte more than a record may have shows that it is none. */
+/* One byte more than a record may have, to see that a file is too long. */
 enum { READ_MAX = RECORD_BYTES_MAX + 1 };
 
 static enum look look_into(const struct source *source, int fd, struct record *record, bool *known,
@@ -134,8 +135,8 @@ static void tell_of_copy(const struct source *main, const struct source *copy, e
                   "path", main->path, "copy", copy->path, NULL);
 }
 
-/* A damaged record may have had a section for us where the copy before it has none: the first
- * that was written. It must not be taken for none. */
+/* The copy is older. It may lack our section because the damaged record was the first to have one.
+ * Then the start must not take the copy for a record without us. */
 static enum look look_at_copy(const struct source *copy, bool damaged, struct record *record,
                               bool *known, struct fault *fault)
 {
@@ -210,7 +211,7 @@ int scribe_file_read(struct scribe_file *file, bool mend, const struct label_sco
 
 /* ---- damage ---- */
 
-/* Of the content; zeros where there is none. */
+/* The digest of the content; zeros if there is no file. */
 static bool digest_of(const char *path, uint8_t digest[SHA256_DIGEST_LENGTH])
 {
     OWNED(scope_close) int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -258,7 +259,8 @@ bool scribe_file_is_damaged(const char *path, const struct label_scope *scope,
 
 /* ---- writing ---- */
 
-/* One that cannot be kept is no reason not to write: FAT and its like have no links. */
+/* If the copy cannot be kept, the record is written all the same: FAT and similar file systems have
+ * no links. */
 static void keep_copy(const struct file_place *place)
 {
     char link[NAME_MAX + 1];
@@ -266,11 +268,11 @@ static void keep_copy(const struct file_place *place)
 
     (void)snprintf(copy, sizeof copy, "%s~", place->name);
     (void)snprintf(link, sizeof link, ".%s.tmp-%ld-%016llx", place->name, (long)getpid(),
-                   (unsigned long long)clock_now()); /* as a draft, so that it is swept */
+                   (unsigned long long)clock_now()); /* a draft's name: sweepable */
     if (linkat(place->folder, place->name, place->folder, link, 0) != 0)
         return;
     (void)renameat(place->folder, link, place->folder, copy);
-    (void)unlinkat(place->folder, link, 0); /* it stays where both were the same file */
+    (void)unlinkat(place->folder, link, 0); /* rename keeps it if both were the same file */
 }
 
 static void sweep(struct scribe_file *file, const struct file_place *place)

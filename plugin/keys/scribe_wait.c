@@ -1,4 +1,4 @@
-/* A commit that is waited for: apart from the scribe, as it needs none of its secrets. */
+/* Waiting for a commit. Apart from the scribe, as it needs none of its internals. */
 #include <pthread.h>
 
 #include "hsm/base/clock.h"

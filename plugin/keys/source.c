@@ -1,3 +1,4 @@
+/* The token or file that the block `previous` names, with a worker of its own. */
 #include "plugin/keys/source.h"
 
 #include <stdlib.h>
@@ -12,12 +13,13 @@
 
 enum { LOOKS_MAX = 20 };
 
-/* A token that comes up shows a part of its keys first: two looks so far apart must agree. */
+/* A token that comes up shows only some of its keys at first. Two looks that are this far apart
+ * must agree. */
 static const int64_t between_looks = CLOCK_SECOND;
 static const int64_t look_time = 30 * CLOCK_SECOND;
 
 struct source {
-    struct config config; /* without PIN */
+    struct config config; /* without the PIN */
     struct supervisor *supervisor;
 };
 
@@ -26,8 +28,8 @@ static void tick(void *context)
     (void)context;
 }
 
-/* Another token may have had the identity that ours has now: a PIN that is refused there is none of
- * ours. */
+/* The old token may have been used under the identity that ours has now. A PIN that it refuses says
+ * nothing about our PIN, so each has a latch of its own. */
 static void part_latch(char latch[HSM_PATH_MAX])
 {
     static const char suffix[] = ".previous";
@@ -97,7 +99,7 @@ void source_retire(struct source *source)
 /* ---- what is found ---- */
 
 struct found {
-    struct record record; /* only its array of previous counts */
+    struct record record; /* of it, only the array `previous` is used */
     bool out_of_memory;
 };
 

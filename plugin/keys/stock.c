@@ -1,3 +1,4 @@
+/* One look at the token during a start: scans it, then has keys proven, and repeats what fails. */
 #include "plugin/keys/stock.h"
 
 #include <stdio.h>
@@ -57,7 +58,8 @@ void stock_tell(struct stock *stock, const struct fault *why)
     stock->tell_at = clock_now() + tell_interval;
 }
 
-/* What fails is asked again and again, out of our sight, for as long as the look may take. */
+/* A failing request is repeated inside the supervisor for as long as the look may take. This tells
+ * the log of it. */
 static void tell_of_trouble(struct stock *stock)
 {
     int64_t lasts = clock_now() - stock->begun;
@@ -73,8 +75,8 @@ static void tell_of_trouble(struct stock *stock)
     }
 }
 
-/* Waits until no more than `most` are out. What is out refers to the stock, so even a
- * cancelled wait lasts until all have come back: abandoning the supervisor sees to that. */
+/* Waits until at most `most` requests are out. They refer to the stock, so even a cancelled wait
+ * lasts until all have come back; abandoning the supervisor makes them. */
 static int wait_for(struct stock *stock, unsigned most, struct fault *fault)
 {
     bool cancel;
@@ -136,7 +138,7 @@ static void scanned(void *context, const struct hsm_reply *reply)
     end(stock, &reply->fault, false);
 }
 
-/* A worker's thread is not to go on with what nobody waits for any more. */
+/* A worker's thread must not go on with a request that nobody waits for any more. */
 static uint32_t limit_of(int64_t left)
 {
     int64_t milliseconds = left / CLOCK_MILLISECOND;
@@ -204,7 +206,7 @@ static void take_answer(struct inventory_item *item, const struct hsm_reply *rep
         (void)snprintf(item->why, sizeof item->why, "%s", reply->why);
 }
 
-/* With a record one key that cannot be proven is no reason against the others. */
+/* With a record, one key that cannot be proven says nothing against the others. */
 static void proven(void *context, const struct hsm_reply *reply)
 {
     static const struct fault none = {.code = FAULT_NONE};
@@ -241,7 +243,7 @@ static int prove(struct stock *stock, struct inventory_item *item, int64_t deadl
     return wait_for(stock, PROOFS_OUT_MAX, fault);
 }
 
-/* All that is out has come back: `result`, unless one of those failed. */
+/* All requests have come back: returns `result`, or the failure of one of them. */
 static int settle(struct stock *stock, int result, struct fault *fault)
 {
     struct fault late;
@@ -267,7 +269,7 @@ static int prove_round(struct stock *stock, int64_t deadline, struct fault *faul
     return settle(stock, result, fault);
 }
 
-/* Where the newest one is unfit the next older one has its turn in another round. */
+/* If the newest key of an id is unfit, the next older one is tried in another round. */
 int stock_prove_candidates(struct stock *stock, int64_t deadline, struct fault *fault)
 {
     unsigned told;
@@ -280,7 +282,7 @@ int stock_prove_candidates(struct stock *stock, int64_t deadline, struct fault *
     return 0;
 }
 
-/* Those that verdict.h wants proven: of the record, or with our mark. */
+/* Does verdict.h want this key proven: is it in the record, or has it our mark? */
 static bool is_wanted(struct record *record, const struct inventory_item *item)
 {
     const struct record_key *key = record_find(record, &item->name);
@@ -335,7 +337,7 @@ int stock_look(struct stock *stock, int64_t deadline, int64_t walk_limit, struct
 {
     int result;
 
-    stock->fault.code = FAULT_NONE; /* nothing is out that could end with another */
+    stock->fault.code = FAULT_NONE; /* nothing is out that could fail any more */
     stock->begun = clock_now();
     stock->walked = false;
     stock->told = 0;

@@ -1,3 +1,4 @@
+/* What a start does with each key on the token, by the record or without one. Pure. */
 #include "plugin/keys/verdict.h"
 
 #include <string.h>
@@ -25,9 +26,10 @@ static bool is_the_same(const struct inventory_item *item, const struct record_k
                                     sizeof key->public_key.fingerprint) == 0;
 }
 
-/* One that the record, or its mark, says is ours to serve above the one that was. A record that was
- * restored does not know what it made later, in the place before; but once it has served something
- * here, what is newer and of that place is of another process, that goes on there. */
+/* May this key replace the one that the record serves, by the record or by its mark? A restored
+ * record does not know the keys made after it was saved, in the place before. But once it has
+ * served a key in this place, a newer key of the earlier place comes from another process, which
+ * goes on there. */
 static bool is_successor(struct record *record, const struct record_key *served,
                          const struct inventory_item *item)
 {
@@ -79,8 +81,8 @@ static struct inventory_item *recorded(struct record *record, struct inventory *
     return NULL;
 }
 
-/* An attempt of an earlier place may be one that goes on there: a record can be copied in the midst
- * of it. */
+/* An attempt of an earlier place may still go on there: a record can be copied in the middle of
+ * it. */
 static bool is_overtaken(const struct record *record, const struct inventory_item *served,
                          const struct inventory_item *item)
 {
@@ -101,15 +103,15 @@ static enum verdict of_recorded(const struct record *record, const struct record
         if (!is_overtaken(record, served, item))
             return VERDICT_WAITS;
         return is_whole(item) ? VERDICT_CONDEMNED : VERDICT_STRAY;
-    case RECORD_MISSING: /* displaced, and its successor in use */
+    case RECORD_MISSING: /* it was displaced, and its successor is in use */
     case RECORD_FOUND:
     default:
         return VERDICT_WAITS;
     }
 }
 
-/* Older than the one served. A half with the mark of an earlier place may be one that is just being
- * made, by whom this record is a copy of. */
+/* Older than the key served. A half with the mark of an earlier place may be in the making there,
+ * by the process whose record this is a copy of. */
 static enum verdict of_unrecorded(struct record *record, const struct inventory_item *item)
 {
     if (is_whole(item) && record_knows(record, &item->name))
