@@ -1,3 +1,5 @@
+/* Starting the worker's process: what it is given, and nothing else; its end, and its last
+ * words. */
 #include "plugin/worker/child.h"
 
 #include <errno.h>
@@ -20,12 +22,12 @@
 #include "plugin/worker/program.h"
 
 enum {
-    FIRST_FREE_FD = 16, /* sources of dup2 stay clear of a worker's descriptors */
+    FIRST_FREE_FD = 16, /* high enough not to collide with a worker's fixed descriptors */
     ERR_LINES_A_SECOND = 20,
     ERR_READS = 512,
 };
 
-/* As the host gave it to us: a vendor's library may select() on what it opens. */
+/* The limit that the host gave us. A vendor's library may call select() on its descriptors. */
 static uint64_t open_files;
 
 extern char **environ;
@@ -50,7 +52,7 @@ void child_prepare(void)
     (void)program_open(&fd, NULL);
 }
 
-/* Everything the worker is given, both ends; -1 where not (yet) open. */
+/* Both ends of all that the worker is given; -1 if not (yet) open. */
 struct ends {
     int ours;
     int theirs;
@@ -75,7 +77,7 @@ static void ends_close(struct ends *ends)
     close_end(&ends->err_write);
 }
 
-/* A page that the worker could shorten would end us with SIGBUS at the next look. */
+/* The page is sealed: if the worker could shorten it, our next read would end us with SIGBUS. */
 static int ends_open(unsigned patience_ms, struct ends *ends)
 {
     struct timeval patience = {.tv_sec = patience_ms / 1000,
@@ -102,12 +104,12 @@ static int ends_open(unsigned patience_ms, struct ends *ends)
     return setsockopt(ends->ours, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
 }
 
-/* posix_spawn functions return an errno value; this one adds them all up. */
+/* posix_spawn functions return errno values. Their sum is 0 if all succeeded. */
 static int file_actions(const struct ends *ends, int lock, posix_spawn_file_actions_t *actions)
 {
     int error = 0;
 
-    if (lock >= 0) /* first: it alone may have one of the numbers below */
+    if (lock >= 0) /* first: only this descriptor may have one of the numbers below */
         error = posix_spawn_file_actions_adddup2(actions, lock, FRAME_LOCK_FD);
     if (error == 0)
         error = posix_spawn_file_actions_addopen(actions, 0, "/dev/null", O_RDWR, 0);
@@ -122,8 +124,8 @@ static int file_actions(const struct ends *ends, int lock, posix_spawn_file_acti
     return error;
 }
 
-/* The front blocks signals and ignores SIGPIPE; neither may be inherited by a vendor's
- * library, whose threads may rely on signals of their own. */
+/* The front blocks signals and ignores SIGPIPE. A vendor's library must inherit neither: its
+ * threads may need signals of their own. */
 static int attributes(posix_spawnattr_t *attr)
 {
     sigset_t none;
@@ -169,11 +171,11 @@ static int start(const struct ends *ends, int lock, int program, pid_t *pid)
     return error;
 }
 
-/* A reconfiguration has two supervisors, each with its thread: the program's descriptor must not
- * become another's between the look at its bytes and the execution. */
+/* During a reconfiguration two supervisors run, each with its thread. The program's descriptor must
+ * stay the same between the check of its bytes and the execution. */
 static pthread_mutex_t starting = PTHREAD_MUTEX_INITIALIZER;
 
-/* Starts a process with the ends, which stay the caller's, and maps its page. */
+/* Starts a process with these ends, which the caller keeps, and maps its page. */
 static int spawn(const struct ends *ends, int lock, struct child *child, struct fault *fault)
 {
     struct frame_page *page;
@@ -287,7 +289,7 @@ void child_log_stderr(struct child *child)
     char *line;
     ssize_t got;
 
-    /* a library that writes without end must not keep us here */
+    /* a library that writes without end must not keep us here for ever */
     for (int reads = 0; reads < ERR_READS && child->err >= 0; reads++) {
         if ((got = read(child->err, text, sizeof text - 1)) <= 0)
             return;

@@ -1,4 +1,4 @@
-/* What an operator wants to see of a supervisor while it works. */
+/* A supervisor's gauges: its state while it works, for operators. */
 #include "hsm/base/clock.h"
 #include "plugin/worker/supervisor_private.h"
 

@@ -1,3 +1,5 @@
+/* The requests to the worker: queued, paused, sent, asked again. Which of them may run beside
+ * others is patience.c's. */
 #include "plugin/worker/jobs.h"
 
 #include <stdlib.h>
@@ -12,8 +14,8 @@ _Static_assert(SUPERVISOR_REQUESTS_MAX == 1 << SLOT_BITS, "a slot fits its bits"
 
 static const struct {
     bool slow;
-    bool repeat; /* after its outcome was lost */
-    bool look;   /* at the token: who asks looks again */
+    bool repeat; /* may be sent again after its outcome was lost */
+    bool look;   /* its caller looks at the token again by itself */
 } operations[] = {
     [HSM_SCAN] = {.slow = true, .repeat = true, .look = true},
     [HSM_GENERATE] = {.slow = true},
@@ -60,7 +62,7 @@ static void enqueue(struct jobs *jobs, struct job *job)
         TAILQ_INSERT_HEAD(queue, job, link);
 }
 
-/* Malloc'd; NULL: out of memory. */
+/* The caller frees it. NULL: out of memory. */
 static uint8_t *encode(uint32_t number, const struct hsm_request *request, size_t *length)
 {
     struct frame frame = {.kind = FRAME_REQUEST, .number = number, .request = *request};
@@ -116,7 +118,7 @@ static uint32_t next_number(const struct job *job)
 {
     uint32_t number = job->number + SUPERVISOR_REQUESTS_MAX;
 
-    /* wrapped: 0 means idle in the shared page */
+    /* numbers wrap around, and 0 means idle in the shared page */
     return number < SUPERVISOR_REQUESTS_MAX ? number + SUPERVISOR_REQUESTS_MAX : number;
 }
 
@@ -173,7 +175,8 @@ static void count_out(struct jobs *jobs)
     }
 }
 
-/* What pauses is looked at again when it is due; what waits for others, when they are back. */
+/* A paused job is looked at again when it is due. A job that waits for others is looked at when
+ * they are back. */
 static bool is_due(struct jobs *jobs, const struct job *job, const struct suspect *suspect,
                    int64_t now)
 {
@@ -242,7 +245,7 @@ void jobs_sent(struct jobs *jobs, struct job *job, int64_t now)
         jobs->slow_sent++;
 }
 
-/* Out of whatever it is in. */
+/* Takes the job out of the list that it is in. */
 static void take_out(struct jobs *jobs, struct job *job)
 {
     if (job->state == JOB_QUEUED) {
@@ -265,7 +268,7 @@ void jobs_requeue(struct jobs *jobs, struct job *job)
 
 void jobs_did_well(struct jobs *jobs, const struct job *job, int64_t now)
 {
-    if (job->op != HSM_PING) /* a token that answers need not sign */
+    if (job->op != HSM_PING) /* a token that answers a ping may still be unable to sign */
         patience_well(&jobs->patience, job->subject, now);
 }
 
@@ -304,7 +307,8 @@ void jobs_died(struct jobs *jobs, struct job *const *executing, size_t count, in
     size_t blamed = 0;
 
     for (size_t i = 0; i < count && blamed < HSM_SESSIONS_MAX; i++)
-        if (operations[executing[i]->op].repeat) /* what is not asked again does no harm again */
+        if (operations[executing[i]->op]
+                .repeat) /* a job that is not repeated can do no further harm */
             subjects[blamed++] = executing[i]->subject;
     patience_death(&jobs->patience, subjects, blamed, now);
     for (size_t i = 0; i < count; i++) {
@@ -323,8 +327,8 @@ void jobs_hung(struct jobs *jobs, struct job *job, int64_t now)
     expire(jobs, job, now);
 }
 
-/* Of an internal error without a code of the token's, the token did something wrong that it may do
- * right the next time: a signature that does not verify, or of a wrong length. */
+/* An internal error without a CKR means that the token did something wrong and may do it right the
+ * next time: a signature that does not verify, or of a wrong length. */
 bool jobs_may_pass(const struct job *job, const struct fault *fault)
 {
     if (!operations[job->op].repeat || job->op == HSM_PING)

@@ -1,3 +1,5 @@
+/* Requests that have failed or crashed a worker: how long each waits before it is sent again, and
+ * whether alone. */
 #include "plugin/worker/patience.h"
 
 #include <stdio.h>
@@ -10,7 +12,7 @@ static const int64_t fresh_first = CLOCK_SECOND;
 static const int64_t fresh_most = 60 * CLOCK_SECOND;
 static const int64_t over_after = 60 * CLOCK_SECOND;
 
-/* `first` doubled so often, at most `most`. */
+/* Doubles `first` this many times, up to `most`. */
 static int64_t doubled(int64_t first, unsigned times, int64_t most)
 {
     while (times-- > 0 && first < most)
@@ -150,7 +152,7 @@ void patience_hang(struct patience *patience, uint64_t subject, int64_t now)
 {
     struct suspect *suspect = patience_find(patience, subject);
 
-    if (suspect && suspect->struck == now) /* in another thread as well */
+    if (suspect && suspect->struck == now) /* another thread executed the same key at that moment */
         return;
     suspect = strike(patience, subject, now);
     suspect->hangs++;
@@ -166,7 +168,7 @@ int64_t patience_pause(unsigned faults)
     return faults == 0 ? 0 : doubled(50 * CLOCK_MILLISECOND, faults - 1, 2 * CLOCK_SECOND);
 }
 
-/* A probe that may end the worker, or take a thread for long, has its price. */
+/* A probe may end the worker or occupy a thread for long, so probes are kept apart. */
 static int64_t least_pause(const struct suspect *suspect)
 {
     if (suspect && suspect->hangs > 0)

@@ -1,3 +1,5 @@
+/* The worker's program: found beside ours, compared with the digest that we were built with, and
+ * kept open. */
 #include "plugin/worker/program.h"
 
 #include <errno.h>
@@ -15,7 +17,7 @@
 #include "hsm/base/scope.h"
 
 enum {
-    FIRST_FREE_FD = 16, /* clear of the numbers that a worker is given */
+    FIRST_FREE_FD = 16, /* high enough not to collide with a worker's fixed descriptors */
     SHA256_BYTES = 32,
     SHA256_TEXT = 2 * SHA256_BYTES + 1,
     PIECE = 1 << 16,
@@ -28,7 +30,7 @@ static struct {
     const char *sha256;
     char path[PATH_MAX]; /* "" = not looked for yet */
     int fd;
-    bool refused; /* by the kernel: it may since have been installed anew */
+    bool refused; /* the kernel refused it; it may have been installed anew since */
 } program = {.fd = -1};
 
 void program_is(const char *path, const char *sha256)
@@ -39,8 +41,8 @@ void program_is(const char *path, const char *sha256)
 
 /* ---- where ---- */
 
-/* The kernel's name for an executable that was replaced ends in " (deleted)": of that only the
- * folder counts. */
+/* If our executable was replaced, the kernel adds " (deleted)" to its name. Only the folder counts
+ * here. */
 static int find_path(struct fault *fault)
 {
     char self[PATH_MAX];
@@ -62,7 +64,7 @@ static int find_path(struct fault *fault)
     return 0;
 }
 
-/* A pipe in its place must not keep us waiting; hence O_NONBLOCK. */
+/* O_NONBLOCK: a pipe in the program's place must not block us. */
 static int open_path(int *fd, struct fault *fault)
 {
     OWNED(scope_close) int low = open(program.path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -116,7 +118,7 @@ static int sha256_of(int fd, char text[SHA256_TEXT], struct fault *fault)
     return 0;
 }
 
-/* FAULT_UNAVAILABLE: that cannot be told now. */
+/* FAULT_UNAVAILABLE means that nobody can tell now. */
 static int check(int fd, struct fault *fault)
 {
     char found[SHA256_TEXT];
@@ -134,7 +136,7 @@ static int check(int fd, struct fault *fault)
         program.path, found, program.sha256);
 }
 
-/* Takes what lies at the path in the place of what is open, if it is ours. */
+/* Opens the file at the path in place of the open one, if it is our worker. */
 static int open_anew(struct fault *fault)
 {
     int fd = -1;

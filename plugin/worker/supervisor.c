@@ -1,3 +1,5 @@
+/* The supervisor: sends jobs to its worker, reads the replies, and ends a worker that hangs.
+ * Starting and burying workers is supervisor_worker.c's. */
 #include "plugin/worker/supervisor.h"
 
 #include <errno.h>
@@ -16,8 +18,8 @@ static const int64_t wait_log_interval = 10 * CLOCK_SECOND;
 
 /* ---- requests ---- */
 
-/* A send that fails is the reading side's business: it will see
- * the end of the worker, and the job is still in its queue. */
+/* A failed send needs no handling here: the reading side will see the end of the worker, and the
+ * job is still in its queue. */
 void supervisor_pump(struct supervisor *s)
 {
     struct job *job;
@@ -109,9 +111,10 @@ static void answer_late(struct supervisor *s)
 
 /* ---- replies ---- */
 
-/* With the mutex held: is it asked again? Not what is to be destroyed, but once if nothing was
- * signed yet: from a token that can only be read (a SoftHSM on a read-only disk) no fresh worker
- * comes back to sign. Nor what would be due only when its deadline is over. */
+/* With the mutex held. Is the job to be sent again? A destruction is repeated only once, and only
+ * if nothing was signed yet: a token that can only be read (a SoftHSM on a read-only disk) would
+ * not sign with the fresh worker that a repetition can bring. A job is not repeated if its pause
+ * would outlast its deadline. */
 static bool is_worth_another_try(struct supervisor *s, struct job *job, const struct fault *fault,
                                  int64_t now)
 {
@@ -135,7 +138,7 @@ static void measure(const struct job *job, const struct hsm_reply *reply)
     metrics_took(call, "token", (int64_t)reply->microseconds * 1000);
 }
 
-/* With the mutex held, which it gives up to call back. */
+/* With the mutex held, which it releases while it calls back. */
 static void settle(struct supervisor *s, struct job *job, const struct hsm_reply *reply,
                    int64_t now)
 {
@@ -197,7 +200,7 @@ static void take_frame(struct supervisor *s, const struct frame *frame)
         take_item(s, frame);
 }
 
-/* ns until a job that pauses is due; CLOCK_NEVER: none does. */
+/* How many ns until a paused job is due; CLOCK_NEVER if none is paused. */
 static int64_t pausing(struct supervisor *s)
 {
     int64_t wake;
@@ -208,7 +211,7 @@ static int64_t pausing(struct supervisor *s)
     return wake == CLOCK_NEVER ? wake : wake - clock_now();
 }
 
-/* recv() by itself waits for a tick, which may be too long for what pauses. */
+/* recv() alone waits for a whole tick, which may be too long for a paused job. */
 static bool has_come(struct supervisor *s)
 {
     struct pollfd come = {.fd = s->child.socket, .events = POLLIN};
@@ -259,8 +262,8 @@ int64_t supervisor_limit(const struct supervisor *s, const struct frame_slot *sl
                                                 : s->options.operation_limit;
 }
 
-/* A job that is not known any more has been answered: the thread is about to say so. And read
- * again: the thread may have gone on to its next request in between. */
+/* If the job is unknown, it has been answered, and the thread is about to say so. The slot is read
+ * twice, as the thread may have gone on to its next request in between. */
 static bool is_overdue(struct supervisor *s, const struct frame_slot *slot, int64_t now)
 {
     uint32_t number = atomic_load(&slot->number);
@@ -282,8 +285,8 @@ static int64_t opening_limit(const struct supervisor *s)
     return starts_limit(&s->starts, &opening);
 }
 
-/* With the mutex held: has a worker that executes nothing left lying what it was sent? It was
- * stopped, or has no threads any more. */
+/* With the mutex held. Does an idle worker leave its requests unread? Then it was stopped, or has
+ * no threads left. */
 static bool is_deaf(const struct supervisor *s, int64_t now)
 {
     int64_t since = clock_later(clock_later(s->heard, s->last_activity), s->forgiven);
@@ -294,7 +297,7 @@ static bool is_deaf(const struct supervisor *s, int64_t now)
     return s->jobs.sent > 0 && now - since > s->options.operation_limit;
 }
 
-/* To look at a file takes no longer than anything else, however slowly the token opens. */
+/* Looking at a file gets the usual time, however slowly the token opens. */
 static bool hangs_at_file(const struct supervisor *s, int64_t now)
 {
     int64_t since = atomic_load(&s->child.page->looking);
@@ -371,13 +374,13 @@ static void keep_alive(struct supervisor *s, int64_t now)
         supervisor_submit(s, &request);
 }
 
-/* With the mutex held: a signature that is being made beside one that failed is not lost. */
+/* With the mutex held. A signature in progress beside the failed one is worth waiting for. */
 static bool is_worth_waiting(struct supervisor *s, int64_t now)
 {
     return now - s->jobs.patience.wished < CLOCK_SECOND && jobs_may_do_well(&s->jobs);
 }
 
-/* Another worker may do better than this one, and may be started. */
+/* Another worker can be started, and may do better than this one. */
 static void replace(struct supervisor *s)
 {
     int64_t now = clock_now();
@@ -394,8 +397,8 @@ static void replace(struct supervisor *s)
     supervisor_worker_leave(s, LEAVING_REPLACED);
 }
 
-/* Who stood still cannot tell whether the worker did (a paused machine, a frozen cgroup): its
- * limits begin anew. Deadlines do not, they are the callers'. */
+/* If the front itself stood still (a paused machine, a frozen cgroup), it cannot tell whether the
+ * worker did. So the worker's limits begin anew. Deadlines stay, as they belong to the callers. */
 static void forgive(struct supervisor *s, int64_t now)
 {
     int64_t late = now - s->last_tick - SUPERVISOR_TICK_MS * CLOCK_MILLISECOND;

@@ -1,3 +1,4 @@
+/* The life of a worker: starting, opening the token, leaving, and who is blamed for its end. */
 #include "plugin/worker/supervisor_private.h"
 
 #include <stdio.h>
@@ -24,7 +25,7 @@ static void set_worker(struct supervisor *s, enum worker_state worker)
 
 /* ---- the end of a worker ---- */
 
-/* Where a job is being executed; NULL = it is not. */
+/* The slot where the worker executes this job; NULL if it does not. */
 static const struct frame_slot *executing(const struct supervisor *s, const struct job *job)
 {
     for (size_t i = 0; i < HSM_SESSIONS_MAX; i++) {
@@ -37,7 +38,7 @@ static const struct frame_slot *executing(const struct supervisor *s, const stru
     return NULL;
 }
 
-/* Not counting what is forgiven. */
+/* The time that was forgiven does not count. */
 static bool hangs(const struct supervisor *s, const struct frame_slot *slot)
 {
     int64_t started = clock_later(atomic_load(&slot->started), s->forgiven);
@@ -63,7 +64,7 @@ static void blame(struct supervisor *s, enum leaving why)
     jobs_died(&s->jobs, guilty, count, s->since);
 }
 
-/* With the mutex held: how long the worker may take to leave. A key half written is worse than a
+/* With the mutex held. How long the worker may take to leave: a half-written key is worse than a
  * late exit. */
 static int64_t time_to_leave(struct supervisor *s)
 {
@@ -75,8 +76,8 @@ static int64_t time_to_leave(struct supervisor *s)
     return leave_limit;
 }
 
-/* The jobs are seen to when it has ended, so that nothing it still does can meet its
- * successor. */
+/* Its jobs are dealt with when the process has ended, so that nothing it still does can meet its
+ * successor's work. */
 void supervisor_worker_leave(struct supervisor *s, enum leaving why)
 {
     supervisor_lock(s);
@@ -90,7 +91,7 @@ void supervisor_worker_leave(struct supervisor *s, enum leaving why)
     supervisor_unlock(s);
 }
 
-/* With the mutex held; gives it up while it calls back. */
+/* With the mutex held, which it releases while it calls back. */
 static void bury_job(struct supervisor *s, struct job *job)
 {
     struct hsm_reply reply = {0};
@@ -112,7 +113,7 @@ static void bury_job(struct supervisor *s, struct job *job)
     }
 }
 
-/* Who could not open the token, and said why, has done nothing wrong by ending. */
+/* A worker that could not open the token, and said why, has not failed by ending. */
 static const char *ending(const struct supervisor *s)
 {
     static const char *const leavings[] = {
@@ -146,9 +147,9 @@ static void bury(struct supervisor *s, const char *how)
         starts_ended(&s->starts, clock_now());
 }
 
-/* SIGKILL waits for a system call that a vendor's driver or a dead disk keeps in the kernel.
- * After that nothing of the worker runs any more, so it cannot meet its successor. Where
- * another one comes to the same end, a third would too: then the kernel is waited for. */
+/* A system call that a vendor's driver or a dead disk keeps in the kernel delays SIGKILL. After it
+ * nothing of the worker runs, so it cannot disturb its successor. If that one gets stuck as well, a
+ * third would too: then the supervisor waits for the kernel. */
 static void leave_behind(struct supervisor *s)
 {
     char pid[16];
@@ -186,8 +187,8 @@ static void await_end(struct supervisor *s)
 
 /* ---- the beginning of a worker ---- */
 
-/* A refused PIN is not tried again, by any worker, until its source has changed: HSMs count
- * the tries and lock. Whether a file has changed, a worker looks. */
+/* After a refused PIN no worker tries it again until its source has changed: HSMs count the tries
+ * and lock. A worker looks whether a file has changed. */
 static bool pin_is_still_wrong(const struct supervisor *s)
 {
     return s->pin_refused && !hsm_pin_is_filed(&s->options.settings);
@@ -207,7 +208,7 @@ void supervisor_worker_unopened(struct supervisor *s, const struct fault *fault)
 {
     const struct frame_page *page = s->child.page;
 
-    if (page->refused) { /* what the token said then is still the reason */
+    if (page->refused) { /* the token's earlier answer is still the reason */
         s->explained = true;
         s->unchanged = true;
         return;
@@ -230,8 +231,8 @@ static void send_open(struct supervisor *s)
     hsm_settings_wipe(&frame.settings);
 }
 
-/* Who configures us is told by that call's answer; a running server by the log, once, and by
- * what its calls are answered. */
+/* During a Configure its answer tells the operator. Later the log tells it once, and each call's
+ * answer does. */
 static void cannot_start(struct supervisor *s, const struct fault *fault)
 {
     if (s->info.sessions > 0 && strcmp(s->reason.message, fault->message) != 0)
