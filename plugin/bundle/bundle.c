@@ -1,3 +1,5 @@
+/* A trust bundle in each format, written so that Go's readers accept it; and a published file read
+ * back, which must be whole. */
 #include "plugin/bundle/bundle.h"
 
 #include <limits.h>
@@ -19,11 +21,11 @@
 static const char use_x509[] = "x509-svid";
 static const char use_jwt[] = "jwt-svid";
 
-/* In which way the JSON formats differ. */
+/* The differences between the JSON formats. */
 static const struct dialect {
-    const char *use_x509; /* NULL: keys have no `use` */
+    const char *use_x509; /* NULL: keys have no member `use` */
     const char *use_jwt;
-    bool numbers;   /* has a sequence number and a refresh hint; keys of another use may be there */
+    bool numbers;   /* has a sequence number and a refresh hint, and may have keys of other uses */
     bool jwt_alone; /* has no X.509 authorities */
     bool algorithm; /* keys have an `alg` */
 } dialects[] = {
@@ -59,9 +61,9 @@ static X509 *read_certificate(const uint8_t *der, size_t length, struct fault *f
 
 /* ---- keys ---- */
 
-/* Go refuses spellings of a key that OpenSSL reads (compressed points, curves by their
- * parameters, RSA without NULL). What the JWK's members make is encoded in the one usual
- * way: that is what the key must have been. */
+/* OpenSSL reads spellings of a key that Go refuses: compressed points, curves by their parameters,
+ * RSA without NULL. So the JWK's members are encoded again in the usual way, and the key must equal
+ * the result. */
 static int check_spelling(const json_t *jwk, const uint8_t *pkix, size_t length,
                           struct fault *fault)
 {
@@ -165,7 +167,8 @@ static int compare_ids(const void *a, const void *b)
     return strcmp((*one)->key_id, (*other)->key_id);
 }
 
-/* By key id: the datastore's order says nothing, and must not make a file look changed. */
+/* Sorted by key id: the datastore's order means nothing, and a change of it must not change the
+ * file. */
 static const struct bundle_jwt_key **sort_jwt(const struct bundle *bundle)
 {
     const struct bundle_jwt_key **sorted = calloc(bundle->jwt_count + 1, sizeof *sorted);
@@ -178,7 +181,7 @@ static const struct bundle_jwt_key **sort_jwt(const struct bundle *bundle)
     return sorted;
 }
 
-/* What `jwk` is to have as its `alg`; NULL: none. */
+/* The `alg` that `jwk` should have; NULL: none. */
 static const char *algorithm_of(const json_t *jwk)
 {
     OWNED(jwk_free_key) EVP_PKEY *key = jwk_read(jwk, NULL);
@@ -236,7 +239,7 @@ static int add_jwt(const struct bundle *bundle, const struct dialect *dialect, j
 
 /* ---- JSON formats ---- */
 
-/* Both left out when zero, as SPIRE does. */
+/* Zeros are left out, as SPIRE does. */
 static int add_numbers(const struct bundle *bundle, json_t *document, struct fault *fault)
 {
     if (bundle->sequence > INT64_MAX)
@@ -269,7 +272,7 @@ static int encode_json(const struct bundle *bundle, const struct dialect *dialec
     return document_bytes(document, bytes, length, fault);
 }
 
-/* The certificate's own key must be the one beside it. */
+/* The certificate must hold the key beside it. */
 static int check_x5c(const json_t *jwk, struct fault *fault)
 {
     const json_t *x5c = json_object_get(jwk, "x5c");
@@ -309,13 +312,13 @@ static bool is_text(const json_t *text, const char *wanted)
     return json_is_string(text) && strcmp(json_string_value(text), wanted) == 0;
 }
 
-/* Of the SPIFFE format; one that is no text is damage. */
+/* In the SPIFFE format. A `use` that is no text means that the file is damaged. */
 static bool is_other(const json_t *use)
 {
     return !use || (json_is_string(use) && bundle_passes_over(json_string_value(use)));
 }
 
-/* The members of an authority that say what it is for. */
+/* The members that say what an authority is for. */
 static int check_purpose(const json_t *jwk, bool x509, const struct dialect *dialect,
                          const EVP_PKEY *key, struct fault *fault)
 {
@@ -404,7 +407,7 @@ static int read_json(const char *bytes, size_t length, const struct dialect *dia
 
 /* ---- PEM ---- */
 
-/* Hands over what was written to `bio`. */
+/* Hands over the bytes that were written to `bio`. */
 static int take_bio(BIO *bio, char **bytes, size_t *length, struct fault *fault)
 {
     char *data;
@@ -444,7 +447,7 @@ static int encode_pem(const struct bundle *bundle, char **bytes, size_t *length,
     return take_bio(bio, bytes, length, fault);
 }
 
-/* Reads the next certificate and writes it to `again`. 1, 0 at the end, -1. */
+/* Reads the next certificate and writes it to `again`. Returns 1, 0 at the end, or -1. */
 static int read_block(BIO *bio, BIO *again, struct fault *fault)
 {
     char *name = NULL;
@@ -465,8 +468,8 @@ static int read_block(BIO *bio, BIO *again, struct fault *fault)
     return write_pem(again, der, (size_t)length) == 0 ? 1 : no_memory(fault);
 }
 
-/* OpenSSL passes over what is between and behind blocks, and stops silently at half a
- * block: only a file that comes out the same again was whole. */
+/* OpenSSL skips text between and behind blocks, and stops silently at half a block. So the
+ * certificates are written again: only a file that equals the result was whole. */
 static int read_pem(const char *bytes, size_t length, struct bundle_summary *summary,
                     struct fault *fault)
 {

@@ -1,3 +1,4 @@
+/* JSON documents as the bytes of a file, and back. */
 #include "plugin/bundle/document.h"
 
 #include <stdlib.h>

@@ -1,3 +1,4 @@
+/* Public keys as JWKs (RFC 7517, 7518), as go-jose reads them, and back. */
 #include "plugin/bundle/jwk.h"
 
 #include <string.h>
@@ -17,15 +18,15 @@ enum {
     COORDINATE_MAX = 66,
     ED25519_LENGTH = 32,
     MODULUS_MAX = OPENSSL_RSA_MAX_MODULUS_BITS / 8,
-    EXPONENT_BITS_MAX = 31,  /* beyond, Go does not read the key */
-    RSA_BITS_TOO_FEW = 2040, /* SPIRE asks for 256 bytes, whole or not */
+    EXPONENT_BITS_MAX = 31,  /* Go does not read a key with a longer exponent */
+    RSA_BITS_TOO_FEW = 2040, /* for 256 bytes, which SPIRE asks for, full or not */
 };
 
 static const struct curve {
     const char *crv;
     const char *group; /* OpenSSL's name */
-    int width;         /* of a coordinate, in bytes */
-    const char *alg;   /* NULL: SPIRE signs with none */
+    int width;         /* length of a coordinate in bytes */
+    const char *alg;   /* NULL: SPIRE does not sign with this curve */
 } curves[] = {
     {"P-256", SN_X9_62_prime256v1, 32, "ES256"},
     {"P-384", SN_secp384r1, 48, "ES384"},
@@ -64,8 +65,8 @@ static int set_bytes(json_t *jwk, const char *name, const uint8_t *bytes, size_t
 
 struct member {
     const char *param; /* OpenSSL's name */
-    const char *name;  /* the JWK's */
-    int width;         /* exactly this many bytes (RFC 7518, 6.2.1.2); 0 = as few as it takes */
+    const char *name;  /* the member of the JWK */
+    int width;         /* exactly this many bytes (RFC 7518, 6.2.1.2); 0 = as few as possible */
 };
 
 static int write_number(const EVP_PKEY *key, struct member member, json_t *jwk, struct fault *fault)

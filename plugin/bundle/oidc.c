@@ -1,3 +1,4 @@
+/* The OIDC discovery document, and which issuers it can name. */
 #include "plugin/bundle/oidc.h"
 
 #include <stdbool.h>
@@ -15,7 +16,7 @@ static const char scheme[] = "https://";
 
 /* ---- the issuer ---- */
 
-/* A name, or an IPv6 address in brackets; NULL if neither. */
+/* Steps over a name, or an IPv6 address in brackets; returns NULL if there is neither. */
 static const char *skip_host(const char *at)
 {
     size_t length;
@@ -46,8 +47,8 @@ static bool is_dots(const char *part, size_t length)
     return (length == 1 && part[0] == '.') || (length == 2 && part[0] == '.' && part[1] == '.');
 }
 
-/* Segments of unreserved characters (RFC 3986, 2.3). Empty ones and dots would be tidied away
- * by some readers. */
+/* Segments of unreserved characters (RFC 3986, 2.3). Some readers would remove empty segments and
+ * dots. */
 static bool is_path(const char *at)
 {
     while (*at == '/') {
@@ -84,7 +85,7 @@ const char *oidc_issuer_wrong(const char *url)
 
 /* ---- the document ---- */
 
-/* What SPIRE's provider says whichever keys there are. */
+/* SPIRE's own provider answers the same, whichever keys there are. */
 int oidc_document(const char *issuer, char **bytes, size_t *length, struct fault *fault)
 {
     OWNED(document_free)

@@ -1,3 +1,5 @@
+/* One file for many readers and several writers: a lock beside it, a check whether it may stay, and
+ * a replacement that is whole. */
 #include "plugin/bundle/publish.h"
 
 #include <errno.h>
@@ -15,7 +17,7 @@
 
 enum {
     MODE_BITS = 07777,
-    CONTENT_MAX = 64 * 1024 * 1024, /* a larger file is not one of ours */
+    CONTENT_MAX = 64 * 1024 * 1024, /* we never write a larger file */
     LOOK_MS = 20,
 };
 
@@ -23,8 +25,8 @@ static const int64_t lock_wait = 5 * CLOCK_SECOND;
 
 /* ---- the place ---- */
 
-/* No rename gets to the place of a file that was mounted by itself. Kernels and sandboxes that do
- * not tell leave it to the first publication. */
+/* A rename cannot replace a file that was mounted by itself. If the kernel or sandbox cannot tell,
+ * the first publication finds out. */
 static bool is_mount(const struct file_place *place)
 {
     struct statx about;
@@ -33,7 +35,7 @@ static bool is_mount(const struct file_place *place)
            (about.stx_attributes_mask & about.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
-/* Is there a file that may be replaced (or none: *missing)? */
+/* Is there a file that may be replaced? *missing: there is none. */
 static int look_at_target(const struct file_place *place, bool *missing, struct fault *fault)
 {
     struct stat status;
@@ -66,7 +68,7 @@ int publish_check(const char *path, struct fault *fault)
 
     if (file_place_open(path, &place, fault) != 0 || look_at_target(&place, &missing, fault) != 0)
         return -1;
-    /* Some container runtimes say EPERM to every system call that they have not heard of. */
+    /* Some container runtimes answer EPERM to every system call that they do not know. */
     if (faccessat(place.folder, ".", W_OK | X_OK, AT_EACCESS) != 0 && errno != EPERM &&
         errno != ENOSYS)
         return file_fault(fault, errno, "cannot write in the directory of", path);
@@ -75,8 +77,8 @@ int publish_check(const char *path, struct fault *fault)
 
 /* ---- the lock ---- */
 
-/* Open for writing, though nothing is written: NFS grants no other exclusive flock. On a disk
- * that is read-only for now, a file that is as it should be is no mistake. */
+/* Opened for writing although nothing is written: NFS grants an exclusive flock only then. If the
+ * disk is read-only for now and the file is up to date, that is no error. */
 static int open_lock(const struct file_place *place, const char *name, int *fd, struct fault *fault)
 {
     const int flags = O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
@@ -95,7 +97,7 @@ static int open_lock(const struct file_place *place, const char *name, int *fd, 
                      "the lock file %s beside %s is not a file of this user", name, place->path);
 }
 
-/* Somebody tidy may have removed it after it was opened: then it locks nothing. */
+/* Somebody may have removed the file after we opened it. Then it locks nothing. */
 static bool is_still_there(const struct file_place *place, const char *name, int fd)
 {
     struct stat held;
@@ -113,7 +115,7 @@ static void pause_looking(void)
     (void)nanosleep(&pause, NULL);
 }
 
-/* *fd is the lock, held until it is closed. */
+/* The lock is held until *fd is closed. */
 static int take_lock(const struct file_place *place, int *fd, struct fault *fault)
 {
     const int64_t end = clock_now() + lock_wait;
@@ -143,7 +145,7 @@ static int take_lock(const struct file_place *place, int *fd, struct fault *faul
 static const char number_out[] = "%" PRIu64 "\n";
 enum { NUMBER_MAX = 24 };
 
-/* Up to the first newline: behind a shorter number there may be the end of a longer one. */
+/* Only up to the first newline: behind a short number, the end of a longer one may be left over. */
 static uint64_t read_number(int lock)
 {
     char text[NUMBER_MAX + 1] = "";
@@ -157,8 +159,8 @@ static uint64_t read_number(int lock)
     return errno == 0 && *end == '\n' ? number : 0;
 }
 
-/* A disk that does not take it has worse to tell in a moment; until a restart the process itself
- * remembers. */
+/* If the disk refuses this, it will refuse the bundle too, and that is reported. Until a restart
+ * the process itself remembers the number. */
 static void write_number(int lock, uint64_t number)
 {
     char text[NUMBER_MAX];
@@ -181,7 +183,7 @@ static void free_content(struct content *content)
     free(content->bytes);
 }
 
-/* 0 when all `length` bytes were there. */
+/* Returns 0 if all `length` bytes were there. */
 static int read_whole(int fd, char *bytes, size_t length)
 {
     size_t have = 0;
@@ -198,7 +200,7 @@ static int read_whole(int fd, char *bytes, size_t length)
     return 0;
 }
 
-/* A file that cannot be read or is not one of ours has to be replaced: no content. */
+/* A file that cannot be read, or that we did not write, has to be replaced: it counts as empty. */
 static void read_target(const struct file_place *place, struct content *content)
 {
     OWNED(scope_close)
@@ -220,7 +222,7 @@ static void read_target(const struct file_place *place, struct content *content)
     bytes = NULL;
 }
 
-/* May the file stay as it is? */
+/* Is the file right as it is? */
 static bool may_stay(const struct publish *publish, const struct file_place *place, int lock,
                      enum publish_outcome *outcome)
 {
@@ -240,7 +242,7 @@ static bool may_stay(const struct publish *publish, const struct file_place *pla
 
 /* ---- writing ---- */
 
-/* Disks have been seen to say yes and keep something else. */
+/* Some disks have confirmed a write and kept other bytes. */
 static int read_back(const struct publish *publish, const struct file_draft *draft,
                      struct fault *fault)
 {
@@ -280,7 +282,7 @@ int publish_file(const struct publish *publish, enum publish_outcome *outcome, s
 
     if (file_place_open(publish->path, &place, fault) != 0 || take_lock(&place, &lock, fault) != 0)
         return -1;
-    file_sweep(&place); /* under the lock: nobody is writing now */
+    file_sweep(&place); /* under the lock: nobody else is writing */
     if (look_at_target(&place, &missing, fault) != 0)
         return -1;
     if (!missing && may_stay(publish, &place, lock, &found)) {

@@ -1,3 +1,5 @@
+/* What becomes of a delivered bundle: encoded, compared with the file by sequence number,
+ * published; for OIDC with its document. */
 #include "plugin/bundle/publisher.h"
 
 #include <errno.h>
@@ -12,7 +14,7 @@
 #include "hsm/base/scope.h"
 #include "plugin/bundle/oidc.h"
 
-/* One delivery, as publish_file's questions see it. */
+/* One delivery, as the callbacks of publish_file see it. */
 struct delivery {
     struct publisher *publisher;
     struct publisher_report report;
@@ -24,7 +26,7 @@ struct path {
     char text[PATH_MAX];
 };
 
-/* One that is too long for a path is one that cannot be opened. */
+/* A path that is too long becomes one that cannot be opened. */
 static struct path join(const char *folder, const char *name)
 {
     struct path path;
@@ -34,7 +36,7 @@ static struct path join(const char *folder, const char *name)
     return path;
 }
 
-/* The file that the authorities are in. */
+/* The file with the authorities. */
 static struct path bundle_path(const struct publisher_settings *settings)
 {
     struct path path;
@@ -45,7 +47,8 @@ static struct path bundle_path(const struct publisher_settings *settings)
     return path;
 }
 
-/* Who may read the document must get to it, whatever the umask and whenever we were killed. */
+/* Readers of the document must be able to enter the folder, whatever the umask is, and even if we
+ * were killed half-way. */
 static int make_document_folder(const struct publisher_settings *settings, struct fault *fault)
 {
     const struct path folder = join(settings->path, OIDC_DOCUMENT_FOLDER);
@@ -62,7 +65,7 @@ static int make_document_folder(const struct publisher_settings *settings, struc
     return 0;
 }
 
-/* Behind the key set, which the document names. */
+/* After the key set, because the document names it. */
 static int publish_document(const struct publisher_settings *settings, bool *written,
                             struct fault *fault)
 {
@@ -107,8 +110,8 @@ int publisher_accept(const struct publisher *publisher, const char *trust_domain
                      trust_domain, publisher->settings.trust_domain);
 }
 
-/* The number of what is there: its own, or in formats that have none the one kept beside it, by
- * whichever process; or else the one that this process remembers. */
+/* The sequence number of the file: its own or, in formats without one, the number kept beside it by
+ * any process. Otherwise the number that this process remembers. */
 static uint64_t number_of_file(const struct publisher *publisher,
                                const struct bundle_summary *there, uint64_t kept)
 {
@@ -152,7 +155,7 @@ static int encode(const struct publisher_settings *settings, const struct bundle
     return bundle_encode(&changed, settings->format, bytes, length, fault);
 }
 
-/* The file now holds what was delivered. */
+/* The file now holds the delivered bundle. */
 static void settle(struct publisher *publisher, struct publisher_report *report)
 {
     publisher->sequence = (struct sequence){0};

@@ -1,3 +1,5 @@
+/* Is a delivered bundle newer than the file? A datastore that was restored goes back, and a late
+ * delivery looks the same. */
 #include "plugin/bundle/sequence.h"
 
 enum sequence_verdict sequence_judge(struct sequence *sequence, uint64_t file, uint64_t delivered,
