@@ -1,3 +1,5 @@
+/* All that SPIRE has on a token, by server, each key with its state: for `keys`, `prune` and
+ * `check`. */
 #include "plugin/command/census.h"
 
 #include <stdlib.h>
@@ -131,7 +133,7 @@ static bool prunes_own(const struct census_rule *rule, struct inventory *server,
     const struct inventory_item *served =
         verdict_served(rule->record, server, first_of(server, item));
 
-    /* the one before it is of the same key id, since the one that is served is */
+    /* a key is served, so the one before it has the same key id */
     return served && served->proven && served->state == HSM_COMPLETE &&
            item->label.generation < served->label.generation && !comes_back(rule, item) &&
            is_past(rule, item[-1].label.generation);

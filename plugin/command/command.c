@@ -1,3 +1,4 @@
+/* The commands: their options and help, and the reading of a command line. */
 #include <linux/close_range.h>
 #include <signal.h>
 #include <string.h>
@@ -24,8 +25,8 @@ enum { WITH_TOKEN = CHECK | KEYS | PRUNE | ACCEPT | EVIDENCE | BENCH };
 
 static const struct option {
     const char *name;
-    const char *value; /* what it takes, NULL = nothing */
-    size_t offset;     /* in struct command_options: of a string, or a flag */
+    const char *value; /* name of its value, NULL = a flag */
+    size_t offset;     /* in struct command_options: of a string, or of a flag */
     unsigned commands;
     const char *help;
 } options[] = {
@@ -196,7 +197,7 @@ static int help(const struct command *command)
 
 /* ---- the command line ---- */
 
-/* With one dash, too: SPIRE's own options are written so. */
+/* Also with one dash, as SPIRE's own options are written. */
 static const struct option *find_option(const struct command *command, const char *word,
                                         const char **value)
 {
@@ -226,7 +227,7 @@ static int usage(struct fault *fault, const char *what, const char *word)
     return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s \"%s\"; see --help", what, word);
 }
 
-/* How many words it takes, or -1. */
+/* Returns how many words the option takes, or -1. */
 static int read_option(const struct command *command, char **argv, struct command_options *made,
                        struct fault *fault)
 {
@@ -286,7 +287,7 @@ int command_fail(const struct fault *fault)
     return COMMAND_CANNOT;
 }
 
-/* An inline PIN is in this process, as in a worker. */
+/* This process may hold an inline PIN, as a worker does. */
 static void keep_secrets(void)
 {
     static const struct rlimit no_core = {0, 0};
@@ -308,7 +309,8 @@ int command_run(int argc, char **argv)
     if (read_line(command, argv + 1, &made, &fault) != 0)
         return command_fail(&fault);
     keep_secrets();
-    (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC); /* none is for a worker */
+    (void)close_range(STDERR_FILENO + 1, ~0U,
+                      CLOSE_RANGE_CLOEXEC); /* a worker must inherit none of them */
     log_open_plain();
     child_prepare();
     (void)signal(SIGPIPE, SIG_IGN); /* a pipe that closes must not end a prune half-way */

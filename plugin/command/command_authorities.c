@@ -1,4 +1,4 @@
-/* The authorities in a published file, for the commands that look at each. */
+/* The authorities in a published file, for the commands that go through them one by one. */
 #include <string.h>
 #include <time.h>
 
@@ -40,7 +40,7 @@ static bool has_use(const json_t *document)
            json_object_get(document, "spiffe_refresh_hint");
 }
 
-/* Of our formats only the key set for OIDC says what a key signs with. */
+/* Among our formats, only the key set for OIDC has the algorithm of each key. */
 static bool has_algorithm(const json_t *document)
 {
     const json_t *key;

@@ -14,7 +14,7 @@
 enum {
     SECONDS = 2,
     SECONDS_MAX = 60,
-    STEPS_MAX = 8, /* 1, 2, 4 .. 64, and what is between */
+    STEPS_MAX = 8, /* 1, 2, 4 .. 64, and the limit if it lies between */
     BAR = 24,
 };
 
@@ -23,7 +23,7 @@ struct step {
     struct load_result result;
 };
 
-/* What was measured of one key type. */
+/* The measurements of one key type. */
 struct series {
     enum hsm_key_type type;
     struct step steps[STEPS_MAX];
@@ -37,15 +37,15 @@ struct bench {
     struct command_token token;
     struct command_trials trials;
     int64_t seconds;
-    bool bar;   /* somebody looks on */
-    bool lines; /* nobody does: each step is told as it ends */
+    bool bar;   /* a person watches: show progress in place */
+    bool lines; /* nobody watches: one line at the end of each step */
     struct series series[HSM_RSA_4096 + 1];
     size_t count;
-    size_t done; /* steps, and of how many */
+    size_t done; /* steps done, and how many there are */
     size_t steps;
     const char *doing;
-    bool cannot;              /* a fault was told */
-    struct hsm_key_name left; /* "" label: none */
+    bool cannot;              /* an error was reported */
+    struct hsm_key_name left; /* trial key that could not be destroyed; "" label: none */
 };
 
 static volatile sig_atomic_t interrupted;
@@ -56,7 +56,7 @@ static void note_signal(int number)
     interrupted = 1;
 }
 
-/* From here to the end a signal only ends the measuring: a key has to be destroyed. */
+/* From here on a signal only ends the measuring, because a trial key has to be destroyed. */
 static void catch_signals(void)
 {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
@@ -146,7 +146,7 @@ static void tell_step(const struct bench *bench, const struct series *series,
 
 /* ---- measuring ---- */
 
-/* 1, 2, 4 .. and the most. */
+/* 1, 2, 4 .. and then the limit. */
 static unsigned next_sessions(unsigned sessions, unsigned most)
 {
     return 2 * sessions < most || sessions == most ? 2 * sessions : most;
@@ -165,7 +165,7 @@ static int fill_request(const struct hsm_key_name *name, const struct hsm_public
                         struct hsm_request *request, struct fault *fault)
 {
     *request = (struct hsm_request){.op = HSM_SIGN, .key = *name, .type = key->type};
-    request->hash = key->type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* as SPIRE will */
+    request->hash = key->type == HSM_EC_P384 ? HSM_SHA384 : HSM_SHA256; /* SPIRE uses the same */
     request->digest_length = (uint32_t)hsm_hash_length(request->hash);
     memcpy(request->fingerprint, key->fingerprint, sizeof request->fingerprint);
     if (RAND_bytes(request->digest, (int)request->digest_length) != 1)
@@ -173,7 +173,7 @@ static int fill_request(const struct hsm_key_name *name, const struct hsm_public
     return 0;
 }
 
-/* The first signature looks the key up, and is no measure of the others. */
+/* The first signature includes the search for the key, so it is not counted. */
 static int sign_first(struct bench *bench, const struct hsm_public_key *key,
                       const struct hsm_request *request, struct fault *fault)
 {
@@ -318,7 +318,7 @@ static int measure_all(struct bench *bench, struct fault *fault)
 
 /* ---- what it means ---- */
 
-/* Enough for the type that gains most by it. */
+/* The number that is enough for the type that gains most. */
 static unsigned advised_sessions(const struct bench *bench)
 {
     unsigned most = 0;
@@ -332,7 +332,7 @@ static unsigned advised_sessions(const struct bench *bench)
     return most;
 }
 
-/* The last step was still the best: there may be more. */
+/* If the last step was still the best, more sessions may be better. */
 static bool is_rising(const struct bench *bench, const struct series *series)
 {
     return series->count > 1 && series->knee == series->count - 1 &&
@@ -394,7 +394,7 @@ static void print_advice(const struct bench *bench)
 
 /* ---- JSON ---- */
 
-/* To a thousandth; none is below 0. */
+/* To a thousandth. No value is below 0. */
 static double rounded(double value)
 {
     return (double)(int64_t)(value * 1000 + 0.5) / 1000;

@@ -1,4 +1,4 @@
-/* spire-hsm bundle show: what a published file holds. */
+/* spire-hsm bundle show: lists a published file, and what its readers would refuse in it. */
 #include <string.h>
 
 #include <jansson.h>
@@ -153,7 +153,7 @@ static void judge_file(struct show *show)
     int result = bundle_read(bundle->bytes, bundle->length, bundle->format, &summary, &fault);
 
     (void)printf("\n");
-    if (result != 0 && fault.code == FAULT_NOT_FOUND) { /* we would not write it */
+    if (result != 0 && fault.code == FAULT_NOT_FOUND) { /* readable, but we would not write it so */
         warn(show,
              "the file has no authorities: the discovery provider accepts it and serves no key");
         return;

@@ -19,7 +19,7 @@ struct check {
     struct command_token token;
     struct command_trials trials;
     struct record record; /* empty if there is none */
-    bool recorded;        /* there is one */
+    bool recorded;        /* there is a record */
     struct table table;
     unsigned missing;
 };
@@ -43,7 +43,7 @@ static void row_missing(struct check *check, const char *what, const char *found
     table_note(&check->table, "do: %s", advice);
 }
 
-/* A sentence of a fault may be longer than a cell. */
+/* A fault's sentence may be longer than a table's cell. */
 static void row_fault(struct check *check, const char *what, const char *state,
                       const struct fault *fault, const char *advice)
 {
@@ -82,7 +82,7 @@ static int open_token(struct check *check)
 
 /* ---- what can be seen without writing ---- */
 
-/* Libraries follow the kernel's FIPS mode; what we compute ourselves does not. */
+/* Libraries follow the kernel's FIPS mode. Our own computations do not. */
 static void check_host(struct check *check)
 {
     OWNED(scope_close) int fd = open("/proc/sys/crypto/fips_enabled", O_RDONLY | O_CLOEXEC);
@@ -113,7 +113,7 @@ static void check_writing(struct check *check)
         row(check, FINE, "write", "the token opens sessions for writing");
 }
 
-/* The first start makes the file: can it? */
+/* The first start makes the file. Could it do so? */
 static void check_identity_folder(struct check *check)
 {
     char path[HSM_PATH_MAX];
@@ -122,7 +122,7 @@ static void check_identity_folder(struct check *check)
     memcpy(path, check->config->config.keymanager.place.key_identifier_file, sizeof path);
     folder = dirname(path);
     if (faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) == 0 || errno == EPERM ||
-        errno == ENOSYS) { /* no answer, from an old container runtime */
+        errno == ENOSYS) { /* an old container runtime gives no answer */
         row(check, NOTE, "identity", "key_identifier_file is not there; the first start makes it");
         return;
     }
@@ -199,7 +199,7 @@ static void tell_previous(struct check *check, const struct command_previous *fo
     }
 }
 
-/* Without the block it is the row of the record that tells what is missing. */
+/* If the block is absent, the record's row tells what is missing. */
 static void check_previous(struct check *check, struct record *record)
 {
     struct command_previous found;
@@ -233,7 +233,7 @@ static void check_record(struct check *check)
     struct fault fault;
 
     if (command_identity(&check->config->config, false, &identity, &scope, &fault) != 0) {
-        check_previous(check, &check->record); /* the identity has a row of its own */
+        check_previous(check, &check->record); /* the identity has its own row */
         return;
     }
     if (command_record(&check->config->config, &identity, &check->record, &check->recorded,
@@ -245,8 +245,8 @@ static void check_record(struct check *check)
     check_start(check);
 }
 
-/* Keys that a start passes over, as the record does not know them: it is an old one, or another
- * process makes keys in this server's name. */
+/* Keys that a start does not serve because the record does not know them. Either the record is old,
+ * or another process makes keys under this identity. */
 static void check_newer(struct check *check)
 {
     struct inventory server = {.items = NULL};
@@ -274,7 +274,7 @@ static void check_newer(struct check *check)
                names);
 }
 
-/* Of several tokens, or of none that is there, which one it was. */
+/* If several tokens match, or none is there: which token did the record see last? */
 static void tell_token_of_record(struct check *check)
 {
     OWNED(identity_close) struct identity identity = {.lock = -1};
@@ -292,7 +292,7 @@ static void tell_token_of_record(struct check *check)
     row(check, NOTE, "record", text);
 }
 
-/* What is done for this library, and what of the token's own word did not count. */
+/* The quirks of this library, and the claims of the token that turned out untrue. */
 static void check_remarks(struct check *check)
 {
     char *rest = check->token.info.remarks;
@@ -303,7 +303,7 @@ static void check_remarks(struct check *check)
             row(check, NOTE, "token", remark);
 }
 
-/* What a token says that it cannot is tried only where it is needed. */
+/* The command tries a key type that the token denies only if SPIRE needs it. */
 static bool is_to_be_tried(const struct check *check, enum hsm_key_type type)
 {
     const struct hsm_token_info *info = &check->token.info;
@@ -331,7 +331,7 @@ static void check_types(struct check *check)
     }
 }
 
-enum { SLOW_WALK = 100 }; /* tenths of a second */
+enum { SLOW_WALK = 100 }; /* in tenths of a second */
 
 static const char slow_walk[] = "reading all objects takes long. A first start waits for it, and "
                                 "so does a start that misses a key. Other starts, signatures and "

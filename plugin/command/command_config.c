@@ -1,4 +1,4 @@
-/* From the file an operator names to what the plugin would be told. */
+/* Reads the file that an operator names, and finds in it what the plugin would be given. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -50,7 +50,7 @@ char *command_read_file(const char *path, size_t most, size_t *length, struct fa
     return NULL;
 }
 
-/* May hold a PIN. */
+/* The text may hold a PIN. */
 static void wipe_text(char **text)
 {
     if (*text)
@@ -65,8 +65,8 @@ static bool is_name(char c)
     return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
-/* What follows a '$', as Go's os.Expand sees it: how many bytes it takes, and which of them
- * are the name. Without a name there is nothing to put in; without bytes, the '$' stays. */
+/* Reads the name behind a '$' as Go's os.Expand does: returns how many bytes it takes, and which of
+ * them are the name. Without a name nothing is inserted; with no bytes the '$' stays. */
 static size_t find_name(const char *text, const char **name, size_t *length)
 {
     const char *end;
@@ -145,7 +145,7 @@ static const char *find_text(const struct hcl_item *block, const char *key)
     return item && item->kind == HCL_STRING ? item->text : NULL;
 }
 
-/* In JSON a block may also be the only one of a list. */
+/* In JSON, a block may also be the only element of a list. */
 static const struct hcl_item *find_block(const struct hcl_item *block, const char *key)
 {
     const struct hcl_item *item = find_item(block, key);
@@ -155,7 +155,7 @@ static const struct hcl_item *find_block(const struct hcl_item *block, const cha
     return item && item->kind == HCL_BLOCK ? item : NULL;
 }
 
-/* The whole configuration of a server or an agent, not plugin_data alone? */
+/* Is this the whole configuration of a server or an agent, rather than plugin_data alone? */
 static bool is_host(const struct hcl_item *root)
 {
     const struct hcl_item *plugins = find_item(root, "plugins");
@@ -184,11 +184,11 @@ static bool is_disabled(const struct hcl_item *plugin)
     return enabled && enabled->kind == HCL_BOOL && enabled->number == 0;
 }
 
-/* The KeyManager block that is ours, or could be; of several the one that is enabled. */
+/* The KeyManager block that is ours or could be. Of several, the enabled one. */
 struct choice {
     const struct hcl_item *plugin;
     int rank;
-    size_t count; /* of this rank */
+    size_t count; /* how many blocks have this rank */
 };
 
 static void weigh(struct choice *choice, const struct hcl_item *plugin)
@@ -202,7 +202,7 @@ static void weigh(struct choice *choice, const struct hcl_item *plugin)
     choice->plugin = plugin;
 }
 
-/* In JSON, blocks stand below their names, and in lists as one likes. */
+/* In JSON, blocks lie below their names, and may lie in lists of any depth. */
 static void weigh_all(struct choice *choice, const struct hcl_item *item)
 {
     if (item->kind == HCL_BLOCK && has_data(item)) {
@@ -262,7 +262,7 @@ static int read_key_type(const char *setting, const char *name, bool needed[HSM_
                      setting, name);
 }
 
-/* SPIRE's rule: JWT keys are of ca_key_type if jwt_key_type does not say otherwise. */
+/* SPIRE's rule: JWT keys are of ca_key_type unless jwt_key_type is set. */
 static int read_needs(const struct hcl_item *server, bool needed[HSM_RSA_4096 + 1],
                       struct fault *fault)
 {
@@ -346,7 +346,7 @@ static int read_tree(struct file_reading *r, const struct hcl_item *root, struct
     return 0;
 }
 
-/* Of what a server may configure beside us the reader does not know everything. */
+/* The reader does not know everything that a server's configuration may hold beside our block. */
 static int refuse_text(const char *text, struct fault *fault)
 {
     struct fault why = *fault;
@@ -372,7 +372,8 @@ static int read_text(struct file_reading *r, const char *text, struct fault *fau
     return read_tree(r, hcl_root(tree), fault);
 }
 
-/* A file with a NUL is cut short by nobody: hcl_parse_host refuses what strlen would not see. */
+/* strlen would stop at a NUL, so the file is passed with its length, and hcl_parse_host refuses the
+ * NUL. */
 static int read_config(struct file_reading *r, struct fault *fault)
 {
     size_t length;

@@ -25,9 +25,9 @@ enum {
     FINGERPRINT_TEXT = 2 * HSM_FINGERPRINT + 1,
 };
 
-/* What the token says of a key that HSM_PROVE calls complete (hsm/object.c). With
- * attribute_check = "lenient" a token may have kept silent about the history, or have denied
- * CKA_LOCAL: of those three nothing is claimed then. */
+/* The attributes of a key that HSM_PROVE calls complete (hsm/object.c). With attribute_check =
+ * "lenient" the token may not have reported the history, or may have denied CKA_LOCAL. Then the
+ * report claims none of these three. */
 static const struct {
     const char *name;
     bool value;
@@ -42,17 +42,17 @@ static const struct {
     {"CKA_LOCAL", true, true},
 };
 
-/* One authority of the bundle, and its key in the token. */
+/* One authority of the bundle and its key in the token. */
 struct authority {
-    const char *use;                     /* as the SPIFFE format has it */
-    char name[TABLE_CELL];               /* X.509: subject key identifier. JWT: key id */
-    char until[TIME_TEXT];               /* X.509 alone */
-    struct hsm_public_key key;           /* type NONE: no kind of key that this program makes */
-    char pem[2 * HSM_PKIX_MAX];          /* the same */
-    const struct inventory_item *item;   /* NULL: not found */
-    struct hsm_reply reply;              /* the signature */
-    char message[MESSAGE_MAX];           /* what was signed */
-    char reason[FAULT_MESSAGE_MAX + 64]; /* why it counts as not held; "" if it is */
+    const char *use;            /* its use, in the words of the SPIFFE format */
+    char name[TABLE_CELL];      /* X.509: subject key identifier; JWT: key id */
+    char until[TIME_TEXT];      /* for X.509 only */
+    struct hsm_public_key key;  /* type NONE: a kind of key that this program does not make */
+    char pem[2 * HSM_PKIX_MAX]; /* the same key as PEM */
+    const struct inventory_item *item;   /* NULL: not found on the token */
+    struct hsm_reply reply;              /* with the signature */
+    char message[MESSAGE_MAX];           /* the signed text */
+    char reason[FAULT_MESSAGE_MAX + 64]; /* why the key counts as absent; "" if it is there */
 };
 
 struct evidence {
@@ -65,7 +65,7 @@ struct evidence {
     size_t count;
     bool out_of_memory;
     size_t absent;
-    size_t unproven; /* keys on the token of which no public key is known */
+    size_t unproven; /* keys on the token whose public key is unknown */
 };
 
 static bool is_held(const struct authority *authority)
@@ -144,7 +144,7 @@ static void add_key(void *context, const json_t *jwk)
     set_key(authority, key);
 }
 
-/* Evidence about a damaged file would be about a part of it. */
+/* A damaged file is refused: evidence about the rest of it would mislead. */
 static int read_bundle(struct evidence *evidence, struct fault *fault)
 {
     static const struct command_bundle_visitor visitor = {add_certificate, add_key};
@@ -186,8 +186,8 @@ static void look_up(struct evidence *evidence)
     }
 }
 
-/* A CA's key must not sign what a stranger chooses. No certificate begins like this text, and no
- * JWT has a blank in it, whatever the nonce. */
+/* A CA's key must not sign a text of a stranger's choice. Whatever the nonce is, no certificate
+ * begins like this text, and no JWT contains a blank. */
 static void write_message(const struct evidence *evidence, struct authority *authority)
 {
     char fingerprint[FINGERPRINT_TEXT];

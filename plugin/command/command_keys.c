@@ -1,4 +1,4 @@
-/* spire-hsm keys: what SPIRE has on this token. */
+/* spire-hsm keys: lists what SPIRE has on this token. */
 #include <string.h>
 #include <time.h>
 
@@ -10,26 +10,26 @@
 #include "plugin/keys/catalogue.h"
 #include "plugin/keys/generations.h"
 
-/* What can be told by name. */
+/* The servers and trust domains whose names are known. */
 struct names {
     const char *trust_domain;
-    struct label_scope own; /* "" server: not known */
-    const char *named;      /* --server-id or its file, or NULL */
+    struct label_scope own; /* this server's; "" if it is not known */
+    const char *named;      /* from --server-id or its file, or NULL */
     struct label_scope other;
-    struct record record; /* our own, empty if there is none */
-    bool recorded;        /* there is one */
+    struct record record; /* this server's, empty if there is none */
+    bool recorded;        /* there is a record */
 };
 
-/* One key, as both forms of output want it. */
+/* One key, for both forms of output. */
 struct line {
     const struct inventory_item *item;
-    const char *trust_domain; /* NULL where only the hash is known */
+    const char *trust_domain; /* NULL where only its hash is known */
     const char *server;
     bool own;
-    int64_t age; /* seconds */
+    int64_t age; /* in seconds */
     char made[32];
     const char *state;
-    const char *record; /* what the server has written down of it: "" if not known */
+    const char *record; /* its state in the record: "" if not known */
     const char *type;   /* this and the next two: "" if not known */
     char fingerprint[2 * HSM_FINGERPRINT + 1];
     char authority_id[CATALOGUE_AUTHORITY_ID];
@@ -45,7 +45,8 @@ static void date(int64_t age, char text[32])
         text[0] = '\0';
 }
 
-/* A second key in one second is a generation ahead. */
+/* Generations are seconds. Of two keys made in one second, the later one has the next second, which
+ * may lie in the future. */
 static int64_t age_of(uint32_t generation)
 {
     uint32_t now = generations_now();
@@ -123,7 +124,7 @@ static void add_row(struct table *table, const struct line *line)
                item->why);
 }
 
-/* Is a key of the record gone: served, or displaced, and not on the token? */
+/* Is a key of the record, served or displaced, absent from the token? */
 static bool is_missing(const struct command_token *token, const struct record_key *key)
 {
     if (key->state != RECORD_SERVED && key->state != RECORD_MISSING)
@@ -145,7 +146,8 @@ static void print_missing(const struct command_token *token, const struct names 
     }
 }
 
-/* What the token does not have: it is signed with where the block previous says. */
+/* These keys are not on the token: their signatures come from the place that the block previous
+ * names. */
 static void print_previous(const struct record *record)
 {
     for (size_t i = 0; i < record->previous_count; i++) {
@@ -186,7 +188,7 @@ static void print_table(const struct command_token *token, struct names *names)
 
 /* ---- JSON ---- */
 
-/* NULL and "" are null. */
+/* NULL and "" become null. */
 static json_t *text(const char *value)
 {
     return value && *value ? json_string(value) : json_null();

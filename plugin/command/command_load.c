@@ -1,3 +1,4 @@
+/* Many signatures at a time, counted and timed, for `bench`. */
 #include "plugin/command/command_load.h"
 
 #include <stdlib.h>
@@ -7,12 +8,12 @@
 #include "hsm/base/condition.h"
 #include "hsm/base/scope.h"
 
-/* More are counted, but not timed. */
+/* More signatures than these are counted, but not timed. */
 enum { TIMES_MAX = 1 << 22 };
 
 static const int64_t look = 200 * CLOCK_MILLISECOND;
 
-/* One that signs, waits, signs again. */
+/* One caller, which signs, waits for the answer, and signs again. */
 struct load_lane {
     struct load_run *run;
     int64_t asked;
@@ -25,16 +26,16 @@ struct load_run {
     pthread_cond_t ended;
     unsigned busy;
     int64_t begun;
-    int64_t last; /* answer */
+    int64_t last; /* time of the last answer */
     bool stop;
-    float *times; /* ms; the kernel gives it memory as it is filled */
+    float *times; /* in ms; the kernel gives it memory only as it is filled */
     size_t timed;
     struct load_result *result;
 };
 
 static void ask(struct load_lane *lane);
 
-/* With the lock held. Is the lane to go on? */
+/* With the lock held. Returns true if the lane is to go on. */
 static bool take(struct load_lane *lane, const struct hsm_reply *reply, int64_t now)
 {
     struct load_run *run = lane->run;

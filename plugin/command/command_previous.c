@@ -1,4 +1,4 @@
-/* The block previous, as the commands see it: what a start would make of it, and whether it can
+/* The block previous in the commands: which keys a start would adopt, and whether the block can
  * go. */
 #include <stdlib.h>
 #include <string.h>

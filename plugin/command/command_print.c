@@ -1,4 +1,4 @@
-/* What the commands print: tables, hexadecimal, ages. */
+/* How the commands print tables, hexadecimal and ages. */
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,7 +8,7 @@
 
 /* ---- tables ---- */
 
-/* A row for which there is no memory is left out: how many there are is told elsewhere. */
+/* A row is left out if there is no memory for it. The number of rows is printed elsewhere. */
 static struct table_row *new_row(struct table *table)
 {
     struct table_row *row;
@@ -105,13 +105,13 @@ void table_free(struct table *table)
 void print_age(int64_t seconds, char text[AGE_TEXT])
 {
     static const struct {
-        int64_t below; /* as a two-digit number of the unit before it still says enough */
+        int64_t below; /* below this, two digits of the smaller unit say enough */
         int64_t unit;
         char name;
     } units[] = {{120, 1, 's'}, {7200, 60, 'm'}, {172800, 3600, 'h'}, {INT64_MAX, 86400, 'd'}};
     size_t i = 0;
 
-    if (seconds < 0) /* a clock that differs */
+    if (seconds < 0) /* the token's clock differs from ours */
         seconds = 0;
     while (seconds >= units[i].below)
         i++;

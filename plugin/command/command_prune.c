@@ -1,4 +1,4 @@
-/* spire-hsm prune: keys that nobody needs any more. */
+/* spire-hsm prune: destroys keys that nobody needs any more. */
 #include <string.h>
 #include <time.h>
 
@@ -9,7 +9,7 @@
 
 static const int64_t least = 24 * 3600 * CLOCK_SECOND;
 
-/* An identity that no other process can take up while it is held here. */
+/* While an identity is held here, no other process can take it up. */
 struct prune {
     const struct command_options *options;
     const struct config *config;
@@ -50,7 +50,7 @@ static int read_target(const struct command_options *options, enum census_target
     return 0;
 }
 
-/* Only what is to be destroyed needs the lock, and a dry run destroys nothing. */
+/* Only destroying keys needs the lock, and a dry run destroys none. */
 static int read_own(struct prune *prune, struct fault *fault)
 {
     bool lock = prune->options->yes && prune->rule.target == CENSUS_OWN;
@@ -62,7 +62,7 @@ static int read_own(struct prune *prune, struct fault *fault)
     return lock ? fault_prefix(fault, "nothing was destroyed; stop the server first") : -1;
 }
 
-/* Our own identity by its name is still our own, and its lock wanted. */
+/* If the name given is our own identity's, its lock is needed, too. */
 static int read_named(struct prune *prune, struct fault *fault)
 {
     struct label_scope scope;
@@ -106,7 +106,7 @@ static int prepare(struct prune *prune, struct fault *fault)
 
 /* ---- destroying ---- */
 
-/* Of a server that is not looked into closely, whatever bears its label. */
+/* For another server only the label is compared, not the key's state. */
 static enum hsm_expect expected(const struct inventory_item *item)
 {
     if (verdict_is_public_half(item))
@@ -114,7 +114,7 @@ static enum hsm_expect expected(const struct inventory_item *item)
     return item->proven && item->state == HSM_COMPLETE ? HSM_EXPECT_KEY : HSM_EXPECT_ANY;
 }
 
-/* Seen gone, or the room says why not. */
+/* Returns true if the key is seen to be gone. Otherwise the command has printed why not. */
 static bool destroy(struct prune *prune, const struct inventory_item *item, char why[TABLE_CELL])
 {
     struct hsm_request request = {.op = HSM_DESTROY, .key = item->name, .expect = expected(item)};
@@ -161,7 +161,8 @@ static void prune_item(struct prune *prune, struct inventory *server, struct inv
         table_note(table, "label=%s", item->name.label);
 }
 
-/* All are chosen before the first goes: what is served is told by what is there. */
+/* All keys are chosen before the first is destroyed, because the choice depends on what is on the
+ * token. */
 static size_t choose(struct prune *prune, struct inventory *server)
 {
     size_t chosen = 0;
@@ -173,7 +174,7 @@ static size_t choose(struct prune *prune, struct inventory *server)
     return chosen;
 }
 
-/* A worker that outlives us must keep the server from starting beside it. */
+/* A worker that outlives this command must keep the server from starting beside it. */
 static int held(const struct prune *prune)
 {
     return prune->own.lock >= 0 ? prune->own.lock : prune->named.lock;

@@ -14,7 +14,7 @@ int command_record(const struct config *config, const struct identity *identity,
                    struct record *record, bool *there, struct fault *fault)
 {
     const char *path = config->keymanager.record_file;
-    static const uint8_t nobody[32] = {0}; /* no key bears the mark of a start that was not yet */
+    static const uint8_t nobody[32] = {0}; /* no key bears this mark, as there was no start */
     enum scribe_found found = SCRIBE_NOTHING;
     char code[RECORD_CODE + 1];
 
@@ -54,7 +54,7 @@ static bool is_lost(void *context, const struct record_key *key)
     return start->gone[key - start->record->keys] && record_is_needed(start->record, key);
 }
 
-/* What a start without the block previous would miss of it. */
+/* The keys of previous that a start without the block would miss. */
 static void add_previous(struct command_start *start)
 {
     const struct record *record = start->record;
@@ -106,7 +106,7 @@ static int look(const struct config *config, struct record *record, struct comma
     return command_start_of(&token, record, !config->keymanager.has_previous, start, fault);
 }
 
-/* A start would be refused, and this loss can be accepted; anything else could not be looked at. */
+/* Either a start would be refused, and the loss can be accepted; or the command could not look. */
 static int tell_damage(const struct config *config, const struct identity *identity,
                        const struct record *record, const struct fault *fault)
 {

@@ -1,6 +1,6 @@
-/* The token as a command has it: through a worker, with the plugin's own supervisor, limits
- * and retries. So a command sees what the plugin would see, and a module that crashes or
- * hangs takes no command along. */
+/* The token as a command sees it: through a worker, with the plugin's own supervisor, limits and
+ * retries. So a command sees what the plugin would see, and survives a module that crashes or
+ * hangs. */
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -9,14 +9,14 @@
 #include "hsm/base/condition.h"
 #include "plugin/command/command_private.h"
 
-/* The beginning of every label of format 1, whoever the key belongs to. */
+/* Every label of format 1 begins like this, whichever server made it. */
 static const char everybody[] = "sp1-";
 
-/* A crowded token takes its time; that of a worker to leave. */
+/* For a token with many objects; and for a worker to leave. */
 static const int64_t scan_limit = 300 * CLOCK_SECOND;
 static const int64_t end_limit = 15 * CLOCK_SECOND;
 
-/* To root, who runs us at night, the file of the server's user is somebody else's. */
+/* Run as root, the command would refuse the file, as it belongs to the server's user. */
 static int blame_user(const char *path, struct fault *fault)
 {
     struct stat file;
@@ -26,7 +26,7 @@ static int blame_user(const char *path, struct fault *fault)
     return -1;
 }
 
-/* Called last of all by the supervisor. */
+/* The supervisor calls this last of all. */
 static void ended(void *context)
 {
     struct command_token *token = context;
@@ -78,7 +78,7 @@ int command_open_token(const struct config_keymanager *config, int lock,
     return 0;
 }
 
-/* A worker that does not come to an end is left to the kernel, which ends it with us. */
+/* If the worker does not end in time, the kernel ends it together with this process. */
 void command_close_token(struct command_token *token)
 {
     int64_t end = clock_now() + end_limit;
@@ -96,7 +96,7 @@ void command_close_token(struct command_token *token)
 
 /* ---- requests ---- */
 
-/* One request, waited for. */
+/* One request and the wait for its answer. */
 struct wait {
     struct command_token *token;
     struct hsm_reply *reply;

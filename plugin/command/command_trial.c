@@ -1,4 +1,4 @@
-/* Trial keys: made to try a token, gone afterwards. */
+/* Trial keys, made to try a token and destroyed afterwards. */
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@ enum { LOOKS_MAX = 15 };
 
 static const char trial_server[] = "spire-hsm check";
 
-/* What was left this many seconds ago is not another command's that runs now. */
+/* A trial key of this age in seconds does not belong to a command that is running now. */
 static const uint32_t trial_age = 3600;
 
 void command_trials_open(const struct config *config, struct command_token *token,
@@ -34,7 +34,7 @@ int command_trial_name(struct command_trials *trials, struct hsm_key_name *name,
     return label_new_id(label.generation, trials->id_length, &nobody, name, fault);
 }
 
-/* HSM clusters show a new key late: worth a second look each second for a while. */
+/* HSM clusters show a new key late, so the command looks again every second for a while. */
 static bool is_to_be_awaited(const struct hsm_reply *reply, unsigned looks)
 {
     return looks < LOOKS_MAX && reply->fault.code == FAULT_NONE &&
