@@ -1,3 +1,5 @@
+/* plugin_data as settings: reads the text by the tables of options, fills in defaults, and collects
+ * all complaints and not only the first. */
 #include "plugin/config/config.h"
 
 #include <stdarg.h>
@@ -12,17 +14,17 @@
 #include "hsm/wire/uri.h"
 #include "plugin/config/config_private.h"
 
-enum { LATCH_HASH = 10 }; /* bytes of it that name a file */
+enum { LATCH_HASH = 10 }; /* so many bytes of the hash name the file */
 
-/* One reading of one text. */
+/* The reading of one text. */
 struct reading {
     enum config_kind kind;
-    const char *prefix; /* of every name: "", or "previous: " */
+    const char *prefix; /* put before every option's name: "", or "previous: " */
     struct config *config;
     struct config_notes *notes;
-    unsigned lines[OPTIONS_MAX]; /* of each option of the table; 0 = not given */
+    unsigned lines[OPTIONS_MAX]; /* line of each option of the table; 0 = not given */
     struct {
-        const char *option; /* NULL = none given */
+        const char *option; /* NULL = none was given */
         unsigned line;
     } groups[GROUPS];
 };
@@ -66,7 +68,7 @@ static void note_unknown(struct reading *r, const struct hcl_item *item, const c
 }
 
 static const struct {
-    const char *twice; /* as SPIRE's own key managers say it, where they have the same options */
+    const char *twice; /* in the words of SPIRE's own key managers, which have the same options */
     const char *missing;
 } groups[GROUPS] = {
     [GROUP_PIN] = {"there can be only one source of the PIN", NULL},
@@ -90,7 +92,7 @@ static void join_group(struct reading *r, enum option_group group, const char *o
     r->groups[group].line = line;
 }
 
-/* What is allowed, but perhaps not meant. */
+/* For settings that are allowed, but perhaps not intended. */
 static void warn(struct reading *r, const struct config_option *option, unsigned line)
 {
     const struct config_bundle *bundle = &r->config->bundle;
@@ -174,7 +176,7 @@ static void note_missing(struct reading *r)
             note(r->notes, true, "%s", groups[i].missing);
 }
 
-/* The issuer belongs to the one format that has a document to put it into. */
+/* Only one format has a document that names the issuer. */
 static void check_issuer(struct reading *r)
 {
     const char *nearest;
@@ -200,7 +202,7 @@ static const char *given_option(const struct reading *r, const char *name)
     return r->lines[option - option_table(r->kind)] != 0 ? name : NULL;
 }
 
-/* A file has neither token nor identity: what is given of one beside it is a mistake. */
+/* A file has neither token nor identity, so these options beside it are a mistake. */
 static void check_file_alone(const struct reading *r, unsigned line)
 {
     const struct config_option *table = option_table(r->kind);
@@ -242,7 +244,7 @@ static void check_previous(const struct reading *r, unsigned line)
              line);
 }
 
-/* A server that comes from itself would adopt each key that it makes. */
+/* If previous names the server's own token, each new key would be adopted as an old one. */
 static void check_other_place(struct reading *r)
 {
     const struct config_keymanager *own = &r->config->keymanager;
@@ -289,7 +291,7 @@ static void read_trust_domain(struct reading *r, const char *name)
         memcpy(r->config->trust_domain, name, strlen(name) + 1);
 }
 
-/* The record lies beside the identity, unless its place is given. */
+/* The record lies beside the identity, unless record_file is set. */
 static void place_record(struct config_keymanager *config)
 {
     if (config->record_file[0] == '\0' && config->place.key_identifier_file[0] != '\0')
@@ -298,7 +300,8 @@ static void place_record(struct config_keymanager *config)
                        config->place.key_identifier_file);
 }
 
-/* Without a record each start would take all of previous anew, and nothing would ever move. */
+/* Without a record each start would adopt all of previous anew, and no key would ever count as
+ * moved. */
 static void check_record_file(struct reading *r)
 {
     const struct config_keymanager *config = &r->config->keymanager;
@@ -330,7 +333,7 @@ static void read_text(struct reading *r, const char *text, size_t length)
     read_tree(r, hcl_root(tree));
 }
 
-/* One of `block` and `text` is what there is to read. */
+/* Reads either `block` or `text`; the other is NULL. */
 static int read_whole(struct reading *r, const char *trust_domain, const struct hcl_item *block,
                       const char *text, size_t length)
 {
@@ -402,9 +405,9 @@ int config_fault(const struct config_notes *notes, struct fault *fault)
     return fault_set(fault, FAULT_INVALID_ARGUMENT, "%s", text);
 }
 
-/* A refused PIN is remembered beside the identity, or the record. Where there is neither the memory
- * of the host must do, where the lock of the value is, too: it outlives our process, though not
- * the host. */
+/* A refused PIN is remembered beside the identity or the record. If there is neither, it is
+ * remembered in the host's memory, beside the lock of key_identifier_value: that file outlives our
+ * process, though not a reboot. */
 static void name_latch(const struct config_keymanager *config, char latch[HSM_PATH_MAX])
 {
     const char *beside = config->place.key_identifier_file[0] != '\0'

@@ -1,4 +1,4 @@
-/* The tables of options, and one option: found by name, set, shown. */
+/* The tables of options; and finding, setting and showing one of them. */
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -195,7 +195,7 @@ static size_t least(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-/* How many letters must be changed, added or left out (Levenshtein), whatever their case. */
+/* The number of letters to change, add or leave out (Levenshtein), ignoring case. */
 static size_t distance(const char *a, const char *b)
 {
     size_t row[NAME_MAX_LENGTH + 1];
@@ -314,8 +314,8 @@ static bool in_range(const struct config_option *option, int64_t value)
            value >= low && value <= high;
 }
 
-/* What stands without quotes is what it is; what stands in quotes may be a number, as
- * hcl.Decode has it, but not true or false. A duration is text; 0 needs no unit. */
+/* Without quotes the value has its own kind. In quotes it may be a number, as for hcl.Decode, but
+ * neither true nor false. A duration is text; 0 needs no unit. */
 static bool read_item(const struct config_option *option, const struct hcl_item *item,
                       int64_t *value)
 {
@@ -363,7 +363,7 @@ static bool has_right_kind(const struct config_option *option, const struct hcl_
     return item->kind == HCL_BOOL && option->kind == OPTION_BOOLEAN;
 }
 
-/* NULL: it is of the right kind. Most durations that are refused lack their unit. */
+/* Returns NULL if the value is right. Most refused durations lack their unit. */
 static const char *what_is_wrong(const struct config_option *option, const struct hcl_item *item)
 {
     static const char *const found[] = {

@@ -1,4 +1,4 @@
-/* One option's text to its value, and what is wrong with it. Pure. */
+/* Turns one option's text into its value, and says what is wrong with it. Pure. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -80,7 +80,7 @@ static bool read_whole(const char **text, int64_t *whole)
     return true;
 }
 
-/* Digits beyond the twelfth are less than a nanosecond of any unit. */
+/* Digits after the twelfth make less than a nanosecond in any unit. */
 static double read_fraction(const char **text)
 {
     double fraction = 0;
@@ -95,7 +95,7 @@ static double read_fraction(const char **text)
     return fraction / scale;
 }
 
-/* One number with its unit, as "1.5h". */
+/* One number with its unit, such as "1.5h". */
 static bool read_part(const char **text, int64_t *nanoseconds)
 {
     const char *begin = *text;
@@ -145,7 +145,7 @@ const char *value_check_mode(int64_t mode)
 
 /* ---- strings ---- */
 
-/* Control characters: C0, DEL, and C1 as UTF-8 has them. */
+/* Control characters are C0, DEL, and C1 in UTF-8. */
 const char *value_check_text(const char *text)
 {
     if (*text == '\0')

@@ -1,3 +1,4 @@
+/* HCL 1, the language of SPIRE's configurations: blocks, lists and items, read into a tree. */
 #include "plugin/config/hcl.h"
 
 #include <string.h>
@@ -10,7 +11,7 @@
 
 static int read_items(struct hcl_reader *r, struct hcl_item *block);
 
-/* Behind the '{'. */
+/* Called behind the '{'. */
 static int read_block(struct hcl_reader *r, struct hcl_item *block)
 {
     int result;
@@ -29,7 +30,7 @@ static int read_element(struct hcl_reader *r, struct hcl_item *item)
     return hcl_take(r, '{') ? read_block(r, item) : hcl_scalar(r, item);
 }
 
-/* Behind the '['. A comma may stand behind the last one. */
+/* Called behind the '['. A comma may follow the last element. */
 static int read_list(struct hcl_reader *r, struct hcl_item *list)
 {
     size_t first = hcl_open_count(r);
@@ -65,7 +66,7 @@ static int read_value(struct hcl_reader *r, struct hcl_item *item)
     return hcl_scalar(r, item);
 }
 
-/* A key or a label, and the space behind it. */
+/* Reads a key or a label, and the space behind it. */
 static int read_name(struct hcl_reader *r, const char **name)
 {
     struct hcl_item word = {.line = r->line};
@@ -107,8 +108,8 @@ static int read_item(struct hcl_reader *r)
     return result == 0 ? hcl_open_item(r, &item) : -1;
 }
 
-/* Up to the end of the text or the '}' of a block. Commas between items are allowed, line
- * ends are not asked for: so does HCL 1. */
+/* Reads up to the end of the text or the '}' of a block. As in HCL 1, items may be separated by
+ * commas, and need no line ends. */
 static int read_items(struct hcl_reader *r, struct hcl_item *block)
 {
     size_t first = hcl_open_count(r);
@@ -132,8 +133,7 @@ static int read_items(struct hcl_reader *r, struct hcl_item *block)
 
 /* ---- the text ---- */
 
-/* In comments, too, HCL 1 reads no byte that is not UTF-8, no NUL, and not U+E123, which it
- * keeps for itself. */
+/* HCL 1 refuses these bytes in comments, too: no UTF-8, NUL, and U+E123, which it uses itself. */
 static int check_bytes(struct hcl_reader *r)
 {
     unsigned line = 1;

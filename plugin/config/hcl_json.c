@@ -1,10 +1,10 @@
-/* JSON's objects and lists; what stands between the brackets is hcl_lex.c's. */
+/* JSON's objects and lists. Strings, numbers and words are read by hcl_lex.c. */
 #include "plugin/config/hcl_private.h"
 
 static int read_object(struct hcl_reader *r, struct hcl_item *object);
 
-/* HCL 1 flattens an object of objects into blocks with labels, a list of objects into
- * repeated blocks, and does not read lists in lists. None of that has a use in plugin_data. */
+/* HCL 1 turns an object of objects into blocks with labels, and a list of objects into repeated
+ * blocks. It does not read lists in lists. plugin_data needs none of these. */
 static int check_object(struct hcl_reader *r, const struct hcl_item *object)
 {
     if (r->host)
@@ -17,7 +17,7 @@ static int check_object(struct hcl_reader *r, const struct hcl_item *object)
                : hcl_refuse(r, object->line, "an object of nothing but objects is not supported");
 }
 
-/* An object inside the outermost one, behind its '{'. */
+/* An object inside another one. Called behind its '{'. */
 static int read_nested(struct hcl_reader *r, struct hcl_item *object)
 {
     if (r->depth == HCL_DEPTH_MAX)
@@ -29,8 +29,8 @@ static int read_nested(struct hcl_reader *r, struct hcl_item *object)
     return 0;
 }
 
-/* HCL 1 turns objects in a list into repeated blocks, and refuses true and false there. Both are
- * refused in plugin_data; elsewhere in a host's configuration they may stand. */
+/* HCL 1 turns objects in a list into repeated blocks, and refuses true and false there. plugin_data
+ * may have neither; other parts of a host's configuration may. */
 static int read_element(struct hcl_reader *r)
 {
     struct hcl_item item = {0};
@@ -48,7 +48,7 @@ static int read_element(struct hcl_reader *r)
     return 0;
 }
 
-/* Behind the '['. */
+/* Called behind the '['. */
 static int read_list(struct hcl_reader *r, struct hcl_item *list)
 {
     size_t first = hcl_open_count(r);
@@ -97,7 +97,7 @@ static int read_member(struct hcl_reader *r)
     return hcl_skip(r);
 }
 
-/* Behind the '{'. */
+/* Called behind the '{'. */
 static int read_object(struct hcl_reader *r, struct hcl_item *object)
 {
     size_t first = hcl_open_count(r);

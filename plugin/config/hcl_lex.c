@@ -1,4 +1,4 @@
-/* What stands between the brackets: white space, comments, strings, heredocs, numbers, words. */
+/* The smallest parts of HCL: white space, comments, strings, heredocs, numbers, words. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -7,7 +7,7 @@
 #include "hsm/base/utf8.h"
 #include "plugin/config/hcl_private.h"
 
-/* Bytes, not <ctype.h>: no locale has a say in what HCL is. */
+/* Written for bytes, as <ctype.h> depends on the locale. */
 static bool is_digit(int byte)
 {
     return byte >= '0' && byte <= '9';
@@ -134,8 +134,8 @@ static size_t put_character(uint32_t code, char *to)
     return more + 1;
 }
 
-/* hcl v1 reads \x and octal numbers as bytes; what the bytes of a string come to must be
- * UTF-8 for us. Halves of a UTF-16 pair it turns into U+FFFD. */
+/* hcl v1 reads \x and octal numbers as bytes. For us, all bytes of a string together must be UTF-8.
+ * Halves of a UTF-16 pair become U+FFFD, as there. */
 static int read_numbered_escape(struct hcl_reader *r, char *to, size_t *length)
 {
     int kind = hcl_peek(r);
@@ -211,8 +211,8 @@ int hcl_string(struct hcl_reader *r, struct hcl_item *item)
 
 /* ---- heredocs ---- */
 
-/* plugin_data has no use for heredocs. But a server.conf may have one beside our block, and
- * `spire-hsm check` reads the whole file. */
+/* plugin_data needs no heredocs. But a server.conf may have one beside our block, and `spire-hsm
+ * check` reads the whole file. */
 
 struct heredoc {
     const char *anchor;
@@ -225,7 +225,7 @@ struct heredoc {
     unsigned line;
 };
 
-/* Behind `<<`. */
+/* Called behind `<<`. */
 static int read_anchor(struct hcl_reader *r, struct heredoc *doc)
 {
     doc->line = r->line;
@@ -242,8 +242,8 @@ static int read_anchor(struct hcl_reader *r, struct heredoc *doc)
     return 0;
 }
 
-/* hcl v1 counts the '-' of `<<-` in what the closing line must at least be long, so there
- * it has to be indented. */
+/* hcl v1 includes the '-' of `<<-` in the least length of the closing line, so that line must be
+ * indented. */
 static bool is_closed(struct heredoc *doc)
 {
     const char *line = doc->text + doc->last;
@@ -257,7 +257,7 @@ static bool is_closed(struct heredoc *doc)
            memcmp(line + doc->margin, doc->anchor, doc->anchor_length) == 0;
 }
 
-/* A line without its end, which CR LF may be: hcl v1 turns that into LF everywhere. */
+/* Reads a line without its end. The end may be CR LF, which hcl v1 turns into LF everywhere. */
 static int read_line(struct hcl_reader *r, struct heredoc *doc)
 {
     doc->last = doc->length;
@@ -306,8 +306,8 @@ static size_t cut_margin(struct heredoc *doc)
     return length;
 }
 
-/* What is in front of the closing anchor belongs to the text; `<<-` takes it off every line,
- * but off none if one of them, an empty one maybe, does not begin with it. */
+/* The white space before the closing anchor belongs to the text. `<<-` removes it from every line,
+ * unless some line, even an empty one, does not begin with it. */
 static size_t unindent(struct heredoc *doc)
 {
     size_t length = doc->last + doc->margin;
@@ -352,7 +352,7 @@ static size_t skip_digits(struct hcl_reader *r, int base)
     return r->at - begin;
 }
 
-/* Steps over a number in its usual form; false if it is in another. */
+/* Steps over a number in its usual form. Returns false for any other form. */
 static bool skip_number(struct hcl_reader *r, bool *is_float)
 {
     int second;

@@ -1,5 +1,5 @@
-/* The tree in memory: making it, appending items and text while the text is read, wiping it. All
- * room is taken at once, by the length of the text: nothing moves, and no copy stays behind. */
+/* The tree in memory: made, filled while the text is read, and wiped. All room is taken at once, by
+ * the length of the text: so nothing moves, and no copy of a PIN stays behind. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,8 +50,8 @@ const struct hcl_item *hcl_root(const struct hcl *tree)
     return &tree->root;
 }
 
-/* The most items the text can hold. Every item has one of these bytes in front of it: `=`, `:` or
- * `{` before the value of a key; `[` or `,` before an item of a list. */
+/* The most items that the text can hold. Every item has one of these bytes before it: `=`, `:` or
+ * `{` before the value of a key; `[` or `,` before an element of a list. */
 static size_t most_items(const char *text, size_t length)
 {
     size_t count = 1;
