@@ -1,3 +1,5 @@
+/* go-plugin's own services: health, shutdown, and the broker, which tells where the host's services
+ * listen. */
 #include "plugin/rpc/goplugin.h"
 
 #include <pthread.h>
@@ -9,7 +11,7 @@
 #include "plugin/rpc/message.h"
 #include "proto/goplugin.pb-c.h"
 
-/* SPIRE brokers one service, number 1. */
+/* SPIRE brokers one service, with number 1. */
 enum { ADDRESSES_MAX = 8 };
 
 static struct {
@@ -27,7 +29,8 @@ void goplugin_open(void (*shutdown)(void))
     on_shutdown = shutdown;
 }
 
-/* Its place, or a free one, or none. The lock is held. */
+/* With the lock held. Returns the place of this id; if `make` is set, a free one; otherwise
+ * NULL. */
 static char *place_of(uint32_t id, bool make)
 {
     for (size_t i = 0; i < ADDRESSES_MAX; i++)

@@ -1,3 +1,4 @@
+/* go-plugin's handshake: the cookie, the socket, and the one line on stdout. */
 #include "plugin/rpc/handshake.h"
 
 #include <errno.h>
@@ -118,7 +119,7 @@ int handshake_share(const char *path, struct fault *fault)
     return 0;
 }
 
-/* Puts /dev/null in stdout's place; returns the old one, or -1. */
+/* Replaces stdout by /dev/null. Returns the old stdout, or -1. */
 static int take_stdout(void)
 {
     OWNED(scope_close) int null = open("/dev/null", O_WRONLY | O_CLOEXEC);
@@ -130,8 +131,8 @@ static int take_stdout(void)
     return -1;
 }
 
-/* The seventh field says that broker connections cannot share this socket. Hosts too old
- * to ask would read it as part of the sixth (a certificate). */
+/* The seventh field says that broker connections cannot share this socket. Hosts that are too old
+ * to ask would read it as part of the sixth field (a certificate). */
 int handshake_announce(const char *path, struct fault *fault)
 {
     const char *multiplex = variable("PLUGIN_MULTIPLEX_GRPC") ? "|false" : "";

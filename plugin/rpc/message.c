@@ -1,3 +1,5 @@
+/* Checks a message's bytes before protobuf-c reads them: depth, number of fields, and text that is
+ * UTF-8 without NUL. */
 #include "plugin/rpc/message.h"
 
 #include <stdlib.h>
@@ -5,9 +7,9 @@
 #include "hsm/base/scope.h"
 #include "hsm/base/utf8.h"
 
-/* Everything SPIRE sends is far below these. They bound the stack and the heap that a
- * hostile 4 MiB can make protobuf-c use: it recurses without a limit, and allocates
- * 130 bytes for a field of two. */
+/* Everything that SPIRE sends is far below these limits. They bound the stack and heap that a
+ * hostile 4 MiB can make protobuf-c use: it recurses without a limit, and allocates 130 bytes for a
+ * field of two. */
 enum {
     DEPTH_MAX = 16,
     FIELDS_MAX = 65536,
@@ -50,7 +52,7 @@ static int skip(struct wire_reader *reader, uint64_t count)
     return 0;
 }
 
-/* A field's content: for WIRE_BYTES what the length says, else what was skipped. */
+/* A field's content. For WIRE_BYTES its length says how much; other types are skipped. */
 static int read_content(struct wire_reader *reader, unsigned wire_type, struct wire_reader *content)
 {
     uint64_t value;
@@ -91,7 +93,7 @@ static int check_string(const ProtobufCMessageDescriptor *type,
                      field->name, type->short_name);
 }
 
-/* How much of DEPTH_MAX and FIELDS_MAX is used up. */
+/* The use of DEPTH_MAX and FIELDS_MAX so far. */
 struct budget {
     unsigned depth;
     unsigned fields;

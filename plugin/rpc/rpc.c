@@ -1,3 +1,5 @@
+/* The gRPC server on C-core: one thread takes each event from the queue and answers, or hands the
+ * call on. */
 #include "plugin/rpc/rpc.h"
 
 #include <assert.h>
@@ -42,14 +44,14 @@ enum {
 
 static void step_arrived(struct rpc *rpc, struct rpc_call *call, bool ok);
 
-/* Lets C-core deliver the next call of a method. One slot is enough: it is armed again
- * before the call it delivered is handled. */
+/* Lets C-core deliver the next call of a method. One slot is enough: it is armed again before the
+ * delivered call is handled. */
 static void arm(struct rpc *rpc, const struct rpc_method *method, void *registered)
 {
     struct rpc_call *call = calloc(1, sizeof *call);
     grpc_call_error error;
 
-    if (!call) { /* as C-core does: without a slot the method would hang for ever */
+    if (!call) { /* C-core ends likewise: without a slot the method would never be served again */
         log_write(LOG_ERROR, "out of memory: the plugin ends", NULL);
         abort();
     }
@@ -115,7 +117,7 @@ static void unary_begin(struct rpc_call *call)
 
 static void step_arrived(struct rpc *rpc, struct rpc_call *call, bool ok)
 {
-    if (!ok) { /* the server is stopping */
+    if (!ok) { /* failed: the server is stopping */
         rpc_free_call(call);
         return;
     }
@@ -144,8 +146,8 @@ static void send_answer(struct rpc_call *call)
     rpc_start(call, ops, call->answer ? 4 : 3, &call->answered);
 }
 
-/* C-core has no way to wake its queue by hand, but no operations are done at once: their
- * tag comes out of the queue. */
+/* Nothing wakes C-core's queue by hand. But a batch without operations is done at once, and its tag
+ * comes out of the queue. */
 static void hand_over(struct rpc_call *call)
 {
     struct rpc *rpc = call->rpc;
@@ -179,9 +181,9 @@ static void step_handed(struct rpc *rpc, struct rpc_call *none, bool ok)
     }
 }
 
-/* Where calls are few, each is answered from the thread we are on, which spares it a wake-up.
- * Where there are many, two threads at one connection get in each other's way: C-core then has
- * a third do the work of the second, and the waking costs more than the work. */
+/* With few calls, the current thread answers, which spares a wake-up. With many, two threads block
+ * each other at one connection: C-core then moves the work of the second to a third one, and the
+ * wake-up costs more than the work. */
 static void answer(struct rpc_call *call, grpc_status_code status, const char *why)
 {
     struct rpc *rpc = call->rpc;
@@ -230,7 +232,8 @@ int64_t rpc_deadline(const struct rpc_call *call)
     return clock_now() + rest.tv_sec * CLOCK_SECOND + rest.tv_nsec;
 }
 
-/* C-core's errors quote what a peer sent; an assertion is about itself and its end. */
+/* C-core's errors quote the bytes that a peer sent, so they are for debugging. A failed assertion
+ * ends the process. */
 static void log_core(gpr_log_func_args *args)
 {
     enum log_level level =
@@ -341,8 +344,8 @@ int rpc_open(const char *path, const struct rpc_method *const tables[], struct r
     return 0;
 }
 
-/* Once nobody waits for an answer, streams and idle or stalled connections are all that
- * keeps the server: they are cut at once. */
+/* When nobody waits for an answer any more, only streams and idle or stalled connections hold up
+ * the stop. They are cut at once. */
 static gpr_timespec advance_stop(struct rpc *rpc)
 {
     gpr_timespec wake = gpr_inf_future(GPR_CLOCK_MONOTONIC);
@@ -384,8 +387,8 @@ void rpc_run(struct rpc *rpc)
     }
 }
 
-/* The gate is held until C-core knows: the failed slots that wake rpc_run's thread must
- * find `stopping` set, or nothing would wake it again. */
+/* The gate stays closed until C-core knows of the stop. The failed slots wake rpc_run's thread,
+ * which must find `stopping` set, as nothing would wake it again. */
 void rpc_stop(struct rpc *rpc, unsigned grace_ms)
 {
     int64_t grace_end = clock_now() + (int64_t)grace_ms * CLOCK_MILLISECOND;

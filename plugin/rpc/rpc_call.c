@@ -1,5 +1,5 @@
-/* The parts that every call is made of, whichever way it goes: starting its operations, its
- * payload, its end, and the address it goes to. */
+/* The parts that calls in both directions share: starting operations, payload, end, and the
+ * address. */
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 
 #include "plugin/rpc/rpc_internal.h"
 
-/* The address is a URI: a '%' or '?' in a directory's name must not be read as one. */
+/* The address is a URI, so a '%' or '?' in a folder's name must be escaped. */
 void rpc_target(const char *path, char target[RPC_TARGET_MAX])
 {
     static const char plain[] =
@@ -24,7 +24,7 @@ void rpc_target(const char *path, char target[RPC_TARGET_MAX])
 
 void rpc_start(struct rpc_call *call, const grpc_op *ops, size_t count, struct rpc_tag *tag)
 {
-    grpc_call *core = call->call; /* where the tag comes back, ours may be freed at once */
+    grpc_call *core = call->call; /* where the tag comes out, the call may be freed at once */
     grpc_call_error error;
 
     TAG_STARTS(tag);

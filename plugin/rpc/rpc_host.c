@@ -8,7 +8,7 @@
 
 enum { ANSWER_SECONDS = 2 };
 
-/* A call outwards: the other way round, but with the same parts and on the same queue. */
+/* A call to the host: made of the same parts as a call from it, and on the same queue. */
 struct host_call {
     struct rpc_call call; /* first: what rpc_free_call frees */
     grpc_metadata_array trailing;

@@ -1,8 +1,8 @@
 /* A stream that the host holds open, on the same queue as the calls. */
 #include "plugin/rpc/rpc_internal.h"
 
-/* A stream has up to three operations out: its end, its opening, its next message. It
- * is freed when the last has come back, in whatever order they do. */
+/* A stream has up to three operations under way: its end, its opening, its next message. The last
+ * to come back frees it, whatever their order. */
 static void operation_over(struct rpc_call *call)
 {
     if (--call->pending == 0)
@@ -24,7 +24,7 @@ static void step_over(struct rpc *rpc, struct rpc_call *call, bool ok)
     operation_over(call);
 }
 
-/* No payload: the peer sends no more, which does not end the stream. */
+/* No payload means that the peer sends no more. The stream goes on. */
 static void step_message(struct rpc *rpc, struct rpc_call *call, bool ok)
 {
     (void)rpc;
