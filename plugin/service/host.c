@@ -1,3 +1,4 @@
+/* Figures for the host's telemetry, sent one at a time: a slow host slows down nothing else. */
 #include "plugin/service/host.h"
 
 #include <stdatomic.h>
@@ -9,7 +10,7 @@
 #include "proto/spire.pb-c.h"
 
 enum {
-    HOST_SERVICES = 1, /* SPIRE's broker id of all of them */
+    HOST_SERVICES = 1, /* SPIRE's broker id for all of its services */
     NAME_MAX_BYTES = 32,
     REQUEST_MAX = 64 + 2 * (METRIC_LABEL_MAX + NAME_MAX_BYTES + 16),
 };
@@ -18,7 +19,8 @@ static const int64_t measure_interval = 5 * CLOCK_SECOND;
 
 static atomic_bool offered;
 
-/* `out` says whose the rest is: the ticking thread's, or the one's that hears the host's answer. */
+/* `out` says who owns the other members: the ticking thread, or the thread that hears the host's
+ * answer. */
 static struct {
     const struct role *role;
     int64_t measured;
@@ -53,7 +55,7 @@ static const char *method(enum metric_kind kind)
     return methods[kind];
 }
 
-/* protobuf-c's texts are not const, though it only reads them. */
+/* protobuf-c only reads these texts, but its type is not const. */
 struct label_text {
     Spire__MetricLabel message;
     char name[NAME_MAX_BYTES];
@@ -100,7 +102,7 @@ static bool send(struct metric_news *news)
                          spire__metric_request__pack(&request, bytes), host_answered);
 }
 
-/* False: all has been told that there was, or the plugin is stopping. */
+/* Returns false if there is nothing left to tell, or the plugin is stopping. */
 static bool send_next(void)
 {
     if (metrics_next(&tell.series, &tell.news))
@@ -109,7 +111,7 @@ static bool send_next(void)
     return false;
 }
 
-/* A host that does not listen is asked again at the next tick, with the figure behind it. */
+/* After a failure the host is tried again at the next tick, beginning with the next figure. */
 static void host_answered(bool heard)
 {
     if (heard)

@@ -1,3 +1,5 @@
+/* The slow lane: one thread for jobs that may wait for a disk or a token, each with a limit in the
+ * queue and one at work. */
 #include "plugin/service/lane.h"
 
 #include <pthread.h>
@@ -13,10 +15,11 @@ struct lane_job {
     const char *what;
     const struct lane_kind *kind;
     void *context;
-    int64_t limit; /* on clock_now()'s clock: in the queue, later at work */
+    int64_t limit; /* on clock_now()'s clock: first for the queue, then for the work */
 };
 
-/* Of the running job. Whoever moves it on from ANSWER_DUE is the one to answer. */
+/* The state of the running job's answer. The thread that moves it on from ANSWER_DUE gives the
+ * answer. */
 enum answer { ANSWER_DUE, ANSWER_UNDER_WAY, ANSWER_GIVEN };
 
 static struct {
@@ -25,7 +28,7 @@ static struct {
     pthread_t thread;
     struct lane_job jobs[JOBS_MAX]; /* the oldest first */
     size_t count;
-    struct lane_job running; /* all zero: none */
+    struct lane_job running; /* all zero: no job is running */
     enum answer answer;
     bool closed;
     bool ended;
@@ -59,8 +62,8 @@ static struct lane_job take(size_t index)
 
 /* ---- the lane's thread ---- */
 
-/* Run has returned. Is its result still the answer? An answer that another thread is giving
- * just now uses the context: wait until it is through. */
+/* The job has returned. Is its result still the answer? If another thread is answering just now, it
+ * uses the context, so this waits until it is through. */
 static bool take_answer(bool *closed)
 {
     bool due;
@@ -86,7 +89,7 @@ static void conclude(const struct lane_job *job, const struct fault *fault)
     job->kind->release(job->context);
 }
 
-/* Entered and left with the lock held. */
+/* Enters and returns with the lock held. */
 static void serve(struct lane_job job)
 {
     struct fault fault;
@@ -135,7 +138,7 @@ int lane_open(struct fault *fault)
 
 /* ---- queued jobs ---- */
 
-/* `busy`: the running job's name, NULL between two jobs. */
+/* `busy`: the running job's name; NULL between two jobs. */
 static void give_up(const struct lane_job *job, const char *why, const char *busy)
 {
     struct fault fault;
@@ -145,7 +148,7 @@ static void give_up(const struct lane_job *job, const char *why, const char *bus
     job->kind->release(job->context);
 }
 
-/* Why a job cannot be queued, or NULL. */
+/* Returns why no job can be queued, or NULL. */
 static const char *refuse(void)
 {
     if (lane.closed)
@@ -173,7 +176,7 @@ void lane_submit(const char *what, const struct lane_kind *kind, void *context)
         give_up(&job, refusal, busy);
 }
 
-/* Takes one job that is past its limit (or, when closed, any). */
+/* Takes a job that is past its limit or, when the lane is closed, any job. */
 static bool take_late(int64_t now, struct lane_job *job, const char **busy)
 {
     bool found = false;
@@ -191,7 +194,8 @@ static bool take_late(int64_t now, struct lane_job *job, const char **busy)
 
 /* ---- the running job ---- */
 
-/* Its answer, when it is past its limit. One without a limit is not even late at CLOCK_NEVER. */
+/* Takes over the running job's answer if it is past its limit. A job without a limit is not late
+ * even at CLOCK_NEVER. */
 static bool take_stuck(int64_t now, struct lane_job *job)
 {
     const struct lane_job *running = &lane.running;
@@ -261,7 +265,7 @@ void lane_close(int64_t wait)
     wait_until(clock_now() + wait);
     ended = lane.ended;
     unlock();
-    /* one that has ended but for its last step still owns memory (OpenSSL's, per thread) */
+    /* an ended thread still owns memory until it is joined (OpenSSL's) */
     if (ended)
         (void)pthread_join(lane.thread, NULL);
     else

@@ -1,3 +1,4 @@
+/* Which services a plugin type offers to SPIRE. */
 #include "plugin/service/role.h"
 
 #include <stdlib.h>

@@ -1,5 +1,5 @@
-/* BundlePublisher and Notifier: requests become bundles for the publisher, its reports lines
- * of the log, its faults answers. */
+/* BundlePublisher and Notifier: turns requests into bundles for the publisher, its reports into log
+ * lines, its faults into answers. */
 #include "plugin/service/svc.h"
 
 #include <inttypes.h>
@@ -19,7 +19,7 @@
 #include "plugin/service/svc_bundle_view.h"
 #include "proto/bundle.pb-c.h"
 
-/* The slow lane's alone: Configure and publishing both run there. */
+/* Used by the slow lane alone: both Configure and publishing run there. */
 static struct {
     bool configured;
     char trust_domain[CONFIG_TRUST_DOMAIN_MAX + 1];
@@ -27,7 +27,7 @@ static struct {
     struct publisher publisher;
 } state;
 
-/* Whether a Notifier may hold up the start of the server; for any thread. */
+/* May a Notifier hold up the start of the server? For any thread. */
 static atomic_bool required;
 
 /* ---- the requests ---- */
@@ -35,10 +35,10 @@ static atomic_bool required;
 struct event {
     const char *what;
     const ProtobufCMessageDescriptor *type;
-    /* The bundle in it, which may be missing. False: an event of another kind, which newer
-     * servers may send, and which is nothing to us. */
+    /* Finds the bundle, which may be missing. Returns false for an event of another kind: newer
+     * servers may send one, and it does not concern us. */
     bool (*find)(const void *message, const Bundle__Bundle **bundle);
-    bool advises; /* a failure ends the server */
+    bool advises; /* a failure ends the server's start */
 };
 
 static bool find_published(const void *message, const Bundle__Bundle **bundle)
@@ -83,7 +83,7 @@ static void reply(struct rpc_call *call)
     rpc_reply(call, (const uint8_t *)"", 0);
 }
 
-/* Publishing has failed (there is nothing wrong with the call itself). */
+/* The call itself is valid, but publishing has failed. */
 static void answer_failure(struct rpc_call *call, const struct event *event, struct fault fault)
 {
     bundle_figures_failed();
@@ -165,10 +165,10 @@ struct request {
     const struct event *event;
     struct rpc_call *call;
     void *message;
-    bool senseless; /* set by run: the request itself is at fault, not its publication */
+    bool senseless; /* set by run: the request itself is wrong, not its publication */
 };
 
-/* *bundle NULL: nothing to do. */
+/* *bundle NULL: there is nothing to do. */
 static int find_bundle(const struct event *event, const void *message,
                        const Bundle__Bundle **bundle, struct fault *fault)
 {
@@ -230,8 +230,8 @@ static void release(void *context)
     free(request);
 }
 
-/* SPIRE sets these calls no deadline and holds up all publishers, or its CA's rotation,
- * until they return. So they do: after this long in the queue, and after this long at work. */
+/* SPIRE sets no deadline for these calls. Until they return, it holds up all publishers, or the
+ * rotation of its CA. So each gets this long in the queue and this long at work. */
 static const struct lane_kind publication = {
     .queue_limit = 20 * CLOCK_SECOND,
     .run_limit = 20 * CLOCK_SECOND,
@@ -241,7 +241,7 @@ static const struct lane_kind publication = {
     .release = release,
 };
 
-/* The message is parsed here, as the call's bytes may be gone while run is still at work. */
+/* The message is parsed here, because the call's bytes may be gone before run ends. */
 static void submit(const struct event *event, struct rpc_call *call, const uint8_t *bytes,
                    size_t length)
 {
@@ -294,15 +294,15 @@ const struct rpc_method notifier_methods[] = {
 
 /* ---- the role ---- */
 
-/* A missing directory is a mistake in the configuration, a disk that is read-only for now
- * is not: it must not keep a server from starting that only wants to be told. */
+/* A missing folder is a mistake in the configuration. A disk that is read-only for now is none: a
+ * server must start nevertheless, as it only informs the plugin. */
 static bool may_wait(const struct config *config, const struct fault *fault)
 {
     return fault->code == FAULT_UNAVAILABLE && config->kind == CONFIG_NOTIFIER &&
            !config->bundle.required;
 }
 
-/* They point into *bundle. */
+/* The settings point into *bundle. */
 static struct publisher_settings publisher_settings(const struct config_bundle *bundle)
 {
     return (struct publisher_settings){

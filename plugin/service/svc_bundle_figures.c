@@ -1,3 +1,4 @@
+/* Figures of publishing: age, size and number of the bundle, per role and path. */
 #include "plugin/service/svc_bundle_figures.h"
 
 #include <pthread.h>
@@ -10,7 +11,7 @@ static struct {
     pthread_mutex_t mutex;
     const char *role;
     char path[METRIC_LABEL_MAX]; /* "": not configured yet */
-    int64_t delivered;           /* or configured */
+    int64_t delivered;           /* time of the last delivery, or of Configure */
 } shown = {.mutex = PTHREAD_MUTEX_INITIALIZER, .role = ""};
 
 static void lock(void)

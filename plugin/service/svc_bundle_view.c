@@ -1,3 +1,4 @@
+/* SPIRE's message of a bundle as a struct bundle that points into it. */
 #include "plugin/service/svc_bundle_view.h"
 
 #include <stdlib.h>
@@ -9,7 +10,7 @@ static struct bundle_bytes bytes_of(const ProtobufCBinaryData *data)
     return (struct bundle_bytes){data->data, data->len};
 }
 
-/* They are the view's own, const only to those who look. */
+/* The view owns these arrays. They are const for its readers only. */
 static void free_array(const void *array)
 {
     free((void *)(uintptr_t)array);
@@ -21,8 +22,8 @@ void bundle_free_view(struct bundle *view)
     free_array(view->jwt);
 }
 
-/* Tainted authorities go into the file as all others, as with SPIRE's own publishers: what
- * they have signed is still in use. They leave it when SPIRE revokes them. */
+/* Tainted authorities are published like all others, as by SPIRE's own publishers: SVIDs that they
+ * signed are still in use. They disappear when SPIRE revokes them. */
 int bundle_view(const struct Bundle__Bundle *message, struct bundle *view, struct fault *fault)
 {
     struct bundle_bytes *x509 = calloc(message->n_x509_authorities + 1, sizeof *x509);

@@ -1,3 +1,5 @@
+/* Configure and Validate of every role. Both go through the slow lane, as a token may need minutes
+ * to open. */
 #include "plugin/service/svc.h"
 
 #include <stdio.h>
@@ -23,11 +25,11 @@ struct config_job {
     struct rpc_call *call;
     const uint8_t *bytes;
     size_t length;
-    bool valid; /* this and the notes: what Validate has found */
+    bool valid; /* this and the notes are the result of Validate */
     struct config_notes notes;
 };
 
-/* plugin_data may hold a PIN. */
+/* plugin_data may hold a PIN, so it is wiped. */
 static void free_request(Spire__ConfigureRequest **request)
 {
     if (*request)
@@ -68,7 +70,7 @@ static size_t count_notes(const struct config_notes *notes)
     return count < CONFIG_NOTES_MAX ? count : CONFIG_NOTES_MAX;
 }
 
-/* All of them: the status that goes back has room for the first few only. */
+/* All notes: the status that SPIRE gets has room for the first few only. */
 static void log_notes(const struct config_notes *notes)
 {
     for (size_t i = 0; i < count_notes(notes); i++)
@@ -123,8 +125,7 @@ static int run_validate(void *context, struct fault *fault)
     return 0;
 }
 
-/* `spire-server validate` takes any note for a mistake: what is only remarkable goes to the
- * log. */
+/* `spire-server validate` counts any note as a mistake, so warnings go to the log. */
 static void reply_notes(struct config_job *job)
 {
     Spire__ValidateResponse response = SPIRE__VALIDATE_RESPONSE__INIT;
@@ -152,8 +153,8 @@ static void answer_validate(void *context, enum lane_outcome outcome, const stru
         reply_notes(job);
 }
 
-/* A Configure may wait a startup_wait for its token, and the next one behind it. At work it
- * has no limit here: startup_wait is the operator's. */
+/* A Configure may wait for its token for startup_wait, and the next one waits behind it. Its work
+ * has no limit here, as startup_wait is the operator's limit. */
 static const struct lane_kind configure_job = {
     .queue_limit = 180 * CLOCK_SECOND,
     .run_limit = CLOCK_NEVER,

@@ -1,4 +1,5 @@
-/* SPIRE's Init service: which services this process offers, and which the host does. */
+/* SPIRE's Init service: the host learns which services this process offers, and tells which it
+ * offers itself. */
 #include "plugin/service/svc.h"
 
 #include <stdbool.h>
@@ -27,10 +28,10 @@ static bool offers(const Spire__InitRequest *request, const char *service)
     return false;
 }
 
-/* Server and agent start their key managers with one and the same cookie; only what they offer
- * in return tells them apart: any service of a server's name space makes a server. (SPIRE has
- * IdentityProvider for notifiers, which it is about to drop.) A service announced to the wrong
- * one gets a warning into its log. */
+/* Server and agent start their key managers with the same cookie. Only the host services that they
+ * offer differ: any service of the server's name space means a server. (SPIRE has IdentityProvider
+ * for notifiers, and is about to drop it.) If the wrong host is told of a service, it logs a
+ * warning. */
 static bool host_is_agent(const Spire__InitRequest *request)
 {
     static const char of_a_server[] = "spire.hostservice.server.";
@@ -65,7 +66,7 @@ static void init(struct rpc_call *call, const uint8_t *bytes, size_t length)
     message_reply(call, &response.base);
 }
 
-/* Shutdown follows at once, and does the work. */
+/* Shutdown follows at once and does the work. */
 static void deinit(struct rpc_call *call, const uint8_t *bytes, size_t length)
 {
     (void)bytes;

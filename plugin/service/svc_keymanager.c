@@ -1,4 +1,4 @@
-/* SPIRE's KeyManager service: its four calls to keymanager.h's and back. */
+/* SPIRE's KeyManager service: translates its four calls to keymanager.h and back. */
 #include "plugin/service/svc.h"
 
 #include <pthread.h>
@@ -25,13 +25,13 @@ _Static_assert((int)HSM_SHA512 == KEYMANAGER__HASH_ALGORITHM__SHA512, "SPIRE's n
 _Static_assert((int)HSM_SHA3_224 == KEYMANAGER__HASH_ALGORITHM__SHA3_224, "SPIRE's number");
 _Static_assert((int)HSM_SHA512_256 == KEYMANAGER__HASH_ALGORITHM__SHA512_256, "SPIRE's number");
 
-/* Kept back from the client's deadline, so that our answer, with its reason, arrives
- * before the client's own "deadline exceeded". */
+/* Kept back from the client's deadline, so that our answer with its reason comes before the
+ * client's own "deadline exceeded". */
 static const int64_t answer_margin = CLOCK_SECOND / 2;
 
 static struct {
     pthread_mutex_t mutex;
-    struct keymanager *keymanager; /* in force; held */
+    struct keymanager *keymanager; /* the one in force; this file holds it */
     atomic_bool closing;
 } current = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -53,8 +53,8 @@ static void release(struct keymanager **keymanager)
         keymanager_release(*keymanager);
 }
 
-/* Libraries that are told so by their own variables write down what they are given, PINs too;
- * most of them to their standard error, which is our log. */
+/* Some libraries have a debug variable that makes them write down all they are given, PINs too.
+ * Most write to standard error, which is our log. */
 static void warn_of_talkers(void)
 {
     static const char *const variables[] = {"PKCS11SPY", "YUBIHSM_PKCS11_DBG", "CKNFAST_DEBUG"};
@@ -112,7 +112,7 @@ static void refuse_call(struct rpc_call *call, enum fault_code code, const char 
     rpc_fail(call, &fault);
 }
 
-/* The keymanager in force, held for the caller; NULL after the call was refused. */
+/* Returns the keymanager in force, held for the caller; or NULL, after it has refused the call. */
 static struct keymanager *require_configured(struct rpc_call *call)
 {
     struct keymanager *keymanager = current_hold();
@@ -129,13 +129,13 @@ static int64_t deadline_of(const struct rpc_call *call, const struct keymanager 
     int64_t ours = now + keymanager_call_timeout(keymanager);
     int64_t quarter = theirs > now ? (theirs - now) / 4 : 0;
 
-    if (theirs != CLOCK_NEVER) /* who gives half a second is not refused for the answer's way */
+    if (theirs != CLOCK_NEVER) /* who allows half a second gets all of it */
         theirs -= quarter < answer_margin ? quarter : answer_margin;
     return theirs < ours ? theirs : ours;
 }
 
-/* A view of the key as SPIRE's message: its pointers stay the key's, which the message
- * does not change although its type would let it. */
+/* SPIRE's message as a view of the key. It points into the key and does not change it, though its
+ * type would allow that. */
 static void view(const struct catalogue_key *key, Keymanager__PublicKey *message)
 {
     union {
