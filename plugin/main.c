@@ -1,3 +1,5 @@
+/* spire-hsm: decides from the command line and the environment whether SPIRE or a person has
+ * started it, and makes the process safe for secrets. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -33,8 +35,8 @@ static const char not_a_command[] =
     "\n"
     "`spire-hsm --help` lists all options, and the commands for operators.\n";
 
-/* Whichever part of us this is, a PIN may be in its memory: no core, and nobody looks in but
- * root. The leak checker cannot do without. */
+/* A PIN may be in this process's memory, in every role: so there is no core dump, and only root may
+ * look in. The leak checker of a sanitizer needs to look. */
 static void refuse_dumps(void)
 {
 #ifndef __SANITIZE_ADDRESS__
@@ -42,8 +44,9 @@ static void refuse_dumps(void)
 #endif
 }
 
-/* Whoever starts us may have closed some of them. What we open next would get their numbers, and
- * what is meant for stderr would be written into the identity file. Ours cannot be written to. */
+/* The caller may have closed some of these descriptors. The next files we open would get their
+ * numbers, and a line for stderr would go into the identity file. The stand-ins cannot be written
+ * to. */
 static void open_standard_descriptors(void)
 {
     int fd;
@@ -91,7 +94,7 @@ int main(int argc, char **argv)
     const struct role *role;
 
     open_standard_descriptors();
-    /* What we compute never depends on the host's openssl.cnf, which may put providers and
+    /* Our own computations must not depend on the host's openssl.cnf, which may load providers and
      * whole PKCS#11 modules into this process. */
     (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
     refuse_dumps();

@@ -1,3 +1,5 @@
+/* A plugin process from its handshake to its exit: signals, the death of the host, and the order of
+ * stopping. */
 #include "plugin/serve.h"
 
 #include <errno.h>
@@ -24,7 +26,7 @@
 #include "plugin/service/svc.h"
 #include "plugin/worker/child.h"
 
-/* go-plugin kills 2 s after Shutdown; closing a role takes up to one. */
+/* go-plugin kills the process 2 s after Shutdown. Closing a role takes up to one. */
 enum {
     GRACE_MS = 300,
     JOIN_MS = 300,
@@ -39,7 +41,7 @@ enum { WATCH_SIGNALS, WATCH_WAKE, WATCH_PARENT, WATCHED };
 static struct {
     struct pollfd fds[WATCHED];
     pid_t parent;
-    int64_t term_end; /* CLOCK_NEVER: no SIGTERM so far */
+    int64_t term_end; /* CLOCK_NEVER: no SIGTERM has come */
     struct rpc *rpc;
     pthread_t thread;
     int thread_end; /* readable when rpc_run has returned */
@@ -53,15 +55,15 @@ static void raise_event(int event)
     (void)!write(event, &one, sizeof one);
 }
 
-/* On the gRPC thread; the main thread does the stopping. */
+/* Called on the gRPC thread. The main thread does the stopping. */
 static void wake(void)
 {
     raise_event(server.fds[WATCH_WAKE].fd);
 }
 
-/* The host's operators signal by name ("pkill -USR1 spire"), by terminal and by
- * control group; none of that is meant for a plugin. A hang-up least of all: a host started
- * with nohup lives on without its terminal, and any other host dies of it, which we see. */
+/* Operators signal the host by name ("pkill -USR1 spire"), by terminal and by control group, which
+ * also hits its plugins. So the plugin ignores these signals. SIGHUP in particular: a host started
+ * with nohup lives on without its terminal, and any other host dies of it, which we notice. */
 static void arrange_signals(sigset_t *watched)
 {
     static const int ignored[] = {SIGHUP, SIGINT, SIGPIPE, SIGUSR1, SIGUSR2};
@@ -86,7 +88,7 @@ static int open_watch(struct fault *fault)
 
     arrange_signals(&signals);
     server.term_end = CLOCK_NEVER;
-    server.parent = getppid(); /* before the kernel is told not to kill us any more */
+    server.parent = getppid(); /* set before the kernel is told to spare us */
     (void)prctl(PR_SET_PDEATHSIG, 0);
     server.fds[WATCH_SIGNALS].fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
     server.fds[WATCH_WAKE].fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -126,7 +128,7 @@ static int start_rpc(const struct role *role, struct fault *fault)
     return 0;
 }
 
-/* gRPC 1.51 stops listening for good when accept() finds no descriptor free (CVE-2023-4785). */
+/* gRPC 1.51 stops listening for good if accept() finds no free descriptor (CVE-2023-4785). */
 static void raise_open_files(void)
 {
     struct rlimit limit;
@@ -161,7 +163,7 @@ static void take_signal(void)
     }
 }
 
-/* Why it is time to stop, or NULL. */
+/* Returns the reason to stop, or NULL. */
 static const char *reason_to_stop(void)
 {
     if (server.fds[WATCH_WAKE].revents != 0)
@@ -194,7 +196,7 @@ static bool join_rpc(void)
     return poll(&end, 1, JOIN_MS) == 1 && pthread_join(server.thread, NULL) == 0;
 }
 
-/* What does not end in time (a job in a file system that hangs) ends with the process. */
+/* A job that does not end in time, as in a file system that hangs, ends with the process. */
 static void stop(const struct role *role)
 {
     (void)alarm(LAST_RESORT_S);

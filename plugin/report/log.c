@@ -1,3 +1,4 @@
+/* Lines in hclog's JSON form, or for the commands in plain words. */
 #include "plugin/report/log.h"
 
 #include <errno.h>
@@ -24,7 +25,7 @@ static const char *const level_names[] = {
 
 static const char *log_module = "spire-hsm";
 
-/* A pipe keeps only writes of up to 4096 bytes whole. */
+/* A pipe keeps writes whole only up to 4096 bytes. */
 static pthread_mutex_t writing = PTHREAD_MUTEX_INITIALIZER;
 
 static bool plain;
@@ -39,7 +40,7 @@ void log_open_plain(void)
     plain = true;
 }
 
-/* The host parses exactly this form, and a line without it is dated year 1. */
+/* The host parses exactly this form. Otherwise it dates the line to year 1. */
 static void stamp(char *text, size_t size)
 {
     struct timespec now;
@@ -85,7 +86,7 @@ static void put_pairs(json_t *line, va_list pairs)
     }
 }
 
-/* Nobody is left to be told when this fails. */
+/* If this fails, nobody is left to tell. */
 static void write_line(char *text)
 {
     struct iovec parts[] = {{text, strlen(text)}, {(char[]){'\n'}, 1}};
@@ -96,7 +97,7 @@ static void write_line(char *text)
     (void)pthread_mutex_unlock(&writing);
 }
 
-/* For the eye: what the host would have told by fields stands in brackets. */
+/* For people: the fields stand in brackets behind the message. */
 static void write_plain(json_t *line)
 {
     const char *error = json_string_value(json_object_get(line, "error"));

@@ -1,3 +1,5 @@
+/* Figures kept until the host is told: counters add up, gauges keep their last value. No caller
+ * ever waits for the host. */
 #include "plugin/report/metrics.h"
 
 #include <pthread.h>
@@ -10,12 +12,12 @@
 struct series {
     enum metric metric;
     char labels[METRIC_LABELS][METRIC_LABEL_MAX];
-    double value; /* of a counter: what is still to be told */
+    double value; /* of a counter: the part that was not told yet */
     bool due;
-    unsigned short next; /* of the same metric, its number; 0 = the last */
+    unsigned short next; /* number of the next series of the same metric; 0 = this is the last */
 };
 
-/* Number 0 is nobody's. */
+/* Number 0 is never used. */
 static struct {
     pthread_mutex_t mutex;
     size_t count;
@@ -83,7 +85,7 @@ static struct series *add(enum metric metric, const char *first, const char *sec
     return series;
 }
 
-/* A label that is too long, or no text, is found as it was kept. */
+/* A label that is too long, or no text, is looked up in the form in which it is kept. */
 static struct series *series_of(enum metric metric, const char *first, const char *second)
 {
     struct series *series;
@@ -167,7 +169,7 @@ void metrics_took(const char *call, const char *part, int64_t ns)
 
 /* ---- what is known beforehand ---- */
 
-/* The value at *list, which then begins behind it. */
+/* Takes the value at *list, which then begins behind it. */
 static const char *take_value(const char **list, char value[METRIC_LABEL_MAX])
 {
     size_t length = strcspn(*list, ",");
@@ -227,7 +229,7 @@ bool metrics_next(size_t *number, struct metric_news *news)
     return found;
 }
 
-/* What came in between is told the next time. */
+/* Changes that came meanwhile are told the next time. */
 void metrics_told(const struct metric_news *news)
 {
     struct series *series = &store.series[news->series];

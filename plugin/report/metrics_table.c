@@ -1,5 +1,5 @@
-/* Every figure that the host is told. docs/metrics.md has the same table for people, and
- * unit/metrics.c holds them to each other. */
+/* Every figure that the host is told. docs/metrics.md has the same table, and unit/metrics.c
+ * compares both. */
 #include "plugin/report/metrics.h"
 
 typedef const struct metric_label labels[METRIC_LABELS];
