@@ -1,4 +1,4 @@
-/* JSON documents as the bytes of a file, and back. */
+/* JSON documents as the bytes of a file. */
 #include "plugin/bundle/document.h"
 
 #include <stdlib.h>

@@ -129,7 +129,7 @@ static int64_t deadline_of(const struct rpc_call *call, const struct keymanager 
     int64_t ours = now + keymanager_call_timeout(keymanager);
     int64_t quarter = theirs > now ? (theirs - now) / 4 : 0;
 
-    if (theirs != CLOCK_NEVER) /* who allows half a second gets all of it */
+    if (theirs != CLOCK_NEVER) /* at most a quarter of the client's time */
         theirs -= quarter < answer_margin ? quarter : answer_margin;
     return theirs < ours ? theirs : ours;
 }
