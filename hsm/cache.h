@@ -1,9 +1,9 @@
-/* Under which handle a private key was last found, and what verifies its signatures. Only that,
- * and only for speed: every handle in here was once checked to be of the key with this label, id
- * and fingerprint.
+/* The handle under which each private key was last found, with the verifier of its signatures. It
+ * only saves time: every handle in here was checked to belong to the key with this label, id and
+ * fingerprint.
  *
- * Looking a key up can take a token long (SoftHSM walks all its objects), so of many
- * threads that miss the same key one looks and the others wait for what it finds. */
+ * Looking a key up can take a token long (SoftHSM walks all its objects), so if many threads miss
+ * the same key, one searches and the others wait for its result. */
 #ifndef HSM_CACHE_H
 #define HSM_CACHE_H
 
@@ -21,8 +21,7 @@ struct cache_key {
     uint32_t logins; /* of the session pool, before the handle was found */
 };
 
-/* The cache shares the verifier with those who put it in and take it out: each releases what is
- * his. */
+/* The cache and its callers share the verifier: each releases its own share. */
 struct cache_value {
     CK_OBJECT_HANDLE handle;
     struct verifier *verifier;
@@ -67,8 +66,8 @@ enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
 void cache_found(struct cache *cache, const struct cache_key *key, const struct cache_value *value);
 void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault);
 
-/* This handle is no good any more: another thread may have found the new one by now, which
- * stays. HANDLE_NONE: whichever it is, the key is to go. */
+/* Forgets this handle of the key. If another thread has found a new handle meanwhile, that one
+ * stays. HANDLE_NONE: forgets the key's handle whatever it is. */
 void cache_forget(struct cache *cache, const struct hsm_key_name *name, CK_OBJECT_HANDLE handle);
 
 #endif

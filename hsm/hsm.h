@@ -1,11 +1,10 @@
-/* The room's one door: a token behind a PKCS#11 module, and six things to ask of
- * it, each a plain request with all it needs and a plain reply.
+/* The room's one door: a token behind a PKCS#11 module, and six operations on it. Each takes a
+ * plain request, complete in itself, and gives a plain reply.
  *
- * Nothing here knows trust domains or rotation, and nothing here logs: a
- * reply carries a fault, and who asked decides what it means. The room keeps no
- * list of keys either. Each request names its objects by label, CKA_ID, type and
- * fingerprint, and the room merely remembers which handles it found, so a fresh
- * process can go on where a dead one stopped.
+ * Nothing here knows trust domains or rotation, and nothing here logs: a reply carries a fault, and
+ * the caller decides what it means. The room keeps no list of keys either. Each request names its
+ * objects by label, CKA_ID, type and fingerprint, and the room merely remembers which handles it
+ * found, so a fresh process can go on where a dead one stopped.
  *
  * Calling sequence: hsm_open once; hsm_execute from any number of threads, each
  * call borrowing one of at most settings.sessions sessions and waiting while none
@@ -48,8 +47,8 @@ struct hsm_token;
 int hsm_open(const struct hsm_settings *settings, struct hsm_token **token,
              struct hsm_token_info *info, struct fault *fault);
 
-/* Registers what a thread inside hsm_execute says of its request, on that thread; NULL = nobody
- * listens. Call this before the first hsm_execute. Neither may block.
+/* Registers callbacks by which a thread inside hsm_execute reports on its request, on that thread;
+ * NULL = none. Call this before the first hsm_execute. Neither may block.
  *
  *   waits    for a free session: a few times a second, and once more when it has one. Other
  *            requests used up that time, so it does not count.

@@ -8,12 +8,12 @@
  *
  * Accepted is a regular file of ours or of root's, of up to KEYFILE_BYTES_MAX bytes, to which
  * others than its group have no access. All its keys are of a type of ours, up to KEYFILE_KEYS_MAX,
- * and each has signed. As for SPIRE, members beside "keys" are of no consequence. Two things that
- * SPIRE accepts are refused, as it never writes them and the mistake would be found out too late: a
- * file without keys, and one key id twice.
+ * and each has signed. Like SPIRE, it ignores members beside "keys". It refuses two files that
+ * SPIRE accepts but never writes, because the mistake would show too late: a file without keys, and
+ * one with a key id twice.
  *
- * Every sentence names "previous: keys_file" and the path, at most a key's id and type, and
- * nothing else that stands in the file. */
+ * Every sentence names "previous: keys_file" and the path. Of the file's content it names a key's
+ * id and type at most. */
 #ifndef HSM_KEYFILE_H
 #define HSM_KEYFILE_H
 
@@ -32,6 +32,6 @@ int keyfile_open(const struct hsm_settings *settings, struct keyfile **keyfile,
 /* Wipes the keys. NULL is fine. */
 void keyfile_close(struct keyfile *keyfile);
 
-/* What is done with the keys: the operations in token.h. */
+/* The operations with these keys, as token.h has them. */
 
 #endif

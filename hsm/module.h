@@ -24,7 +24,7 @@ struct module {
     pthread_mutex_t entered;
 };
 
-/* What a setting "token" says beside which token it is. */
+/* The parts of the setting "token" that do not select the token. */
 struct module_token {
     CK_SLOT_ID slot;
     CK_TOKEN_INFO info;
@@ -71,8 +71,8 @@ static inline CK_RV module_leave(struct module *module, CK_RV rv)
     return rv;
 }
 
-/* MODULE_CALL(module, C_Sign, session, ...) is the CK_RV of that call. What a module lacks is of no
- * consequence, or module_open has refused it. */
+/* MODULE_CALL(module, C_Sign, session, ...) is the CK_RV of that call. module_open has refused a
+ * module that lacks a function we cannot do without. */
 #define MODULE_CALL(module, name, ...)                                                             \
     module_leave((module),                                                                         \
                  (module_enter(module), (module)->calls->name ? (module)->calls->name(__VA_ARGS__) \

@@ -48,16 +48,17 @@ bool object_number(const struct object_value *value, CK_ULONG *number);
 int object_find(const struct session *session, const struct hsm_key_name *name,
                 struct object_halves *found, struct fault *fault);
 
-/* CUT: what a token that cuts names left of them. OTHERWISE: it is another object's name, or none.
- */
+/* CUT: the beginning of the name, as a token that cuts names leaves it. OTHERWISE: another object's
+ * name, or none.
+ * */
 enum object_naming { OBJECT_NAMED, OBJECT_CUT, OBJECT_OTHERWISE, OBJECT_UNREADABLE };
 
 /* Does the object bear exactly this label (and id)? */
 int object_naming(const struct session *session, CK_OBJECT_HANDLE handle,
                   const struct hsm_key_name *name, enum object_naming *naming, struct fault *fault);
 
-/* The next of what the search that has begun finds; *count is 0 at its end. A module that tells
- * of more than there is room for is mad: FAULT_INTERNAL. */
+/* Returns the next objects that the active search finds; *count is 0 at its end. FAULT_INTERNAL:
+ * the module reported more objects than there is room for. */
 int object_next(const struct session *session, CK_OBJECT_HANDLE *batch, CK_ULONG room,
                 CK_ULONG *count, struct fault *fault);
 
@@ -67,21 +68,21 @@ int object_generate(const struct session *session, enum hsm_key_type type,
                     const struct hsm_key_name *name, unsigned tier, struct object_pair *pair,
                     struct fault *fault);
 
-/* The public key, from the public object, else from what the private one tells. A fault
- * without a CK_RV means: there is none to be had, or no good one. */
+/* Reads the public key, from the public object or else from the private one. A fault without a
+ * CK_RV means that there is no public key, or an unusable one. */
 int object_public_key(const struct session *session, const struct object_pair *pair,
                       struct hsm_public_key *key, struct fault *fault);
 
-/* Is the private key what we make: on the token, for signing only, made there, never
- * readable? An empty `why` says yes, else it is a clause. */
+/* Has the private key all attributes of a key of ours: on the token, for signing only, made there,
+ * never readable? If so, `why` is empty; otherwise it is a clause. */
 int object_check(const struct session *session, CK_OBJECT_HANDLE private_key, bool lenient,
                  char why[HSM_WHY_MAX], struct fault *fault);
 
 /* 0 also if it is gone already. */
 int object_destroy(const struct session *session, CK_OBJECT_HANDLE handle, struct fault *fault);
 
-/* All of them, the private halves first: what a crash leaves is then a public key, which is
- * harmless. They may still be there afterwards: look. */
+/* Destroys all of them, the private halves first: so a crash leaves only a harmless public key. The
+ * token may keep them all the same: look again afterwards. */
 int object_destroy_halves(const struct session *session, const struct object_halves *halves,
                           struct fault *fault);
 

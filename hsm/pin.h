@@ -1,11 +1,11 @@
 /* Where the PIN comes from, and the memory of one that was refused.
  *
- * A PIN is read when a login needs it and wiped when the login is done. A refused PIN is
- * never tried again from an unchanged source, or a restart loop would lock the token for
- * everybody. What is remembered is which token refused, and of a file what it looked like
- * (device, inode, size, times). The environment and an inline PIN have no such look: of those it
- * is scrypt of the refused PIN (32 MiB, a salt of its own; RFC 7914). A disk may be stolen, and a
- * wrong PIN is often nearly right: so no fast hash. Of an accepted PIN nothing is kept. */
+ * A PIN is read when a login needs it and wiped when the login is done. A refused PIN is never
+ * tried again from an unchanged source, or a restart loop would lock the token for everybody. The
+ * latch remembers which token refused, and the file's stamp (device, inode, size, times). The
+ * environment and an inline PIN have no stamp, so the latch keeps scrypt of the refused PIN (32
+ * MiB, a salt of its own; RFC 7914). A fast hash would not do: a disk may be stolen, and a wrong
+ * PIN is often nearly right. Nothing is kept of an accepted PIN. */
 #ifndef HSM_PIN_H
 #define HSM_PIN_H
 
@@ -30,8 +30,8 @@ int pin_read(enum hsm_pin_kind kind, const char *text, struct pin *pin, struct f
 
 void pin_wipe(struct pin *pin);
 
-/* What the PIN's file looks like: the one that pin_text or the URI's pin-source names. All zero
- * where there is none. Blocks for as long as its file system does. */
+/* The stamp of the PIN's file, which pin_file or the URI's pin-source names. All zero if there is
+ * no file. Blocks for as long as its file system does. */
 void pin_look(const struct hsm_settings *settings, struct file_stamp *stamp);
 
 /* The memory, of one refusal: the latest. `file` is the copy of it that outlives the
@@ -45,11 +45,12 @@ struct pin_latch {
     uint8_t digest[PIN_DIGEST];
 };
 
-/* Is there a refusal on record? An unreadable record is none, nor is somebody else's. */
+/* Has the latch recorded a refusal? A record that is unreadable, or another user's, does not
+ * count. */
 void pin_latch_load(struct pin_latch *latch);
 
 /* FAULT_FAILED_PRECONDITION if this token refused the PIN from this very source; takes some 0.1 s
- * where there is a digest to compare. FAULT_UNAVAILABLE: that could not be done. */
+ * where there is a digest to compare. FAULT_UNAVAILABLE: no memory to compare. */
 int pin_latch_check(const struct pin_latch *latch, const char *serial, const struct pin *pin,
                     struct fault *fault);
 
@@ -58,7 +59,7 @@ int pin_latch_check(const struct pin_latch *latch, const char *serial, const str
 void pin_latch_set(struct pin_latch *latch, const char *serial, const struct pin *pin,
                    struct fault *fault);
 
-/* This token accepted the PIN: its refusal is history, another token's is not. */
+/* This token accepted the PIN, so its refusal is forgotten. Another token's refusal stays. */
 void pin_latch_clear(struct pin_latch *latch, const char *serial);
 
 #endif

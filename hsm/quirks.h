@@ -1,6 +1,6 @@
-/* What is special about a token: what its library is known to need, and what it said of itself that
- * turned out otherwise. The first decides how we ask it; both are told to who opens it, in words.
- */
+/* The quirks of a token: the known needs of its library, and its own claims that turned out untrue.
+ * The needs decide how the worker calls it. Both are reported in words to the operator.
+ * */
 #ifndef HSM_QUIRKS_H
 #define HSM_QUIRKS_H
 
@@ -16,8 +16,8 @@ struct quirk {
 /* NULL: nothing special is known of this library. */
 const struct quirk *quirks_find(const char *library);
 
-/* Fills `remarks` with sentences, a line each: the quirk that is applied (or NULL), and what of
- * the token's word did not count. */
+/* Fills `remarks` with sentences, a line each: the quirk that is applied (or NULL), and the claims
+ * of the token that do not count. */
 void quirks_remark(const struct hsm_token *token, const struct module_token *found,
                    const struct quirk *quirk, char remarks[HSM_REMARKS_MAX]);
 

@@ -34,8 +34,8 @@ struct session_pool {
     pthread_mutex_t login; /* held while logging in; guards anchor and latch */
     CK_SESSION_HANDLE anchor;
     struct pin_latch latch;
-    /* How often the anchor was opened or logged in. Object handles outlive neither, and
-     * their numbers may be given to other objects: whoever keeps a handle keeps this. */
+    /* How often the anchor was opened or logged in. Object handles outlive neither, and their
+     * numbers may be given to other objects: so a handle is kept together with this number. */
     _Atomic uint32_t logins;
     _Atomic uint32_t opened; /* how many sessions there ever were to lend */
 

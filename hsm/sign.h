@@ -1,6 +1,5 @@
-/* How each kind of signature is asked of a token and what comes back: the table of
- * mechanisms, the DigestInfo and PSS parameters, raw r||s into DER. Pure but for random
- * numbers. */
+/* How a token is asked for each kind of signature, and how its answer is read: the table of
+ * mechanisms, the DigestInfo and PSS parameters, raw r||s into DER. Pure but for random numbers. */
 #ifndef HSM_SIGN_H
 #define HSM_SIGN_H
 
@@ -8,8 +7,8 @@
 
 #include "hsm/wire/types.h"
 
-/* What to hand to C_SignInit and C_Sign. `mechanism` points into the plan itself:
- * a plan is not copied. */
+/* The arguments of C_SignInit and C_Sign. `mechanism` points into the plan itself: a plan is not
+ * copied. */
 struct sign_plan {
     CK_MECHANISM mechanism;
     CK_RSA_PKCS_PSS_PARAMS pss;

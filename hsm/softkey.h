@@ -1,5 +1,4 @@
-/* A private key in this process's memory, and signatures by OpenSSL: what a token does for a
- * key that lies in it. */
+/* A private key in this process's memory, and signatures by OpenSSL: in the place of a token. */
 #ifndef HSM_SOFTKEY_H
 #define HSM_SOFTKEY_H
 

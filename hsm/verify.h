@@ -30,8 +30,8 @@ struct verify {
     struct verify_spans verifying[VERIFY_TYPES];
 };
 
-/* What verifies the signatures of one key, found once under one handle. Shared by counting: who
- * got one from verifier_make or verifier_share releases it. */
+/* Verifies the signatures of one key, found once under one handle. Counted: each caller of
+ * verifier_make or verifier_share releases its share. */
 struct verifier;
 
 /* One signature of the token's. */
@@ -54,8 +54,8 @@ void verifier_release(struct verifier **verifier);
 bool verify_is_due(struct verify *verify, struct verifier *verifier,
                    const struct verify_signing *signing);
 
-/* Verifies the reply's signature. FAULT_INTERNAL: it is wrong, and for a minute now every
- * signature of the token is due. FAULT_UNAVAILABLE with a CKR: no memory to tell. */
+/* Verifies the reply's signature. FAULT_INTERNAL: it is wrong, and for a minute from now all
+ * signatures of this token are verified. FAULT_UNAVAILABLE with a CKR: no memory to verify it. */
 int verify_signature(struct verify *verify, struct verifier *verifier,
                      const struct verify_signing *signing, const struct hsm_request *request,
                      const struct hsm_reply *reply, struct fault *fault);

@@ -1,5 +1,5 @@
-/* Base 64 (RFC 4648), in the one spelling each: what decodes was encoded just so, no
- * blanks, no odd padding, no stray bits. It may be a secret: decoding leaves no copy behind. */
+/* Base 64 (RFC 4648), with one spelling for each sequence of bytes: blanks, odd padding and stray
+ * bits are refused. The bytes may be a secret: decoding leaves no copy behind. */
 #ifndef HSM_BASE_BASE64_H
 #define HSM_BASE_BASE64_H
 

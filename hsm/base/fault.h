@@ -37,9 +37,9 @@ struct fault {
     char message[FAULT_MESSAGE_MAX];
 };
 
-/* Fills *fault and returns -1, so that `return fault_set(...)` is the usual
- * form. A message that does not fit is cut at a UTF-8 boundary. fault may be
- * NULL for a caller who only wants to know whether. */
+/* Fills *fault and returns -1, so that `return fault_set(...)` is the usual form. A message
+ * that does not fit is cut at a UTF-8 boundary. fault may be NULL if the caller only needs
+ * the result. */
 int fault_set(struct fault *fault, enum fault_code code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -1,15 +1,14 @@
 /* Whole files, written so that a reader sees the old bytes or the new ones, at any moment and
  * after any crash.
  *
- * The bytes are written beside the file's place, under a name that nobody can guess. They get
- * the file's own name when all of them are on the disk, and the folder is synced then. A
- * failure removes what stands beside. A process that is killed leaves it there, which
- * file_sweep is for.
+ * The bytes are written beside the file's place, under a name that nobody can guess. When all of
+ * them are on the disk, they get the file's own name, and the folder is synced. A failure removes
+ * the draft. A killed process leaves its draft behind, and file_sweep removes it.
  *
  * Every fault is one sentence with the path and errno's text. It is FAULT_UNAVAILABLE if the
  * trouble may pass by itself (a full disk), FAULT_FAILED_PRECONDITION if a person must act.
  *
- * And which files are trusted: file_check. */
+ * file_check decides which files are trusted. */
 #ifndef HSM_BASE_FILE_H
 #define HSM_BASE_FILE_H
 
@@ -27,8 +26,8 @@
 int file_replace(const char *path, const void *bytes, size_t length, mode_t mode,
                  struct fault *fault);
 
-/* Of two processes that make one file at the same time, one wins. The other learns by
- * *existed that the file was there already, and has changed nothing. */
+/* If two processes make one file at the same time, one wins. The other gets *existed = true and has
+ * changed nothing. */
 int file_make(const char *path, const void *bytes, size_t length, mode_t mode, bool *existed,
               struct fault *fault);
 
@@ -45,7 +44,7 @@ struct file_place {
 int file_place_open(const char *path, struct file_place *place, struct fault *fault);
 void file_place_close(const struct file_place *place);
 
-/* What stands beside: `.NAME.tmp-<pid>-<16 hex digits>`. */
+/* A draft beside the file: `.NAME.tmp-<pid>-<16 hex digits>`. */
 struct file_draft {
     const struct file_place *place;
     int fd;                  /* for reading and writing */
@@ -84,14 +83,14 @@ enum file_rule {
     FILE_KEYS, /* private keys that another program wrote */
 };
 
-/* Of `file`, which is open or was just looked at: may it be of any consequence? The fault is
+/* May the plugin trust `file`, which is open or was just looked at? The fault is
  * FAULT_FAILED_PRECONDITION, and its sentence begins with the subject. */
 int file_check(enum file_rule rule, const struct stat *file, struct fault *fault,
                const char *subject, ...) __attribute__((format(printf, 4, 5)));
 
 /* ---- reading ---- */
 
-/* What is left of the file, but no more than `size` bytes. Their number, or -1: errno. */
+/* Reads the rest of the file, but at most `size` bytes. Returns their number, or -1 with errno. */
 ssize_t file_read(int fd, void *bytes, size_t size);
 
 /* ---- errors ---- */

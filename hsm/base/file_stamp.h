@@ -1,5 +1,6 @@
-/* What a file looks like from outside: tells whether two paths are one file, and whether a
- * file was touched in between. All zero is the stamp of a file that is not there. */
+/* The stamp of a file (device, inode, size, times): it tells whether two paths are one file, and
+ * whether somebody has touched the file meanwhile. All zero is the stamp of a file that is not
+ * there. */
 #ifndef HSM_BASE_FILE_STAMP_H
 #define HSM_BASE_FILE_STAMP_H
 

@@ -8,8 +8,8 @@
 /* `text` has room for 2 * length digits and a NUL. */
 void hex_encode(const void *bytes, size_t length, char *text);
 
-/* Reads 2 * length digits; what stands behind them is not looked at. false: they are not all
- * digits, and then some of `bytes` may have been written. */
+/* Reads 2 * length digits, and ignores the text behind them. Returns false if one is no digit; some
+ * of `bytes` may then be written. */
 bool hex_decode(const char *text, size_t length, void *bytes);
 
 #endif

@@ -1,5 +1,5 @@
-/* What may stand in a protobuf string, a gRPC status or a JSON line: well-formed UTF-8
- * (RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF). Pure. */
+/* Text as protobuf, gRPC statuses and JSON demand it: well-formed UTF-8 (RFC 3629: no overlong
+ * forms, no surrogates, nothing above U+10FFFF). Pure. */
 #ifndef HSM_BASE_UTF8_H
 #define HSM_BASE_UTF8_H
 

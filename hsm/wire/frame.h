@@ -1,8 +1,8 @@
-/* Requests and replies as packets of a SOCK_SEQPACKET pair: front (plugin/) on one
- * end, worker on the other. One packet is one frame; both ends are of one build (the
- * first frame compares the layout's id), so the layout is nobody's interface and may
- * change at will. Decoding still trusts nothing: the other process may be
- * mad, and a frame that does not fit in every length and every enum is refused.
+/* Requests and replies as packets of a SOCK_SEQPACKET pair: front (plugin/) on one end, worker on
+ * the other. One packet is one frame; both ends are of one build (the first frame compares the
+ * layout's id), so no other program depends on the layout, and it may change at will. Decoding
+ * still trusts nothing, as the other process may be out of order: a frame is refused unless every
+ * length and every enum fits.
  *
  *   front                          worker
  *     OPEN  settings      ------->        the first frame, once
@@ -53,7 +53,7 @@ struct frame {
 /* Encodes *frame into `bytes` and returns the length. */
 size_t frame_encode(const struct frame *frame, uint8_t bytes[FRAME_MAX]);
 
-/* FAULT_INTERNAL names what did not fit; FAULT_FAILED_PRECONDITION: an OPEN or READY of
+/* FAULT_INTERNAL names the part that does not fit; FAULT_FAILED_PRECONDITION: an OPEN or READY of
  * another build. *frame is untouched then. */
 int frame_decode(const uint8_t *bytes, size_t length, struct frame *frame, struct fault *fault);
 
@@ -64,10 +64,10 @@ uint32_t frame_number(const uint8_t *bytes, size_t length);
  * frames. Text of FRAME_BUILD_ID bytes, padded with NULs, at least one. */
 const char *frame_build_id(void);
 
-/* What each thread of the worker is executing, for the front to read at any time:
- * deadlines count from execution, and a death names what was executing. The page
- * is a memfd of sizeof(struct frame_page) bytes, mapped by both. A thread writes `started`
- * first, then `number`; it clears `number` when it is done. 0 = idle. */
+/* The request that each thread of the worker is executing. The front may read it at any time: time
+ * limits count from the start of execution, and a worker's death is charged to the requests it was
+ * executing. The page is a memfd of sizeof(struct frame_page) bytes, mapped by both. A thread
+ * writes `started` first, then `number`; it clears `number` when it is done. 0 = idle. */
 struct frame_slot {
     _Atomic int64_t started; /* clock_now() */
     _Atomic uint32_t number;
@@ -79,9 +79,9 @@ struct frame_page {
     uint64_t open_files; /* RLIMIT_NOFILE's soft limit as the front was given it, 0 = leave it;
                             written before the worker starts */
     /* The PIN's file. The front never asks its file system for anything: it may hang. The front
-     * writes `refused` and `pin` before OPEN: what the file looked like when the PIN was refused.
-     * The worker looks at it before it opens the token, and goes no further if that has not
-     * changed; else it clears `refused`, and `pin` is what it saw. */
+     * writes `refused` and `pin` before OPEN: the file's stamp when the PIN was refused. The worker
+     * looks at the file before it opens the token. If the stamp is the same, it goes no further.
+     * Otherwise it clears `refused` and writes the new stamp into `pin`. */
     bool refused;
     struct file_stamp pin;
     _Atomic int64_t looking; /* since when it has been looking, or reading the keys_file,

@@ -30,9 +30,9 @@ int pubkey_from_pkix(const uint8_t *pkix, size_t length, struct hsm_public_key *
 int pubkey_verify(const struct hsm_public_key *key, const struct hsm_request *request,
                   const uint8_t *signature, size_t length, struct fault *fault);
 
-/* The same in three steps, for who verifies often: the first two take twice as long as the last.
- * *pkey and *context are the caller's, to be released with EVP_PKEY_free and EVP_PKEY_CTX_free.
- * Any number of threads may use one pkey at a time, one thread a context. */
+/* The same in three steps, for callers that verify often: the first two take twice as long as the
+ * last. *pkey and *context are the caller's, to be released with EVP_PKEY_free and
+ * EVP_PKEY_CTX_free. Any number of threads may use one pkey at a time, one thread a context. */
 int pubkey_load(const struct hsm_public_key *key, EVP_PKEY **pkey, struct fault *fault);
 int pubkey_verifier(EVP_PKEY *pkey, EVP_PKEY_CTX **context, struct fault *fault);
 int pubkey_check(EVP_PKEY_CTX *context, const struct hsm_request *request, const uint8_t *signature,

@@ -1,6 +1,6 @@
-/* CK_RV, PKCS#11's error domain: each code's name, what it means to the caller, and how
- * to recover. A CK_RV travels no further than the line after the call: rv_fault makes it a
- * fault, and whoever wants to recover asks rv_class about fault.ckr. */
+/* CK_RV, PKCS#11's error domain: each code's name, what it means to the caller, and how to recover.
+ * A CK_RV travels no further than the line after the call: rv_fault turns it into a fault, and
+ * rv_class tells from fault.ckr how to recover. */
 #ifndef HSM_WIRE_RV_H
 #define HSM_WIRE_RV_H
 

@@ -1,7 +1,7 @@
-/* What front and worker say to each other: settings, requests, replies, as plain values.
- * Both programs know these types; only the worker can do what they ask for (hsm/hsm.h).
+/* Settings, requests and replies between front and worker, as plain values. Both programs know
+ * these types. Only the worker can execute the requests (hsm/hsm.h).
  *
- * Every struct is a value of its holder's: none has a pointer in it. */
+ * Every struct is a plain value without pointers. */
 #ifndef HSM_WIRE_TYPES_H
 #define HSM_WIRE_TYPES_H
 
@@ -76,8 +76,9 @@ struct hsm_settings {
     char module[HSM_PATH_MAX];      /* absolute path, or a file name in p11-kit's module folder */
     char module_args[HSM_ARGS_MAX]; /* for C_Initialize, "" = none */
     char token[HSM_URI_MAX];        /* RFC 7512 URI that must match exactly one token */
-    /* Of the token that was open before, "" = none: where several match, it is that one. A token
-     * that matches alone may have another (a group of HSMs changes its serial number). */
+    /* Serial number of the token that was open before; "" = none. If several tokens match, this one
+     * is chosen. A token that matches alone may have another (a group of HSMs changes its serial
+     * number). */
     char serial[HSM_TOKEN_SERIAL_MAX + 1];
     enum hsm_pin_kind pin_kind;
     char pin_text[HSM_PATH_MAX]; /* wiped by hsm_settings_wipe */
@@ -102,13 +103,13 @@ struct hsm_token_info {
     char serial[HSM_TOKEN_SERIAL_MAX + 1];
     char library[HSM_TOKEN_TEXT_MAX + 1]; /* CK_INFO libraryDescription */
     uint64_t slot;
-    /* By enum hsm_key_type. `can_generate`: it has what it takes to generate and sign.
-     * `doubtful`: it says that it cannot, but tokens err in this: trying will tell. */
+    /* By enum hsm_key_type. `can_generate`: the token has the mechanisms to generate and sign.
+     * `doubtful`: the token says that it cannot. As such claims can be wrong, only a try tells. */
     bool can_generate[HSM_RSA_4096 + 1];
     bool doubtful[HSM_RSA_4096 + 1];
     bool write_protected; /* it opens no session for writing */
-    /* A line each: what is done for this library, and what the token says of itself that is not
-     * so. "" = nothing. */
+    /* A line each: the quirks applied for this library, and the token's claims that are untrue. ""
+     * = none. */
     char remarks[HSM_REMARKS_MAX];
     uint32_t sessions; /* as many as the token allowed, <= settings.sessions */
 };
@@ -131,16 +132,16 @@ struct hsm_key_name {
     uint32_t id_length; /* 0 in a request: whatever id */
 };
 
-/* What HSM_DESTROY must find under the name. Where it finds something else it destroys nothing:
+/* The object that HSM_DESTROY must find under the name. If it finds another, it destroys nothing:
  * FAULT_FAILED_PRECONDITION. */
 enum hsm_expect {
-    HSM_EXPECT_ANY = 0, /* whatever it is: who asks made it, or asked for it, and never used it */
+    HSM_EXPECT_ANY = 0, /* any object: the caller made it, or asked for it, and never used it */
     HSM_EXPECT_KEY,     /* the key of `fingerprint`, or what is left of it */
     HSM_EXPECT_HALF,    /* a public half alone, in two looks a moment apart */
 };
 
-/* Where a SCAN in slices goes on: at a handle, in their order, while handles mean what they
- * meant (`epoch`). All zero: at the beginning, and as an answer: at the end. */
+/* Where a SCAN in slices goes on: at this handle, in ascending order. `epoch` tells whether handles
+ * still have the same meaning. All zero means the beginning; in an answer, the end. */
 struct hsm_place {
     uint64_t epoch;
     uint64_t handle;
@@ -198,9 +199,9 @@ struct hsm_reply {
     uint32_t microseconds; /* the worker was at it, not waiting for a session. Also of a fault */
 };
 
-/* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT
- * do not occur): HSM_PROVE is who looks closer. A key of a keys_file is HSM_COMPLETE, and was
- * proven when the file was read. */
+/* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT do not occur):
+ * HSM_PROVE looks closer. A key of a keys_file is HSM_COMPLETE, and was proven when the file was
+ * read. */
 struct hsm_item {
     struct hsm_key_name key;
     enum hsm_state state;

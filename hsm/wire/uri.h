@@ -11,16 +11,16 @@ struct p11_kit_uri; /* P11KitUri of p11-kit/uri.h */
 /* For OWNED of scope.h. */
 void uri_free(struct p11_kit_uri **uri);
 
-/* What is wrong with the text, a clause and a constant; NULL: nothing. Wrong is what p11-kit
- * cannot read, and a PIN in the URI. Wrong is also what p11-kit reads otherwise than it looks,
- * or leaves without effect. */
+/* Returns what is wrong with the text, as a clause (a constant), or NULL. Wrong are: text that
+ * p11-kit cannot read; a PIN in the URI; and text that p11-kit ignores, or reads otherwise than a
+ * person would. */
 const char *uri_wrong(const char *text);
 
-/* Of a URI with which nothing is wrong. */
+/* For a URI in which uri_wrong finds no mistake. */
 bool uri_has_pin_source(const char *text);
 
-/* Refuses what uri_wrong finds wrong. On success *uri is the caller's until uri_free, and
- * pin_source is the URI's, "" if it has none. */
+/* Refuses the URIs in which uri_wrong finds a mistake. On success *uri is the caller's until
+ * uri_free, and pin_source is the URI's, "" if it has none. */
 int uri_parse(const char *text, struct p11_kit_uri **uri, char pin_source[HSM_PATH_MAX],
               struct fault *fault);
 
