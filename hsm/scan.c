@@ -143,8 +143,9 @@ static bool is_told(const CK_ATTRIBUTE *attribute, CK_ULONG room)
     return attribute->ulValueLen < room;
 }
 
-/* Did the token fill in all that is needed of this object? Class numbers are small: if the token
- * writes only four bytes, the others keep the mark and show it. */
+/* Did the token fill in all that is needed of this object? All valid class numbers are small. If
+ * the token writes only four bytes, the other four keep our fill bytes, and the number is too
+ * large. */
 static bool is_clear(const struct glimpse *glimpse, const CK_ATTRIBUTE attributes[3])
 {
     if (glimpse->class > UINT32_MAX)
