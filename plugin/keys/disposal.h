@@ -1,5 +1,6 @@
-/* Keys that are to leave the token: quietly, off the request path, until seen gone. What is not
- * done when the process ends is in the record, and the next start goes on with it. */
+/* Keys to destroy on the token: beside the requests, and repeated until a search shows that they
+ * are gone. The record keeps those that are left when the process ends, and the next start goes on
+ * with them. */
 #ifndef PLUGIN_KEYS_DISPOSAL_H
 #define PLUGIN_KEYS_DISPOSAL_H
 
@@ -18,20 +19,20 @@ enum disposal_kind {
                            no rival may be using it */
     DISPOSE_LEFTOVER,   /* found at a start without a record: an older generation of our mark */
     DISPOSE_HALF,       /* likewise: a public half older than the key served */
-    DISPOSE_STRAY,      /* what a failed generation may have left, or may yet show (HSM
-                           clusters lag): looked for several times */
+    DISPOSE_STRAY, /* a key that a failed generation may have left; HSM clusters show it late, so it
+                      is searched for several times */
 };
 
 struct disposal;
 
-/* Its owner fills in what stands above the mutex: supervisor and scribe before disposals_allow, all
+/* Its owner fills in the members above the mutex: supervisor and scribe before disposals_allow, all
  * else before disposals_open. The rest is disposal.c's. */
 struct disposals {
     const struct config_keymanager *config;
     struct supervisor *supervisor;
     struct scribe *scribe;
     struct rivals *rivals;
-    /* Are keys being made? SoftHSM shows half of what it has while objects come and go. */
+    /* Are keys being made? SoftHSM shows only some of its objects while others come and go. */
     bool (*is_busy)(void *context);
     void *context;
 
@@ -45,8 +46,8 @@ struct disposals {
 void disposals_open(struct disposals *disposals);
 void disposals_close(struct disposals *disposals);
 
-/* A key that is listed already is not listed again. Destroys only the key of that public key, or
- * what is left of it; NULL where it is not known, which a STRAY's and a HALF's never is. `since`:
+/* A key that is listed already is not listed again. Destroys only the key with that public key, or
+ * a half of it; NULL if the public key is unknown, as it always is for a STRAY or a HALF. `since`:
  * the record's running time when it was condemned (0 for other kinds). */
 void disposals_add(struct disposals *disposals, enum disposal_kind kind, const struct label *label,
                    const struct hsm_key_name *name, const struct hsm_public_key *public_key,
@@ -55,7 +56,7 @@ void disposals_add(struct disposals *disposals, enum disposal_kind kind, const s
 /* They may begin, or may not any more. */
 void disposals_allow(struct disposals *disposals, bool allowed);
 
-/* At the end of the process: what still fails is no news. */
+/* At the end of the process: further failures are not logged. */
 void disposals_hush(struct disposals *disposals);
 
 /* The token is full: the key that was condemned first goes now, one at a time. false: there is none

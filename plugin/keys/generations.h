@@ -16,7 +16,7 @@ struct generations {
 void generations_open(struct generations *generations);
 void generations_close(struct generations *generations);
 
-/* One that is on the token, or in the record. */
+/* Notes a generation that is on the token, or in the record. */
 void generations_saw(struct generations *generations, uint32_t generation);
 
 /* A new one, which counts as seen. FAULT_INTERNAL: none are left (label.h). */

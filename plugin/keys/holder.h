@@ -1,5 +1,5 @@
-/* Who holds a lock that we cannot have, for the sentence that says so. The kernel knows
- * (proc(5), /proc/locks) but for processes of other containers. */
+/* Finds the process that holds a lock which we cannot get, for the error's sentence. The kernel
+ * tells (proc(5), /proc/locks), except for processes of other containers. */
 #ifndef PLUGIN_KEYS_HOLDER_H
 #define PLUGIN_KEYS_HOLDER_H
 

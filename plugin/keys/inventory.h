@@ -1,5 +1,5 @@
-/* What a scan found of one server's keys, in the order in which it is decided upon: by
- * key id, newest generation first. Pure. */
+/* The keys of one server that a scan found, in the order in which they are judged: by key id,
+ * newest generation first. Pure. */
 #ifndef PLUGIN_KEYS_INVENTORY_H
 #define PLUGIN_KEYS_INVENTORY_H
 
@@ -8,7 +8,7 @@
 
 #include "plugin/keys/label.h"
 
-/* No token has so many keys (hsm/scan.c gives up before); a worker gone mad may tell of more. */
+/* No token has so many keys (hsm/scan.c gives up before); a broken worker may report more. */
 enum { INVENTORY_MAX = 1 << 16 };
 
 struct inventory_item {
@@ -42,7 +42,7 @@ void inventory_expect(struct inventory *inventory, const struct label *label,
 void inventory_add(struct inventory *inventory, const struct label_scope *scope,
                    const struct hsm_item *item);
 
-/* What was added is forgotten, what was expected stays. */
+/* Forgets the added items and keeps the expected ones. */
 void inventory_forget_seen(struct inventory *inventory);
 void inventory_sort(struct inventory *inventory);
 void inventory_clear(struct inventory *inventory);

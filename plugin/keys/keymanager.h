@@ -1,19 +1,18 @@
-/* The key manager: what SPIRE asks of keys, on top of a token that only knows objects.
- * Owns the catalogue, the policy of rotation and clean-up, and a supervisor.
+/* The key manager: SPIRE's view of keys on top of a token, which knows only objects. Owns the
+ * catalogue, the policy of rotation and clean-up, and a supervisor.
  *
  * One keymanager is one configuration in force. A reconfiguration opens a second one,
  * lets it take over and releases the first, which goes on until the last call that
  * holds it has been answered.
  *
- * Rotation never loses a key: the new one is made under a label of its own, read back
- * and proven, then served; only then, and after the last signature in flight with it,
- * the old one leaves the token. Every doubt (a worker that died, an error after the
- * effect) is settled by looking for the label. A generation outlives the caller who
- * asked for it; the next one to ask takes its result.
+ * Rotation never loses a key: the new one is made under a label of its own, read back and proven,
+ * then served; only then, and after the last signature in flight with it, the old one leaves the
+ * token. Every doubt (a worker that died, an error after the effect) is settled by looking for the
+ * label. A generation outlives the caller who asked for it; the next caller takes its result.
  *
- * What is served, what was superseded and what was attempted is written down (record.h), before
- * it is acted on. A start serves what was written down, and waits for it; nothing is destroyed
- * that was not superseded, or attempted and never served, by the record.
+ * The record (record.h) lists the keys that are served, superseded and attempted, and it is written
+ * before anything is done about them. A start serves the keys of the record, and waits for them. A
+ * key is destroyed only if the record says that it was superseded, or attempted and never served.
  *
  * Where it may break off, what is then on the token, what comes of it, and the test that
  * breaks it there (tests/unit/crash_points.c sees to it that there is one). "Goes" is: when it
@@ -132,7 +131,7 @@ int keymanager_open(const struct config *config, struct keymanager *before,
 /* `before` (may be NULL) hands over the callers it kept waiting; clean-up begins. */
 void keymanager_succeed(struct keymanager *keymanager, struct keymanager *before);
 
-/* Holders: the one who opened it, and every call under way. */
+/* The caller that opened it holds it, and so does every call in progress. */
 struct keymanager *keymanager_hold(struct keymanager *keymanager);
 void keymanager_release(struct keymanager *keymanager);
 
@@ -158,7 +157,7 @@ void keymanager_sign(struct keymanager *keymanager, const char *key_id,
                      const struct hsm_request *request, int64_t deadline, keymanager_signed *done,
                      void *context);
 
-/* What is served; keys come with holds for the caller: see catalogue.h. */
+/* The served keys, each with a hold for the caller: see catalogue.h. */
 struct catalogue *keymanager_catalogue(struct keymanager *keymanager);
 void keymanager_drop(struct keymanager *keymanager, struct catalogue_key *key);
 

@@ -1,4 +1,4 @@
-/* What keymanager.c, attempt.c, rotation.c and loading.c share. Nobody else includes it. */
+/* Shared by keymanager.c, attempt.c, rotation.c and loading.c. Only they include it. */
 #ifndef PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 #define PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 
@@ -43,7 +43,7 @@ struct keymanager {
     struct keymanager *successor; /* held: takes the requests that still come in here */
 };
 
-/* Somebody who asked for a key and waits. */
+/* A caller that waits for a key. */
 struct waiter {
     TAILQ_ENTRY(waiter) link;
     char key_id[LABEL_KEY_ID_MAX + 1];
@@ -53,7 +53,7 @@ struct waiter {
     void *context;
 };
 
-/* The making of one key, for all who ask for its id meanwhile. */
+/* The making of one key, for all callers that ask for its id meanwhile. */
 struct attempt {
     LIST_ENTRY(attempt) link; /* this and the next two: rotation.c's */
     struct waiters waiters;
@@ -63,8 +63,8 @@ struct attempt {
     struct hsm_key_name name;
     unsigned generations;
     unsigned vain;       /* so often the token could not begin, or nothing came of it */
-    unsigned late_looks; /* worth it: the token says it has made the key */
-    struct fault doubt;  /* what the token said of the last generation */
+    unsigned late_looks; /* used up while the token says that it has made the key */
+    struct fault doubt;  /* the token's answer to the last generation */
     struct fault reason; /* why it stalled; code FAULT_NONE = it has not. This and the next two:
                             rotation.c's */
     struct catalogue_key *made;     /* this and the next: held. Is served, and being written down */
@@ -76,7 +76,7 @@ struct attempt {
 /* A signature with a key that is older than this shows that SPIRE has activated it. */
 #define KEYMANAGER_IN_USE_AGE (60 * CLOCK_SECOND)
 
-/* loading.c: looks at the token until what it shows can be believed, and serves it. */
+/* loading.c: looks at the token until its answer can be believed, then serves the keys. */
 int loading_run(struct keymanager *keymanager, struct keymanager *before, int64_t deadline,
                 const atomic_bool *cancel, struct fault *fault);
 
@@ -102,12 +102,12 @@ bool rotation_is_awaited(struct attempt *attempt);
 int64_t rotation_deadline(struct attempt *attempt);
 
 /* The attempt can go on with `step` at resume_at, from the tick, and once more just before the
- * deadline of who waits; unless we are closing (it fails with its reason) or a reconfiguration
- * waits (who waits goes on behind the gate). */
+ * deadline of a waiting caller. If the keymanager is closing, it fails with its reason. If a
+ * reconfiguration waits, its callers wait behind the gate. */
 void rotation_stall(struct attempt *attempt, void (*step)(struct attempt *), int64_t pause,
                     const struct fault *reason);
 
-/* What it stalled at is no reason any more: a fresh generation begins. */
+/* The reason for which it stalled is gone: a fresh generation begins. */
 void rotation_go_on(struct attempt *attempt);
 
 /* One line per key event, with the columns an operator can match with `keys` and with

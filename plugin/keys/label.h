@@ -1,5 +1,5 @@
-/* How our keys are named on a token: format 1, frozen. Keys live for years, so what
- * stands here is never changed, only joined by a format 2.
+/* How our keys are named on a token: format 1, frozen. Keys live for years, so this format never
+ * changes; a format 2 could only be added.
  *
  *   CKA_LABEL (both halves) = "sp1-" td8 srv8 "-" gen6 "-" name
  *
@@ -30,7 +30,7 @@ enum {
     LABEL_HASH = 8, /* characters of td8 and srv8 */
 };
 
-/* Who a key belongs to: one server of one trust domain. */
+/* The owner of a key: one server of one trust domain. */
 struct label_scope {
     char trust_domain[LABEL_HASH + 1];
     char server[LABEL_HASH + 1];
@@ -42,7 +42,7 @@ struct label {
     char key_id[LABEL_KEY_ID_MAX + 1];
 };
 
-/* Who marks the keys it makes; all zero marks none. */
+/* The maker that marks its keys; all zero makes no mark. */
 struct label_maker {
     bool known;
     uint8_t key[32];

@@ -1,5 +1,5 @@
-/* What a start needs and does not find, keys or the record itself, and the operator's word that it
- * is lost.
+/* Losses: keys, or the record itself, that a start needs and does not find, and the operator's
+ * acceptance of the loss.
  *
  * A loss has a code, which stands for exactly these keys (record_loss_code), for what is left of
  * the record and its copy (scribe_is_damaged), or for a record that is another server's
@@ -33,11 +33,11 @@ void loss_add_previous(const struct record *record, char *names, size_t room);
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault);
 
-/* Of record_file and its copy, of which neither can be read: puts in front of the fault that says
- * so how to go on without them. Returns -1. */
+/* For a record_file and a copy that are both unreadable: adds to the fault how to go on without
+ * them. Returns -1. */
 int loss_refuse_damage(const char *code, struct fault *fault);
 
-/* Of a record_file that has another server's keys alone (record_is_anothers). Returns -1. */
+/* For a record_file that has only another server's keys (record_is_anothers). Returns -1. */
 int loss_refuse_anothers(const struct config_keymanager *config, const char *code,
                          struct fault *fault);
 

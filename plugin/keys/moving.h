@@ -1,5 +1,5 @@
-/* A start whose server moves its keys here: what becomes of the block `previous` and of the
- * record's array (previous.h has the rule). For loading.c, on the slow lane. */
+/* The start of a server that moves its keys to this token: the block `previous` and the record's
+ * array of that name (previous.h has the rule). For loading.c, on the slow lane. */
 #ifndef PLUGIN_KEYS_MOVING_H
 #define PLUGIN_KEYS_MOVING_H
 
@@ -23,16 +23,16 @@ int moving_begin(struct keymanager *keymanager, bool reconfigures, const atomic_
 int moving_refuse_unrecorded(const struct keymanager *keymanager, const char *key_id,
                              const char *label, const char *code, struct fault *fault);
 
-/* That loss is accepted. */
+/* The operator has accepted that loss. */
 void moving_accept(struct record *record, struct moving *moving);
 
-/* Serves what is left in `previous`, once all of the token is served. */
+/* Serves the keys that are left in `previous`, after all keys of the token. */
 int moving_serve(struct keymanager *keymanager, struct record *record, struct fault *fault);
 
-/* Puts what came of it into the scribe's record. -1: out of memory. */
+/* Puts the result into the scribe's record. -1: out of memory. */
 int moving_write(const struct moving *moving, const struct record *from, struct record *record);
 
-/* An id has been made on the token: a line in the log. */
+/* Logs that the key of an id was made on the token. */
 void moving_tell(struct keymanager *keymanager, const struct catalogue_key *key);
 
 #endif

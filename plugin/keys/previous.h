@@ -1,7 +1,7 @@
 /* The keys of `previous` in the record: where this server's ids are served from while it moves
  * (docs/moving.md). Pure but for memory.
  *
- * It goes by the record, not by what is absent from a token. What a start finds in `previous`:
+ * The record decides, not the absence of keys from a token. A start finds in `previous`:
  *
  *   nothing that the record does not have      PREVIOUS_KNOWN: the record's places go on, whatever
  *                                              of it is not there any more
@@ -25,11 +25,11 @@ enum previous_verdict previous_verdict(const struct record *record,
                                        const struct record_previous *shown, size_t count,
                                        const struct record_key **taken);
 
-/* What is shown, as 8 characters that stand for exactly those keys. */
+/* A code of 8 characters that stands for exactly these keys. */
 void previous_code(const struct record_previous *shown, size_t count, char code[RECORD_CODE + 1]);
 
-/* The array becomes what is shown; what the token has served under these ids, or may have, is FOUND
- * from now on. -1: out of memory, nothing changed. */
+/* The array becomes the set shown. Keys on the token that were served under these ids, or may have
+ * been, are FOUND from now on. -1: out of memory, nothing changed. */
 int previous_adopt(struct record *record, const struct record_previous *shown, size_t count);
 void previous_forget(struct record *record);
 
@@ -42,7 +42,7 @@ struct record_previous *previous_find(const struct record *record, const char *k
 /* Is the id served from there? */
 bool previous_serves(const struct record *record, const char *key_id);
 
-/* So many are. */
+/* Returns their number. */
 size_t previous_left(const struct record *record);
 
 /* A key of the token serves the id from now on. true: it was served from there. */

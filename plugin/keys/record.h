@@ -1,5 +1,5 @@
-/* The record: what this server has on the token, as it was written down. It says what a start
- * must find, and what may ever be destroyed. Pure but for memory; scribe.h puts it on a disk.
+/* The record: the keys that this server has on the token. It says which of them a start must find,
+ * and which may ever be destroyed. Pure but for memory; scribe.h puts it on a disk.
  *
  * One file may hold the records of several scopes (trust domain and server identity), so that
  * a changed trust domain forgets nothing. It is one JSON document:
@@ -30,7 +30,7 @@
 #include "plugin/keys/label.h"
 
 enum {
-    RECORD_CODE = 8, /* what stands for a loss, as hexadecimal digits */
+    RECORD_CODE = 8, /* code of a loss, in hexadecimal digits */
     RECORD_MAKERS = 8,
     RECORD_PLACE_MAX = 160,
     RECORD_BYTES_MAX = 1 << 22,  /* a larger file is none of ours */
@@ -58,7 +58,7 @@ struct record_key {
     struct label label;
     struct hsm_key_name name;
     struct hsm_public_key public_key; /* pkix_length 0: not known (ATTEMPTED, FOUND) */
-    bool made;                        /* by this server, for all we know: may be condemned */
+    bool made;                        /* made by this server, as far as we know: may be condemned */
     bool in_use;   /* it signed when it was more than a minute old: SPIRE had activated it */
     int64_t since; /* CONDEMNED: the record's running time then, s */
 };
@@ -72,9 +72,9 @@ struct record_previous {
     bool moved;  /* a key of the token serves the id now */
 };
 
-/* Who marks keys (label.h), and where: good for one place only. Of an earlier place it tells the
- * keys that were made there until this record left it: what bears its mark and is newer was made by
- * the one of whom this is a copy. */
+/* The maker that marks keys (label.h), and its place: it is good for one place only. The maker of
+ * an earlier place tells the keys that were made there until this record left it. A newer key with
+ * its mark comes from the process whose record this is a copy of. */
 struct record_maker {
     struct label_maker maker;
     char place[RECORD_PLACE_MAX];
@@ -99,7 +99,7 @@ struct record {
     size_t room;
     struct record_previous *previous; /* owned; one an id */
     size_t previous_count;
-    struct json_t *document; /* owned: all of the file, with what we do not know; or NULL */
+    struct json_t *document; /* owned: the whole file, unknown members included; or NULL */
 };
 
 /* An empty record. */
@@ -153,10 +153,10 @@ bool record_is_vital(const struct record_key *key);
 /* Which of those ids a key id is one of, the same pointer for the same: NULL if it is none. */
 const char *record_family(const char *key_id);
 
-/* What SERVED keys are missing, as 8 characters that stand for exactly those: hex of a SHA-256 over
- * their labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each
- * SERVED key, more than once, and always answers the same. `no_previous`: so are the keys of
- * `previous` that are needed (previous.h). */
+/* A code of 8 characters for exactly the SERVED keys that are missing: hex of a SHA-256 over their
+ * labels and ids; "--------" if OpenSSL has no memory for it. `is_missing` is asked of each SERVED
+ * key, more than once, and always answers the same. `no_previous`: so are the keys of `previous`
+ * that are needed (previous.h). */
 typedef bool record_test(void *context, const struct record_key *key);
 void record_loss_code(const struct record *record, record_test *is_missing, void *context,
                       bool no_previous, char code[RECORD_CODE + 1]);

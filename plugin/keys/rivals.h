@@ -1,5 +1,5 @@
-/* Another process that makes keys in our name, by a copy of the identity or a shared value: who
- * has one may have keys of ours in use, so nothing that is older than its newest key is destroyed.
+/* A rival is another process that makes keys under our identity, by a copy of the file or a shared
+ * value. It may be using keys of ours, so no key older than its newest one is destroyed.
  *
  * Rivals are found by a census: a walk over the token beside the calls, after a start, once an
  * hour, and before a destruction. It goes in slices with pauses between, so that it holds up
@@ -26,7 +26,7 @@ struct rivals {
     unsigned ours;          /* private keys in it so far, and those that are not of SPIRE */
     unsigned others;
     bool out;        /* a slice is */
-    bool spoilt;     /* what that one found is counted already, and comes again */
+    bool spoilt;     /* its finds are counted already, and will come again */
     bool wanted;     /* a destruction waits for one */
     int64_t taken;   /* when the latest began that came to an end; 0 = none did */
     int64_t next;    /* not before */
@@ -41,7 +41,7 @@ void rivals_close(struct rivals *rivals);
 /* Censuses may be taken from now on. */
 void rivals_begin(struct rivals *rivals, struct supervisor *supervisor);
 
-/* What a whole walk over the token has found. */
+/* The result of a whole walk over the token. */
 struct rivals_walk {
     const struct inventory *inventory; /* the keys of our scope */
     unsigned ours;                     /* private keys of this scope */

@@ -22,7 +22,7 @@
 
 struct scribe;
 
-/* What was found at the path. */
+/* The state of the files at the path. */
 enum scribe_found {
     SCRIBE_NOTHING, /* no file, or none with a section for this scope */
     SCRIBE_RECORD,  /* a good one; or, with a WARN, the good one beside it: `path~` */
@@ -48,7 +48,8 @@ bool scribe_is_damaged(const char *path, const struct label_scope *scope,
 int scribe_open_anew(const char *path, const struct label_scope *scope, struct scribe **scribe,
                      struct fault *fault);
 
-/* What is at the path, for commands: no thread, no mending, no lock. *record is the caller's. */
+/* Reads the file at the path, for commands: no thread, no mending, no lock. The caller owns
+ * *record. */
 int scribe_read(const char *path, const struct label_scope *scope, struct record *record,
                 enum scribe_found *found, struct fault *fault);
 
@@ -57,9 +58,9 @@ int scribe_read(const char *path, const struct label_scope *scope, struct record
 int scribe_identity(const char *path, const char *trust_domain,
                     uint8_t identity[CONFIG_IDENTITY_MAX], size_t *length, struct fault *fault);
 
-/* Holders: the one who opened it, and keymanagers that share it. The last release ends the
- * thread when what is committed has been written, or cannot be; it does not wait. Whoever waits
- * for a commit then is answered by the thread, with nobody left to tick. */
+/* The caller that opened it holds it, and so do keymanagers that share it. After the last release
+ * the thread ends when all commits are written, or cannot be; the release does not wait. The thread
+ * answers those that still wait for a commit, as nobody is left to tick. */
 struct scribe *scribe_hold(struct scribe *scribe);
 void scribe_release(struct scribe *scribe);
 
@@ -85,8 +86,8 @@ bool scribe_commit_and_wait(struct scribe *scribe);
 /* Is all that was committed with a `done` on the disk? (True without a path.) */
 bool scribe_is_written(struct scribe *scribe);
 
-/* Running time: what the record has, and this process's since then, in s. Also between scribe_edit
- * and scribe_commit. The scribe itself puts it into the record, with each write. */
+/* Running time in s: the record's, and this process's since then. Also between scribe_edit and
+ * scribe_commit. The scribe itself puts it into the record, with each write. */
 int64_t scribe_ran(struct scribe *scribe);
 
 /* About five times a second: gives up on waits of more than 2 s; writes the running time hourly

@@ -1,5 +1,5 @@
 /* The scribe's two files: the record at a path, and the one before it at `path~`. No lock, no
- * thread: who writes is alone (scribe.h), and every call may block on the disk. */
+ * thread: only one thread writes (scribe.h), and every call may block on the disk. */
 #ifndef PLUGIN_KEYS_SCRIBE_FILE_H
 #define PLUGIN_KEYS_SCRIBE_FILE_H
 
@@ -7,8 +7,8 @@
 
 struct scribe_file {
     const char *path; /* the caller's, absolute */
-    bool good;        /* what is there is a record, and worth keeping at `path~` */
-    bool swept;       /* of what killed processes left beside it */
+    bool good;        /* the file is a record, and worth keeping at `path~` */
+    bool swept;       /* drafts of killed processes are removed */
 };
 
 /* As scribe_read; with `mend` a mode that is too wide is set to 0600. */

@@ -1,5 +1,5 @@
-/* Where the keys of `previous` are, behind a worker of their own: a keys_file, or another token. It
- * signs there, and looks; nothing is made, destroyed, locked or written there.
+/* The place of the keys of `previous`, behind a worker of its own: a keys_file, or another token.
+ * The source only reads and signs there: it makes, destroys, locks and writes nothing.
  *
  * Calling sequence: source_open, source_read any number of times by one thread, requests to its
  * supervisor, then source_retire, which ends the caller's right to the pointer. */
@@ -12,15 +12,16 @@
 
 struct source;
 
-/* `previous` is what config_previous made. `one_caller` as in supervisor.h. Returns before anything
+/* `previous` comes from config_previous. `one_caller` as in supervisor.h. Returns before anything
  * is opened. */
 int source_open(const struct config *previous, bool one_caller, struct source **source,
                 struct fault *fault);
 
 /* The newest whole key of each id, malloc'd, the caller's also if there are none after a failure.
- * Waits until `deadline` for what is away, less when *cancel is set. FAULT_UNAVAILABLE: it is away;
- * all else: what is there cannot be used. A sentence names `previous`. Blocks: for the slow lane.
- */
+ * Waits until `deadline` for a source that is away, less when *cancel is set. FAULT_UNAVAILABLE: it
+ * is away. Any other fault: its content cannot be used. A sentence names `previous`. Blocks: for
+ * the slow lane.
+ * */
 int source_read(struct source *source, int64_t deadline, const atomic_bool *cancel,
                 struct record_previous **keys, size_t *count, struct fault *fault);
 

@@ -1,10 +1,10 @@
-/* A look at the token: which keys of ours are on it, each proven. One look is only what the token
- * showed at that moment; what is to be believed is for the caller to say (loading.c).
+/* A look at the token: which keys of ours are on it, each proven. One look is only the token's
+ * answer at that moment. The caller decides whether to believe it (loading.c).
  *
- * With a record the keys it names are looked for by their exact names, and proven first; a walk
- * over the token then finds what it does not name. A proof that fails leaves its item unproven,
- * with the reason in `why`. Without a record there is the walk alone, and a proof that fails is a
- * look that fails. Blocks: for the slow lane. The log is told of a look that lasts. */
+ * With a record, its keys are looked for by their exact names, and proven first. A walk over the
+ * token then finds all other keys. A proof that fails leaves its item unproven, with the reason in
+ * `why`. Without a record there is only the walk, and a failed proof fails the whole look. Blocks:
+ * for the slow lane. A look that takes long is logged. */
 #ifndef PLUGIN_KEYS_STOCK_H
 #define PLUGIN_KEYS_STOCK_H
 
@@ -23,7 +23,7 @@ struct stock {
     const atomic_bool *cancel;
     int64_t step_limit; /* ns that one proof may take, with a record */
 
-    /* what the latest look has found */
+    /* the result of the latest look */
     struct inventory inventory; /* sorted */
     struct hsm_reply scan;      /* its counts, if walked */
     bool walked;
@@ -31,7 +31,7 @@ struct stock {
     int64_t walk;  /* ns that the walk took */
 
     /* stock.c's */
-    hsm_item_fn *item; /* told what a walk finds, with `context` */
+    hsm_item_fn *item; /* called for each item that a walk finds, with `context` */
     void *context;
     int64_t begun;   /* the look */
     int64_t tell_at; /* the log has one line in 10 s at most */

@@ -1,5 +1,5 @@
-/* What becomes of each key that a look at the token has found: which one of an id is served,
- * and which may ever be destroyed. The riskiest rule of the product, on one page. Pure.
+/* The verdict on each key that a look at the token has found: which one of an id is served, and
+ * which may ever be destroyed. The riskiest rule of the product, on one page. Pure.
  *
  * With a record (record.h), of one key id:
  *
@@ -31,7 +31,7 @@
  *   older than that one                  VERDICT_OLDER, or VERDICT_HALF if it is a public half
  *
  * Two of one generation are nobody's to choose between, see inventory.h: only a record tells them
- * apart. Whether something superseded may go already is for the caller to ask. */
+ * apart. The caller decides when a superseded key may be destroyed. */
 #ifndef PLUGIN_KEYS_VERDICT_H
 #define PLUGIN_KEYS_VERDICT_H
 
