@@ -1,5 +1,5 @@
-/* The worker as a process: spire-hsm-worker (program.h), a SOCK_SEQPACKET pair to talk
- * through, a shared page that says what it executes, a pipe for its stderr.
+/* The worker as a process: spire-hsm-worker (program.h), a SOCK_SEQPACKET pair to talk through, a
+ * shared page that names the requests it executes, a pipe for its stderr.
  *
  * No pipe of go-plugin's reaches it: the host notices our exit only when those close. The
  * environment goes on as it came: vendor libraries are configured there.
@@ -26,9 +26,9 @@ struct child {
     int64_t err_second;
 };
 
-/* Once, at process start, before RLIMIT_NOFILE is raised: workers are given the limit of now.
- * Opens the worker's program, so that what an upgrade puts there later is not ours; if it is
- * not there, child_spawn says so. */
+/* Once, at process start, before RLIMIT_NOFILE is raised: workers get the limit of that moment.
+ * Opens the worker's program, so that a later upgrade cannot replace it. If it is absent,
+ * child_spawn reports that. */
 void child_prepare(void);
 
 /* Starts a worker. It inherits `lock` (-1 = none), and with it the identity lock, for
@@ -41,7 +41,8 @@ void child_hang_up(struct child *child);
 /* Ends it now, whatever it does. */
 void child_kill(struct child *child);
 
-/* The socket does not tell: what the vendor's library has started may hold its other end. */
+/* The socket does not tell this, because a program that the vendor's library has started may hold
+ * its other end. */
 bool child_ended(const struct child *child, int patience_ms);
 
 /* Has it ended, or does it within `patience_ms`? Then releases everything, sets pid 0

@@ -12,11 +12,11 @@
 #include "plugin/worker/patience.h"
 #include "plugin/worker/supervisor.h"
 
-/* Where others do well, a look at the token is answered after so many failed tries: who looks
- * looks again. */
+/* If other requests succeed, a look at the token is answered after this many failed tries: its
+ * caller looks again by itself. */
 enum { JOB_TRIES_MAX = 3 };
 
-/* A suspect's requests may take so much of the table. */
+/* The requests of one suspect may fill this much of the table. */
 enum { SUSPECT_QUEUED_MAX = SUPERVISOR_REQUESTS_MAX / 4 };
 
 enum job_state {
@@ -53,7 +53,7 @@ struct jobs {
     uint64_t orders;
     unsigned sent;      /* at the worker, JOB_ABANDONED included */
     unsigned slow_sent; /* those of them that may take at most half of the threads */
-    int64_t wake;       /* what was passed over because it pauses is due then */
+    int64_t wake;       /* when the next paused job is due */
     struct job_queue quick;
     struct job_queue slow;
     struct job_queue at_worker;
@@ -79,10 +79,10 @@ struct job *jobs_next(struct jobs *jobs, unsigned threads, int64_t now);
 void jobs_sent(struct jobs *jobs, struct job *job, int64_t now);
 void jobs_requeue(struct jobs *jobs, struct job *job);
 
-/* What became of a job at the worker, put down to its subject (patience.h). jobs_failed: by a
- * fault that may pass. jobs_died: a worker ended while executing these; the tries of those that
- * are to blame are counted. Of a subject that has failed for a minute while others did well, what
- * has been waiting since before this try is late by now: a dead key is not to fill the table. */
+/* What became of a job at the worker, put down to its subject (patience.h). jobs_failed: by a fault
+ * that may pass. jobs_died: a worker ended while executing these; the tries of those that are to
+ * blame are counted. If a subject has failed for a minute while others succeeded, its requests from
+ * before this try count as late: a dead key must not fill the table. */
 void jobs_did_well(struct jobs *jobs, const struct job *job, int64_t now);
 void jobs_failed(struct jobs *jobs, struct job *job, const struct fault *fault, int64_t now);
 void jobs_died(struct jobs *jobs, struct job *const *executing, size_t count, int64_t now);
@@ -117,7 +117,7 @@ struct job *jobs_numbered(struct jobs *jobs, uint32_t number);
 struct job *jobs_at_worker(struct jobs *jobs);
 struct job *jobs_late(struct jobs *jobs, int64_t now, bool any);
 
-/* Is anybody at the worker who may yet do well by it? Not counted is what takes long. */
+/* Does the worker execute another request that may still succeed? Long operations do not count. */
 bool jobs_may_do_well(struct jobs *jobs);
 
 /* The first deadline among those that wait, or CLOCK_NEVER. */

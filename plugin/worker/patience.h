@@ -1,9 +1,9 @@
-/* How much patience there is with whom: what follows from a success, a fault, a worker's death
- * and a hang. Pure: no locks, no I/O, and the time is an argument.
+/* When a request is sent again: the consequences of a success, a fault, a worker's death and a
+ * hang. Pure: no locks, no I/O, and the time is an argument.
  *
- * A subject is an operation on a key. Nothing is known of most; one that failed and has not done
- * well since is a suspect. A suspect is slowed down and never refused: it pauses, longer each
- * time, and then one request probes it while others go on beside.
+ * A subject is an operation on a key. Most are unknown here. One that failed and has not succeeded
+ * since is a suspect. A suspect is slowed down and never refused: it pauses, longer each time, and
+ * then one request probes it while others go on beside.
  *
  *                pauses              beside it
  *   fault        0.05 s .. 2 s       everybody
@@ -11,7 +11,7 @@
  *   hang         1 s .. 8 s          everybody; hanging ones take half of the threads at most
  *   success      forgotten
  *
- * A pause ends early for a request whose deadline is near: it is not to fail untried. */
+ * A pause ends early for a request whose deadline is near: it must not fail untried. */
 #ifndef PLUGIN_WORKER_PATIENCE_H
 #define PLUGIN_WORKER_PATIENCE_H
 
@@ -21,7 +21,7 @@
 
 #include "hsm/base/fault.h"
 
-enum { SUSPECTS_MAX = 64 /* then who failed longest ago is forgotten */ };
+enum { SUSPECTS_MAX = 64 /* then the one that failed longest ago is forgotten */ };
 
 struct suspect {
     uint64_t subject;
@@ -44,8 +44,8 @@ struct patience {
     bool fresh;      /* another worker may do better than this one .. */
     bool for_one;    /* .. for one key, while others do well by this one */
     int64_t wished;  /* since when */
-    int64_t spare;   /* from then on another worker may be started: what ends them waits for it, so
-                        that others do not */
+    int64_t spare; /* from then on another worker may be started. Requests that end workers wait for
+                      this moment, so that others need not */
 };
 
 /* NULL: nothing is held against it. Valid until the next call that may forget one. */
@@ -84,7 +84,7 @@ int64_t patience_pause(unsigned faults);
 int64_t patience_due(const struct patience *patience, const struct suspect *suspect,
                      int64_t not_before, int64_t failed, int64_t deadline);
 
-/* May a request of the suspect's be sent beside what is out? */
+/* May a request of this suspect be sent beside those in flight? */
 bool patience_admits(const struct patience *patience, const struct suspect *suspect,
                      unsigned threads);
 
@@ -128,11 +128,10 @@ struct starts_opening {
     int64_t took;            /* ns, the first that came to its end; 0 = none has */
 };
 
-/* How long the latest one may take to open the token, ns. The first opening has what is left of
- * startup_wait, and 60 s at least. A token that was open before should open as fast as it does
- * anything else, up to 60 s, or as it did then; each further try may take longer, so that a slow
- * one is not kept from opening for ever. Not twice as long: a call that waits for it is to see more
- * than a few of them. */
+/* How long the latest worker may take to open the token, ns. The first opening gets the rest of
+ * startup_wait, and at least 60 s. A token that was open before should open as fast as its other
+ * calls, up to 60 s, or as fast as it did then. Each further try gets more time, so that a slow
+ * token can open at last. The time less than doubles, so that a waiting call sees several tries. */
 int64_t starts_limit(const struct starts *starts, const struct starts_opening *opening);
 
 #endif

@@ -7,8 +7,8 @@
  * no longer matches, and one that the kernel refuses may have been installed anew: then the
  * path is opened again, in case the right one is there.
  *
- * Faults are FAULT_FAILED_PRECONDITION unless memory or descriptors ran out, and each says
- * where we looked and what to do. One thread at a time, but for program_is. */
+ * Faults are FAULT_FAILED_PRECONDITION unless memory or descriptors ran out, and each names the
+ * path and what to do. One thread at a time, but for program_is. */
 #ifndef PLUGIN_WORKER_PROGRAM_H
 #define PLUGIN_WORKER_PROGRAM_H
 

@@ -122,7 +122,7 @@ static bool is_worth_another_try(struct supervisor *s, struct job *job, const st
         (job->op == HSM_DESTROY && (job->tries > 0 || s->signed_once)))
         return false;
     jobs_failed(&s->jobs, job, fault, now);
-    if (s->options.one_caller) /* whose other requests say nothing of this one */
+    if (s->options.one_caller) /* its other requests prove nothing about this one */
         patience_wish(&s->jobs.patience, now);
     return !jobs_is_hopeless(&s->jobs, job, s->options.one_caller) &&
            jobs_due(&s->jobs, job) < job->deadline;

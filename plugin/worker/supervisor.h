@@ -1,27 +1,25 @@
 /* Requests to the token, through a worker process that may die at any time.
  *
- * A request goes in with a deadline and a callback; the callback comes exactly once.
- * In between the worker may crash, hang or lose its token: it is replaced (at once, but not
- * more often than three times and then once a second), and what was in flight is asked again where
- * asking twice does no harm. HSM_GENERATE is the exception: it is answered with
- * FAULT_ABORTED, and who asked looks for the label. A scan starts over, told by an item
- * callback with NULL.
+ * A request goes in with a deadline and a callback; the callback comes exactly once. In between the
+ * worker may crash, hang or lose its token: it is replaced (at once, but not more often than three
+ * times and then once a second), and the requests in flight are sent again where this does no harm.
+ * HSM_GENERATE is the exception: it is answered with FAULT_ABORTED, and the caller looks for the
+ * label. A scan starts over, and its item callback is called with NULL.
  *
  * Nothing waits here but the supervisor's own thread, which reads replies, watches
  * deadlines and keeps the worker alive. supervisor_submit never blocks. Callbacks run
  * on that thread (or, when a request is refused at once, inside supervisor_submit),
  * with no lock held; they must not block and may submit again.
  *
- * Deadlines: a request ends by its deadline or by a definite answer, not by a count of
- * failures. What may pass (an error of the device, a worker that died or hung) is tried again
- * with growing pauses until then, and answered with the latest reason; patience.h has the rules.
- * So trouble with one key slows that key down and nothing else. There are two exceptions: where
- * others do well, a look (HSM_SCAN, HSM_PROVE, HSM_DESTROY) is answered after three failed tries,
- * as who looks looks again; and what asks for a key that has failed for a minute waits for
- * one try only.
- * How long the worker may execute one request is another matter, counted from the start of
- * its execution (operation_limit, generate_limit); past that, the worker is ended. Where this
- * process itself stood still for more than a second, these limits begin anew.
+ * Deadlines: a request ends by its deadline or by a definite answer, not by a count of failures. A
+ * request with trouble that may pass (an error of the device, a worker that died or hung) is tried
+ * again with growing pauses until then, and answered with the latest reason; patience.h has the
+ * rules. So trouble with one key slows that key down and nothing else. There are two exceptions: if
+ * other requests succeed, a look (HSM_SCAN, HSM_PROVE, HSM_DESTROY) is answered after three failed
+ * tries, as its caller looks again by itself; and a request for a key that has failed for a minute
+ * waits for one try only. How long the worker may execute one request is another matter, counted
+ * from the start of its execution (operation_limit, generate_limit); past that, the worker is
+ * ended. Where this process itself stood still for more than a second, these limits begin anew.
  *
  * Calling sequence: supervisor_start, supervisor_wait, any number of submissions, then
  * supervisor_retire, which ends the caller's right to the pointer. */
@@ -49,8 +47,8 @@ struct supervisor_options {
                                      supervisor_start; 60 s if that is more */
     int64_t opened_in;            /* ns that this module took to open when another supervisor had
                                      it first; 0 = not known */
-    bool one_caller;              /* who asks waits for nothing else: a request that has failed
-                                     three times is answered before its deadline */
+    bool one_caller; /* the caller waits for nothing else: a request that has failed three times is
+                        answered before its deadline */
 
     /* Called about five times a second, on the supervisor's thread. */
     void (*tick)(void *context);
@@ -85,8 +83,8 @@ int supervisor_wait(struct supervisor *supervisor, int64_t deadline, const atomi
  * for one key that fails, or the supervisor was abandoned: FAULT_UNAVAILABLE. */
 void supervisor_submit(struct supervisor *supervisor, const struct supervisor_request *request);
 
-/* What the worker in place says is doubted: it is ended, once it is idle or after a moment, and
- * another one asked instead. No request is lost by it. */
+/* The caller doubts the current worker's answers. It is ended, once it is idle or after a moment,
+ * and another one takes its place. No request is lost. */
 void supervisor_renew(struct supervisor *supervisor);
 
 /* Nothing will be submitted any more: lets it answer what it has, end its worker and then
@@ -98,14 +96,14 @@ void supervisor_retire(struct supervisor *supervisor);
  * supervisor_retire, as later submissions are still refused properly. */
 void supervisor_abandon(struct supervisor *supervisor);
 
-/* What the latest worker that opened the token found there. After supervisor_wait. */
+/* The token as the latest worker found it when it opened it. After supervisor_wait. */
 void supervisor_info(struct supervisor *supervisor, struct hsm_token_info *info);
 
 /* Is there no worker with an open token just now? Then fault says why. */
 bool supervisor_away(struct supervisor *supervisor, struct fault *fault);
 
-/* What keeps requests waiting: why there is no worker, or why one of them has failed, which is
- * asked again and not told of it otherwise. false: nothing does. */
+/* Why requests have to wait: the reason why there is no worker, or the fault of a request that is
+ * being repeated, which its caller does not hear of otherwise. Returns false if none waits. */
 bool supervisor_trouble(struct supervisor *supervisor, struct fault *fault);
 
 struct supervisor_figures {

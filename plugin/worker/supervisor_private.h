@@ -1,5 +1,5 @@
-/* What supervisor.c (requests, replies, clock) and supervisor_worker.c (the worker's life)
- * share. Nobody else includes this. */
+/* Shared by supervisor.c (requests, replies, clock) and supervisor_worker.c (the worker's life).
+ * Only they include it. */
 #ifndef PLUGIN_WORKER_SUPERVISOR_PRIVATE_H
 #define PLUGIN_WORKER_SUPERVISOR_PRIVATE_H
 
@@ -52,7 +52,7 @@ struct supervisor {
     int64_t last_tick;
     int64_t forgiven; /* limits count from here: this process itself stood still until then */
     int64_t heard;    /* when something last came from the worker */
-    bool pin_refused; /* and what its file looked like then: no worker may try it again */
+    bool pin_refused; /* and the stamp of its file then: no worker may try it again */
     struct file_stamp pin;
     bool unchanged;           /* the latest worker only saw that this is still so */
     struct child left_behind; /* pid 0 = none */
@@ -68,14 +68,14 @@ static inline void supervisor_unlock(struct supervisor *s)
     (void)pthread_mutex_unlock(&s->mutex);
 }
 
-/* supervisor.c. With the mutex held. pump sends what the worker may have; the others give
- * the mutex up to call back: finish answers a job and frees its slot, repeat queues it
+/* supervisor.c. With the mutex held. pump sends the worker as much as it may have. The others
+ * release the mutex while they call back: finish answers a job and frees its slot, repeat queues it
  * again (a scan forgets what it has found). */
 void supervisor_pump(struct supervisor *s);
 void supervisor_finish(struct supervisor *s, struct job *job, const struct hsm_reply *reply);
 void supervisor_repeat(struct supervisor *s, struct job *job);
 
-/* How long a worker may be at what this slot says, ns. */
+/* How long a worker may execute the request in this slot, ns. */
 int64_t supervisor_limit(const struct supervisor *s, const struct frame_slot *slot);
 
 /* supervisor_worker.c; all on the supervisor's thread, without the mutex.
