@@ -1,11 +1,10 @@
 /* A trust bundle as a file's bytes. Pure: the same bundle and options give the same
  * bytes, so "unchanged" can be decided by comparing files.
  *
- * Formats: SPIFFE trust bundle (SPIFFE Trust Domain and Bundle, section 4: a JWK set
- * with spiffe_sequence, spiffe_refresh_hint and a `use` per key; what SPIRE's OIDC
- * discovery provider reads), plain JWKS (RFC 7517, no `use`), PEM (X.509 authorities
- * only), OIDC (JWT authorities only: the key set that the discovery provider serves, with an
- * `alg` per key). */
+ * Formats: SPIFFE trust bundle (SPIFFE Trust Domain and Bundle, section 4: a JWK set with
+ * spiffe_sequence, spiffe_refresh_hint and a `use` per key; SPIRE's OIDC discovery provider reads
+ * it), plain JWKS (RFC 7517, no `use`), PEM (X.509 authorities only), OIDC (JWT authorities only:
+ * the key set that the discovery provider serves, with an `alg` per key). */
 #ifndef PLUGIN_BUNDLE_BUNDLE_H
 #define PLUGIN_BUNDLE_BUNDLE_H
 

@@ -1,6 +1,5 @@
-/* Public keys as the members of a JSON Web Key (RFC 7517; RFC 7518, section 6; RFC 8037):
- * EC P-256, P-384, P-521, RSA, Ed25519, which are what the reader of the file knows
- * (go-jose). Pure. */
+/* Public keys as the members of a JSON Web Key (RFC 7517; RFC 7518, section 6; RFC 8037): EC P-256,
+ * P-384, P-521, RSA, Ed25519, the types that the file's reader (go-jose) knows. Pure. */
 #ifndef PLUGIN_BUNDLE_JWK_H
 #define PLUGIN_BUNDLE_JWK_H
 

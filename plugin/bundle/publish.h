@@ -1,12 +1,11 @@
-/* Bytes to a file that a reader, at any moment and after any crash, sees whole: old
- * or new. Written beside the target, fsynced, read back and handed to `check`,
- * renamed, directory fsynced. Nothing here waits without a limit.
+/* Replaces a file so that a reader sees the whole old or the whole new one, at any moment and after
+ * any crash. Written beside the target, fsynced, read back and handed to `check`, renamed,
+ * directory fsynced. Nothing here waits without a limit.
  *
  * Beside a target NAME stand `.NAME.lock`, which stays and holds the number of what was published
  * last (written before the target is, so that a crash leaves one that is too high at most), and
- * while publishing
- * `.NAME.tmp-<pid>-<16 hex digits>`. Temporary files are made under the lock alone, so
- * whoever holds it removes those that a crash has left. */
+ * while publishing `.NAME.tmp-<pid>-<16 hex digits>`. Temporary files are made only under the lock,
+ * so its holder removes those that a crash has left. */
 #ifndef PLUGIN_BUNDLE_PUBLISH_H
 #define PLUGIN_BUNDLE_PUBLISH_H
 
@@ -29,9 +28,9 @@ struct publish {
     uint32_t mode;
     uint64_t number; /* of the content; kept beside it, in the lock file. 0 = none is kept */
 
-    /* Is what is on disk (read under the lock; never called for a missing file) to be
-     * kept? `number` is the one kept with it, 0 = none. And are the bytes just written good?
-     * NULL = no, yes. */
+    /* Should the file on disk be kept? (It was read under the lock. A missing file is never asked
+     * about.) `number` is the one kept with it, 0 = none. And are the bytes just written good? NULL
+     * = no, yes. */
     bool (*keep)(void *context, const char *bytes, size_t length, uint64_t number);
     int (*check)(void *context, const char *bytes, size_t length, struct fault *fault);
     void *context;

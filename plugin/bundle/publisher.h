@@ -1,13 +1,13 @@
-/* What becomes of a bundle that SPIRE delivers: it is encoded, its sequence number is held
- * against the file's, and it is written where it has to be. A file that is missing, damaged or
- * of another format is replaced whatever the numbers; a newer one stays, until the datastore
- * turns out to have gone back (sequence.h).
+/* A bundle that SPIRE delivers is encoded, its sequence number is compared with the file's, and it
+ * is written if necessary. A file that is missing, damaged or of another format is replaced
+ * whatever the numbers; a newer one stays, until the datastore turns out to have gone back
+ * (sequence.h).
  *
- * With BUNDLE_OIDC there are two files in a folder: the key set, which is what is said above of
- * the file, and then the document that names it (oidc.h).
+ * With BUNDLE_OIDC there are two files in a folder: the key set, for which the above holds, and
+ * then the document that names it (oidc.h).
  *
- * A publisher has one path and is used by one thread at a time. It writes no log: what it has
- * done comes back as a report, what it could not do as a fault. */
+ * A publisher has one path and is used by one thread at a time. It writes no log: it returns a
+ * report or a fault. */
 #ifndef PLUGIN_BUNDLE_PUBLISHER_H
 #define PLUGIN_BUNDLE_PUBLISHER_H
 

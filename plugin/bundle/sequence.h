@@ -1,14 +1,13 @@
-/* May a bundle that was delivered replace the one in the file, going by their sequence
- * numbers? The number grows by one with every change in the datastore, so a lower one is
- * either late (the notifier's and the publisher's processes race for one file) or comes
- * from a datastore that was restored, and then it is the truth.
+/* May a bundle that was delivered replace the one in the file, going by their sequence numbers? The
+ * number grows by one with every change in the datastore, so a lower one is either late (the
+ * notifier's and the publisher's processes race for one file) or comes from a datastore that was
+ * restored, and then it is right.
  *
- * What tells the two apart: SPIRE reads the datastore just before each call and makes the
- * next call after the last was answered. A delivery that was late is followed, in the same
- * process, by one that is not: at or above the file's number. A second lower one, and the
- * file still as it was then, means that the datastore went back. Notifiers are only called
- * when something has changed, so the second may well have a higher number than the first.
- * The pause between the two is for replicas that lag. Pure. */
+ * The next delivery tells which: SPIRE reads the datastore just before each call, and calls again
+ * only after the answer. After a late delivery the same process gets a current one, at or above the
+ * file's number. If the second one is lower as well, and the file unchanged, the datastore went
+ * back. Notifiers are only called when something has changed, so the second may well have a higher
+ * number than the first. The pause between the two is for replicas that lag. Pure. */
 #ifndef PLUGIN_BUNDLE_SEQUENCE_H
 #define PLUGIN_BUNDLE_SEQUENCE_H
 
@@ -34,8 +33,8 @@ enum sequence_verdict {
     SEQUENCE_RESTORED, /* lower, but the truth: write it, with a warning */
 };
 
-/* Judges `delivered` against the `file`'s number, on clock_now()'s clock, and remembers
- * in *sequence what was held back. After SEQUENCE_RESTORED it is remembered still, in case
+/* Judges `delivered` against the `file`'s number, on clock_now()'s clock, and remembers in
+ * *sequence a delivery that it holds back. After SEQUENCE_RESTORED it is remembered still, in case
  * writing fails: clear *sequence once it has been written. */
 enum sequence_verdict sequence_judge(struct sequence *sequence, uint64_t file, uint64_t delivered,
                                      int64_t now);

@@ -1,5 +1,5 @@
-/* All keys of format 1 on a token, whoever they belong to, and what may be said of each: for
- * the operators' commands. Pure. */
+/* All keys of format 1 on a token, of all servers, each with its state: for the operators'
+ * commands. Pure. */
 #ifndef PLUGIN_COMMAND_CENSUS_H
 #define PLUGIN_COMMAND_CENSUS_H
 
@@ -34,7 +34,7 @@ enum census_state {
 const char *census_state_name(enum census_state state);
 
 /* `item` is one of `server`, whose items were proven as far as that was possible. `record` is that
- * server's, or NULL; it says what a start serves, where the token has that. */
+ * server's, or NULL; it says which keys a start serves, if the token has them. */
 enum census_state census_state(struct record *record, struct inventory *server,
                                struct inventory_item *item);
 
@@ -69,7 +69,7 @@ struct census_rule {
 bool census_prunes(const struct census_rule *rule, struct inventory *server,
                    struct inventory_item *item);
 
-/* Will census_prunes want to know what a proof says of this server's items? */
+/* Does census_prunes need this server's items proven? */
 bool census_needs_proof(const struct census_rule *rule, const struct inventory *server);
 
 #endif

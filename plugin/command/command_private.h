@@ -1,4 +1,4 @@
-/* What the command*.c files share. Nobody else includes it but tests. */
+/* Shared by the command*.c files. Only they and tests include it. */
 #ifndef PLUGIN_COMMAND_COMMAND_PRIVATE_H
 #define PLUGIN_COMMAND_COMMAND_PRIVATE_H
 
@@ -100,7 +100,7 @@ void command_close_token(struct command_token *token);
 void command_execute(struct command_token *token, const struct hsm_request *request,
                      struct hsm_reply *reply);
 
-/* Who is on the token, into token->census. */
+/* Lists all servers on the token, into token->census. */
 int command_census(struct command_token *token, struct fault *fault);
 
 /* Looks closer at these keys. One that cannot be looked at stays unproven, with the reason
@@ -118,13 +118,13 @@ int command_named(const struct command_options *options, const struct config *co
 
 /* ---- command_record.c ---- */
 
-/* What the server has written down, as a start would take it that comes now: it may be the first
- * one in this place. *there: there is a record of this scope; else *record is empty. Closed with
- * record_close in any case. */
+/* Reads the server's record as a start would do now; it may be the first start in this place.
+ * *there: the file has a record of this scope; otherwise *record is empty. The caller closes it
+ * with record_close in any case. */
 int command_record(const struct config *config, const struct identity *identity,
                    struct record *record, bool *there, struct fault *fault);
 
-/* What a start would find of the keys that the record says are served. */
+/* Which of the keys that are served by the record would a start find? */
 struct command_start {
     struct record *record; /* the caller's */
     const bool *gone;      /* by place in the record, while it is being filled in */
@@ -137,13 +137,14 @@ struct command_start {
     char code[RECORD_CODE + 1];
 };
 
-/* `no_previous`: plugin_data has no block of that name, so what is needed of it is missing too. */
+/* `no_previous`: plugin_data has no block of that name, so its keys that are needed are missing
+ * too. */
 int command_start_of(struct command_token *token, struct record *record, bool no_previous,
                      struct command_start *start, struct fault *fault);
 
 /* ---- command_previous.c ---- */
 
-/* What a start would make of the block previous. */
+/* How a start would judge the block previous. */
 struct command_previous {
     bool given;
     size_t adopts; /* so many keys are new, and would be served from there; 0 = it is known */
@@ -155,8 +156,8 @@ struct command_previous {
     char code[RECORD_CODE + 1];
 };
 
-/* Reads it by a worker, at once. What would be adopted is so in *record then, which stays the
- * caller's and is not written. */
+/* Reads it by a worker, without waiting. *record then has the keys that a start would adopt. It
+ * stays the caller's, and is not written to disk. */
 int command_previous_of(const struct config *config, struct record *record,
                         struct command_previous *found, struct fault *fault);
 
@@ -186,7 +187,7 @@ int command_trial_make(struct command_trials *trials, const struct hsm_key_name 
 int command_trial_destroy(struct command_trials *trials, const struct hsm_key_name *name,
                           struct fault *fault);
 
-/* Is it what a command left that was killed, and no other's that runs now? */
+/* Was the key left by a command that was killed, rather than by one that runs now? */
 bool command_trial_is_leftover(const struct command_trials *trials,
                                const struct inventory_item *item);
 
@@ -200,15 +201,15 @@ struct command_bundle {
     enum bundle_format format;
 };
 
-/* Told of each authority of a file, in the file's order. What is handed in is gone after the call.
+/* Called for each authority of a file, in the file's order. The arguments are gone after the call.
  * A damaged certificate is NULL; a damaged JWK shows when it is read. */
 struct command_bundle_visitor {
     void (*certificate)(void *context, X509 *certificate);
     void (*key)(void *context, const json_t *jwk);
 };
 
-/* Reads a file in the `format` of that name; NULL: in the one it looks like. What is in it may
- * be damaged all the same, see bundle_read. The caller's to free, also after a failure. */
+/* Reads a file in the `format` of that name; NULL: in the format that it seems to have. Its content
+ * may still be damaged, see bundle_read. The caller frees it, also after a failure. */
 int command_read_bundle(const char *path, const char *format, struct command_bundle *bundle,
                         struct fault *fault);
 void command_free_bundle(struct command_bundle *bundle);
@@ -227,7 +228,7 @@ void command_time(const ASN1_TIME *time, char text[TIME_TEXT]);
 
 /* ---- command_print.c ---- */
 
-/* Rows of cells, columns as wide as they need. What is not printable is shown as '?'. */
+/* Rows of cells, columns as wide as they need. Unprintable characters are shown as '?'. */
 enum { TABLE_COLUMNS = 8, TABLE_CELL = 320, TABLE_NOTE = 1536 };
 
 struct table_row {

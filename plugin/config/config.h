@@ -76,9 +76,9 @@ struct config {
     };
 };
 
-/* What is wrong (or only odd) with a configuration, a sentence each, in the order of
- * the text, then what is missing. None of them repeats a value: it may be a misplaced PIN.
- * At most CONFIG_NOTES_MAX are kept; the last one then says how many more. */
+/* The mistakes and oddities of a configuration, a sentence each, in the order of the text; then the
+ * missing options. No sentence repeats a value, which may be a misplaced PIN. At most
+ * CONFIG_NOTES_MAX are kept; the last one then says how many more. */
 enum { CONFIG_NOTES_MAX = 32, CONFIG_NOTE_MAX = 320 };
 
 struct config_notes {
@@ -102,11 +102,12 @@ struct hcl_item;
 int config_read_block(enum config_kind kind, const char *trust_domain, const struct hcl_item *block,
                       struct config *config, struct config_notes *notes);
 
-/* What the token's room needs to know. Wiped with hsm_settings_wipe. */
+/* The settings for the hsm room. Wiped with hsm_settings_wipe. */
 void config_settings(const struct config_keymanager *config, struct hsm_settings *settings);
 
-/* The block `previous` as a configuration by itself, without a record, which the caller wipes: what
- * opens a token and finds an identity does so with it. false: there is no such block. */
+/* The block `previous` as a configuration by itself, without a record, which the caller wipes. With
+ * it the usual functions open that token and find that identity. Returns false if there is no such
+ * block. */
 bool config_previous(const struct config *config, struct config *previous);
 
 /* All errors in one sentence list, for a Configure that fails: "3 mistakes in

@@ -1,5 +1,5 @@
-/* What config.c (the whole configuration), config_option.c (the tables, one option) and
- * config_value.c (one value) share. Nobody else includes this. */
+/* Shared by config.c (the whole configuration), config_option.c (the tables, one option) and
+ * config_value.c (one value). Only they include it. */
 #ifndef PLUGIN_CONFIG_CONFIG_PRIVATE_H
 #define PLUGIN_CONFIG_CONFIG_PRIVATE_H
 
@@ -14,7 +14,7 @@ bool value_integer(const char *text, int64_t *number);
 /* Octal digits with or without a leading 0, as chmod takes them. */
 bool value_mode(const char *text, int64_t *mode);
 
-/* Each says what is wrong with `text` (a clause, a constant), or NULL. */
+/* Each returns what is wrong with `text`, as a clause (a constant), or NULL. */
 const char *value_check_text(const char *text);  /* of any string option: first of all */
 const char *value_check_path(const char *text);  /* absolute, and not a folder's */
 const char *value_check_place(const char *text); /* absolute, of a file or a folder */
@@ -36,7 +36,7 @@ enum option_kind {
     OPTION_BLOCK, /* with a table of its own */
 };
 
-/* Of a group, one option may be given. */
+/* Of each group, only one option may be set. */
 enum option_group { GROUP_NONE, GROUP_PIN, GROUP_IDENTITY, GROUPS };
 
 struct option_choice {
@@ -70,11 +70,11 @@ const struct config_option *option_table(enum config_kind kind);
 const struct config_option *option_find(enum config_kind kind, const char *name,
                                         const char **nearest);
 
-/* What the option takes, as "duration from 1s to 29s". */
+/* The values that the option takes, such as "duration from 1s to 29s". */
 void option_type(const struct config_option *option, char type[OPTION_TYPE_MAX]);
 
-/* Puts a value into its place in *config; else says what is wrong, a clause that follows the
- * option's name and ": ". */
+/* Puts a value into its place in *config. Otherwise says what is wrong, as a clause that follows
+ * the option's name and ": ". */
 bool option_set(const struct config_option *option, const struct hcl_item *item,
                 struct config *config, char why[CONFIG_NOTE_MAX]);
 

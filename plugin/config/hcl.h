@@ -1,16 +1,16 @@
-/* A reader for the part of HCL 1 (and JSON) that plugin_data may be written in. What is
- * accepted reads exactly as hashicorp/hcl v1 reads it; whatever we have no use for is
- * refused with its line: values other than strings, numbers, booleans, blocks and lists of
- * those; blocks with more than one label; interpolation (`${`), which HCL 1 passes
- * through for others to expand. Keys may repeat, and dots in them are just characters.
+/* A reader for the part of HCL 1 (and JSON) that plugin_data may be written in. Accepted text means
+ * exactly what hashicorp/hcl v1 makes of it. Values that plugin_data does not need are refused with
+ * their line: values other than strings, numbers, booleans, blocks and lists of those; blocks with
+ * more than one label; interpolation (`${`), which HCL 1 leaves to its callers. Keys may repeat,
+ * and dots in them are just characters.
  *
  * JSON is what begins with `{`, as in HCL 1, which reads some of it in ways of its own;
  * there `\/`, null, lists with booleans or objects and objects of nothing but objects are
  * refused.
  *
- * Written by hand because no C library reads HCL; and JSON with it, because a library
- * would keep neither lines nor repeated keys, and leave copies of a PIN in freed memory.
- * Pure: bytes in, tree or fault out, and no message repeats what stands in the text. */
+ * Written by hand because no C library reads HCL; and JSON with it, because a library would keep
+ * neither lines nor repeated keys, and leave copies of a PIN in freed memory. Pure: bytes in, tree
+ * or fault out, and no message quotes the text. */
 #ifndef PLUGIN_CONFIG_HCL_H
 #define PLUGIN_CONFIG_HCL_H
 

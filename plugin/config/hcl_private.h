@@ -1,6 +1,6 @@
-/* What the hcl*.c files share, from the lowest up: hcl_tree.c (items in memory), hcl_lex.c (what
- * stands between the brackets), hcl_json.c (JSON's objects and lists), hcl.c (HCL's blocks and
- * lists, and the door). Each calls only those before it. Nobody else includes this. */
+/* Shared by the hcl*.c files, from the lowest up: hcl_tree.c (items in memory), hcl_lex.c (strings,
+ * numbers, words), hcl_json.c (JSON's objects and lists), hcl.c (HCL's blocks and lists, and the
+ * door). Each calls only those before it. Only they include it. */
 #ifndef PLUGIN_CONFIG_HCL_PRIVATE_H
 #define PLUGIN_CONFIG_HCL_PRIVATE_H
 
@@ -53,8 +53,8 @@ int hcl_open_item(struct hcl_reader *r, const struct hcl_item *item);
 size_t hcl_open_count(const struct hcl_reader *r);
 void hcl_close_items(struct hcl_reader *r, size_t first, struct hcl_item *parent);
 
-/* Room for text: a pointer to where the next byte goes, taken with hcl_keep_text. What is kept
- * is never longer than twice the text it was read from. */
+/* Room for text: a pointer to where the next byte goes, taken with hcl_keep_text. The kept text is
+ * at most twice as long as the text it was read from. */
 char *hcl_room(struct hcl_reader *r);
 const char *hcl_keep_text(struct hcl_reader *r, size_t length);
 
@@ -63,7 +63,7 @@ const char *hcl_keep_text(struct hcl_reader *r, size_t length);
 /* Steps over white space and comments. */
 int hcl_skip(struct hcl_reader *r);
 
-/* What is at hand must be a scalar, or a '"', or a word's first letter. */
+/* The next byte must begin a scalar, a string or a word. */
 int hcl_scalar(struct hcl_reader *r, struct hcl_item *item);
 int hcl_string(struct hcl_reader *r, struct hcl_item *item);
 int hcl_word(struct hcl_reader *r, struct hcl_item *item);

@@ -1,7 +1,7 @@
-/* Lines for SPIRE's log: hclog's JSON on stderr, which go-plugin turns into an entry
- * of the host's log with level and fields. The services, the key manager, the supervisor
- * of the worker, gRPC's room and serve.c log. What is pure or works on the token explains by
- * struct fault, and its caller logs.
+/* Lines for SPIRE's log: hclog's JSON on stderr, which go-plugin turns into an entry of the host's
+ * log with level and fields. The services, the key manager, the supervisor of the worker, gRPC's
+ * room and serve.c log. Pure functions and those that use the token return a struct fault, and
+ * their caller logs it.
  *
  * Any thread; one write(2) per line, so lines never mix. A line that cannot be
  * written (the host is gone) is dropped. */

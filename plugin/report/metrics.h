@@ -1,10 +1,10 @@
-/* Figures for the host's telemetry: what an operator may want to see in a graph or raise an
- * alarm for. metrics_table.c has each with its meaning; host.c tells the host. The host adds its
- * prefix: "token_up" is spire_server_pkcs11_token_up in a server's Prometheus.
+/* Figures for the host's telemetry: for an operator's graphs and alarms. metrics_table.c has each
+ * with its meaning; host.c tells the host. The host adds its prefix: "token_up" is
+ * spire_server_pkcs11_token_up in a server's Prometheus.
  *
- * All processes of one host share its name space, and its series never expire. So a figure that
- * two roles have carries `role`; ages are told in place of times, as the host keeps 32-bit floats;
- * and what an alarm counts on is told as 0 before it first happens.
+ * All processes of one host share its name space, and its series never expire. So a figure that two
+ * roles have carries `role`; ages are told in place of times, as the host keeps 32-bit floats; and
+ * counters for alarms are told as 0 before they first move.
  *
  * Any thread; never blocks on more than a mutex that is held for a moment. Beyond
  * METRIC_SERIES_MAX a new combination of labels is not told. */
@@ -55,7 +55,7 @@ enum {
 };
 
 enum metric_kind {
-    METRIC_COUNTER, /* what came since the last time */
+    METRIC_COUNTER, /* the increase since the last time */
     METRIC_GAUGE,   /* the latest value */
     METRIC_SAMPLE,  /* the greatest value of about a second */
 };
@@ -109,7 +109,7 @@ struct metric_news {
  * false: there is none left. */
 bool metrics_next(size_t *series, struct metric_news *news);
 
-/* The host has heard it. Of what it has not heard metrics_next tells again. */
+/* The host has confirmed it. Until then metrics_next returns it again. */
 void metrics_told(const struct metric_news *news);
 
 #endif

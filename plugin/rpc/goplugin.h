@@ -1,6 +1,6 @@
-/* What go-plugin itself asks of a plugin beside its own services: health, the broker
- * stream, shutdown, and a stream for stdout and stderr that stays silent (our log goes
- * through the stderr pipe, our stdout is closed). */
+/* The services that go-plugin itself demands of a plugin: health, the broker stream, shutdown, and
+ * a stream for stdout and stderr that stays silent (our log goes through the stderr pipe, our
+ * stdout is closed). */
 #ifndef PLUGIN_RPC_GOPLUGIN_H
 #define PLUGIN_RPC_GOPLUGIN_H
 

@@ -1,9 +1,9 @@
-/* The slow lane: one thread for what may take long (Configure, Validate, publishing), so
- * that the gRPC thread never blocks. Jobs run one at a time, in order.
+/* The slow lane: one thread for jobs that may take long (Configure, Validate, publishing), so that
+ * the gRPC thread never blocks. Jobs run one at a time, in order.
  *
- * Each job is answered exactly once: with what its run came to or, if that takes too long,
- * with a fault instead. A run that hangs (in a file system, say) cannot be ended. It keeps
- * the thread, its result is dropped, and the jobs behind it are answered at their own limits.
+ * Each job is answered exactly once: with the result of its run or, if that takes too long, with a
+ * fault. A run that hangs (in a file system, say) cannot be ended. It keeps the thread, its result
+ * is dropped, and the jobs behind it are answered at their own limits.
  *
  * The job owns its context: from lane_submit until release, which the lane calls once, when
  * both run and answer have returned. So an early answer frees nothing that run still uses,
@@ -15,7 +15,7 @@
 
 #include "hsm/base/fault.h"
 
-/* What an answer is about. The last three come with FAULT_UNAVAILABLE. */
+/* The reason for an answer. The last three come with FAULT_UNAVAILABLE. */
 enum lane_outcome {
     LANE_RAN,     /* run has returned: fault is its own, or NULL for success */
     LANE_REFUSED, /* run will never be called; the fault says what the lane is busy with */
@@ -23,8 +23,8 @@ enum lane_outcome {
     LANE_STOPPED, /* run goes on, but the lane closes: "the plugin is stopping" */
 };
 
-/* What jobs of a kind do, and how long that may take. A string or kind that is handed over
- * outlives the job. */
+/* A kind of jobs: its functions and its time limits. Strings and kinds that are passed in must
+ * outlive the job. */
 struct lane_kind {
     int64_t queue_limit; /* ns until run begins */
     int64_t run_limit;   /* ns from then on; CLOCK_NEVER: answered at its end alone */

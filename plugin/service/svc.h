@@ -1,5 +1,5 @@
-/* What each service offers: rows of its methods for rpc_open and, for the three roles'
- * own services, what role.c's table needs. Each table ends with a row without path. */
+/* The services' method tables for rpc_open and, for the three roles' own services, the functions in
+ * role.c's table. Each table ends with a row without path. */
 #ifndef PLUGIN_SERVICE_SVC_H
 #define PLUGIN_SERVICE_SVC_H
 

@@ -10,7 +10,7 @@ void bundle_figures_begin(const char *role, const char *path);
 void bundle_figures_delivered(const struct publisher_report *report);
 void bundle_figures_failed(void);
 
-/* Tells the age of what was delivered last. */
+/* Tells the age of the last delivery. */
 void bundle_figures_measure(void);
 
 #endif
