@@ -62,7 +62,8 @@ void cache_close(struct cache *cache);
 enum cache_answer cache_get(struct cache *cache, const struct cache_key *key,
                             struct cache_value *value, struct fault *fault);
 
-/* Also without CACHE_LOOK before it, for a handle that was come by otherwise. */
+/* May also be called without CACHE_LOOK before it, for a handle from another source than a
+ * search. */
 void cache_found(struct cache *cache, const struct cache_key *key, const struct cache_value *value);
 void cache_failed(struct cache *cache, const struct cache_key *key, const struct fault *fault);
 

@@ -1,7 +1,6 @@
-/* Where the last SCAN saw the pairs of ours, so that the PROVE of each that follows at
- * start need not walk the token again: with keys of ours among a thousand others that is
- * most of the time a start takes. A hint is taken once, checked by reading label and id
- * back, and worth nothing after a new login. */
+/* Where the last SCAN saw our key pairs. So the PROVE of each at a start need not walk over the
+ * token again: among a thousand other objects, these walks take most of a start's time. A hint is
+ * used once, checked by reading label and id back, and void after a new login. */
 #ifndef HSM_HINTS_H
 #define HSM_HINTS_H
 

@@ -11,7 +11,7 @@
 #include "plugin/keys/previous.h"
 #include "plugin/report/log.h"
 
-/* A file is there or it is not. A token may be on its way. */
+/* A file is there or it is not. A token may still be coming up. */
 static const int64_t token_patience = 10 * CLOCK_SECOND;
 
 struct shown {

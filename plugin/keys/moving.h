@@ -18,8 +18,8 @@ struct moving {
 int moving_begin(struct keymanager *keymanager, bool reconfigures, const atomic_bool *cancel,
                  struct record *record, struct moving *moving, struct fault *fault);
 
-/* FAULT_FAILED_PRECONDITION: it adopts, there is no record, and the token has a key that SPIRE may
- * need more. */
+/* FAULT_FAILED_PRECONDITION: a start would adopt keys of `previous` without a record, and SPIRE may
+ * need a key of the token instead. */
 int moving_refuse_unrecorded(const struct keymanager *keymanager, const char *key_id,
                              const char *label, const char *code, struct fault *fault);
 
