@@ -34,11 +34,23 @@ func (s *server) fails() string {
 // it, and ends; and so again when it is restarted, for as long as that lasts.
 func TestACrashLoopWithTheUpstreamAwayDoesNotFillTheToken(t *testing.T) {
 	t.Parallel()
+	const kept = 4 // keep_condemned
+	crashLoop(t, newBench(t, ""), 1+kept)
+}
+
+// There what was condemned goes before its day.
+func TestACrashLoopWithTheUpstreamAwayGoesOnOnAFullToken(t *testing.T) {
+	t.Parallel()
+	const pairs = 4
+	crashLoop(t, newFaulty(t, "", fmt.Sprintf("profile room %d", 2*pairs)), pairs)
+}
+
+// crashLoop leaves so many keys on the token at most; and when the upstream is back the server starts.
+func crashLoop(t *testing.T, b *bench, most int) {
+	t.Helper()
 	rounds := either(7, 40)
 	faults(t, rounds)
-	const kept = 4 // keep_condemned
-	b := newBench(t, "")
-	b.Data = strings.Replace(b.Data, "destroy_superseded_after = 0\n", "", 1)
+	b.Data = withDefaults(b.Data)
 	s := newServer(t, b)
 	path := filepath.Join(s.dir, "server.conf")
 	without, err := os.ReadFile(path)
@@ -51,8 +63,8 @@ func TestACrashLoopWithTheUpstreamAwayDoesNotFillTheToken(t *testing.T) {
 			t.Fatalf("it ended without a key:\n%s", log)
 		}
 	}
-	if pairs := len(b.Labels(t)); pairs > 1+kept {
-		t.Errorf("%d keys are on the token after %d starts, want %d at most", pairs, rounds, 1+kept)
+	if pairs := len(b.Labels(t)); pairs > most {
+		t.Errorf("%d keys are on the token after %d starts, want %d at most", pairs, rounds, most)
 	}
 	scene.Write(t, path, string(without)) // as if it were back
 	s.start()
