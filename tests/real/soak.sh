@@ -4,9 +4,9 @@
 #
 #   tests/real/soak.sh [SECONDS]       120 if left out; SOAK_SEED repeats a choice of faults
 #
-# Its /live stays 200, nobody mints in vain, every JWT-SVID verifies against what the
-# discovery provider serves, every X.509-SVID by OpenSSL, and the token holds no more keys
-# at the end than at the beginning.
+# Single faults, and trouble that lasts for seconds. Its /live stays 200, nobody mints in vain,
+# every JWT-SVID verifies against what the discovery provider serves, every X.509-SVID by OpenSSL,
+# and the token holds no more keys at the end than at the beginning.
 . "$(dirname "$0")/../lib/lib.sh" soak
 . "$here/lib/parts.sh"
 
@@ -146,6 +146,29 @@ fault_hang() {
     rule+=' shared once'
 }
 
+# Trouble that lasts, of one key or of all.
+fault_lasting() {
+    rule_part 'C_Sign before segv' 'C_SignInit before abort' 'C_Sign before hang' \
+        'C_Sign before CKR_FUNCTION_FAILED' 'C_SignInit before CKR_KEY_HANDLE_INVALID' \
+        'C_Sign before bend' 'C_Sign before shorten'
+    rule_part 'for 300' 'for 3000'
+    draw '' ' on x509-CA' ' on JWT'
+    rule+=$drawn
+}
+
+fault_hidden() {
+    rule='profile'
+    rule_part hide 'unreadable CKR_DEVICE_ERROR' 'unreadable CKR_OBJECT_HANDLE_INVALID'
+    rule_part private public both
+    rule+=' 3000'
+    draw '' ' x509-CA' ' JWT'
+    rule+=$drawn$'\n''C_SignInit before CKR_KEY_HANDLE_INVALID for 3000' # it has to look for them
+}
+
+fault_renumber() {
+    rule='profile renumber 100'
+}
+
 fault_logout() {
     rule='profile logout'
 }
@@ -164,7 +187,7 @@ fault_bundle() {
     story="bundle file: $drawn"
 }
 
-kinds=(kill away error error crash hang logout reconfigure bundle)
+kinds=(kill away error error crash hang lasting lasting hidden renumber logout reconfigure bundle)
 
 shuffle_kinds() {
     local i j
@@ -187,7 +210,8 @@ soak() {
             rule=""
             "fault_$kind"
             [ -z "$rule" ] || script "$rule"
-            echo "$(date +%T) ${rule:-$story}" >>"$stories"
+            story=${rule:-$story}
+            echo "$(date +%T) ${story//$'\n'/; }" >>"$stories"
             draw 2 3 5
             sleep "$drawn"
         done
@@ -204,7 +228,9 @@ conf_of_the_soak() {
     script ""
     sed -i "s|module = .*|module = \"$scratch/run/faulty.so\"|" "$data_file"
     sed -i -e 's|ca_ttl = .*|ca_ttl = "2m"|; s|svid_ttl = .*|svid_ttl = "1m"|' "$server_conf"
-    printf 'operation_timeout = "3s"\ndestroy_superseded_after = 0\n' >>"$data_file" # nobody waits a day here
+    # nobody waits a day here, and no wrong signature may leave
+    printf '%s\n' 'operation_timeout = "3s"' 'destroy_superseded_after = 0' \
+        'verify_signatures = "always"' >>"$data_file"
     cat >>"$server_conf" <<END
 health_checks {
     listener_enabled = true
