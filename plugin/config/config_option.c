@@ -77,7 +77,8 @@ static const struct config_option keymanager_options[] = {
      .help = "how long one operation may take before the plugin treats the library as hung"},
     {"generate_timeout", OPTION_DURATION, FIELD(keymanager.generate_timeout), .initial = "5m",
      .low = "10s", .high = "30m",
-     .help = "the same limit for making a key pair and for searching the token"},
+     .help = "how long making a key pair, or a search of the token, may take before the plugin "
+             "treats the library as hung"},
     {"keep_alive", OPTION_DURATION, FIELD(keymanager.keep_alive), .initial = "20s", .low = "1s",
      .high = "10m", .zero = true,
      .help = "how often the plugin asks an idle token for a random number, to keep its sessions "
@@ -137,10 +138,10 @@ static const struct config_option previous_options[] = {
      .help = "that PIN itself; only for local tests"},
     {"key_identifier_file", OPTION_STRING, FIELD(keymanager.previous.key_identifier_file),
      .group = GROUP_IDENTITY, .type = "absolute path", .check = value_check_path,
-     .help = "the key_identifier_file of then; it must exist"},
+     .help = "the key_identifier_file that went with the old token; it must exist"},
     {"key_identifier_value", OPTION_STRING, FIELD(keymanager.previous.key_identifier_value),
      .group = GROUP_IDENTITY, .type = "string of 1 to 256 bytes",
-     .help = "the key_identifier_value of then"},
+     .help = "the key_identifier_value that went with the old token"},
     {0}};
 
 /* The rows that both kinds of bundle writer have. */
@@ -148,15 +149,15 @@ static const struct config_option previous_options[] = {
 #define BUNDLE_OPTIONS \
     {"path", OPTION_STRING, FIELD(bundle.path), .required = true, .type = "absolute path", \
      .check = value_check_place, \
-     .help = "the file, or with format oidc the folder; the folder must exist, and the server's user must be able to write to it"}, \
+     .help = "the file that gets the bundle, or with format oidc a folder; the folder must exist, and the server's user must be able to write to it"}, \
     {"format", OPTION_CHOICE, FIELD(bundle.format), .initial = "spiffe", .choices = formats, \
-     .help = "spiffe: what the OIDC discovery provider reads; oidc: what that provider would serve; jwks and pem: for other readers"}, \
+     .help = "spiffe: for the OIDC discovery provider; oidc: a folder for any web server, without that provider; jwks and pem: for other readers"}, \
     {"issuer", OPTION_STRING, FIELD(bundle.issuer), .type = "https URL", \
      .check = oidc_issuer_wrong, \
      .help = "with format oidc: jwt_issuer of server.conf; a web server serves the folder at this URL"}, \
     {"refresh_hint", OPTION_DURATION, FIELD(bundle.refresh_hint), .initial = "0", .low = "1s", \
      .high = "8760h", .zero = true, \
-     .help = "how often readers should look again, in whole seconds; 0 = what the bundle says"}, \
+     .help = "how often readers should load the bundle again, in whole seconds; 0 = as the bundle itself says"}, \
     {"mode", OPTION_MODE, FIELD(bundle.mode), .initial = "0644", \
      .help = "permissions of the file, as for chmod; never writable for everyone"}
 /* clang-format on */

@@ -235,10 +235,10 @@ static void the_nearest_option_is_named(void **state)
 static void what_is_missing_is_named_without_a_line(void **state)
 {
     (void)state;
-    refused(
-        CONFIG_PUBLISHER, "",
-        "path is required: the file, or with format oidc the folder; the folder must exist, and "
-        "the server's user must be able to write to it");
+    refused(CONFIG_PUBLISHER, "",
+            "path is required: the file that gets the bundle, or with format oidc a folder; the "
+            "folder must exist, and "
+            "the server's user must be able to write to it");
     assert_int_equal(read_text(CONFIG_KEYMANAGER, "# nothing"), -1);
     assert_int_equal(notes.errors, 3);
 }
