@@ -135,7 +135,7 @@ static int64_t pause_before(const struct attempt *attempt, void (*step)(struct a
 
 /* A step that ran out of time while the token was working gets twice the time. Otherwise no key
  * could ever be made where searching takes that long. */
-static void be_more_patient(struct keymanager *keymanager)
+static void allow_more_time(struct keymanager *keymanager)
 {
     if (keymanager->patience < keymanager->config.generate_timeout)
         keymanager->patience *= 2;
@@ -147,7 +147,7 @@ static void stall(struct attempt *attempt, void (*step)(struct attempt *),
                   const struct fault *fault)
 {
     if (fault->code == FAULT_DEADLINE_EXCEEDED)
-        be_more_patient(attempt->keymanager);
+        allow_more_time(attempt->keymanager);
     rotation_stall(attempt, step, pause_before(attempt, step), fault);
 }
 

@@ -32,8 +32,8 @@ static const char *number(size_t value, char text[24])
 
 /* ---- the block is there ---- */
 
-static void tell_places(const struct keymanager *keymanager, const struct record *record,
-                        const char *event)
+static void log_places(const struct keymanager *keymanager, const struct record *record,
+                       const char *event)
 {
     size_t left = previous_left(record);
     char left_text[24];
@@ -107,7 +107,7 @@ static int adopt(const struct keymanager *keymanager, const struct shown *shown,
     if (previous_adopt(record, shown->keys, shown->count) != 0)
         return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     moving->adopts = true;
-    tell_places(keymanager, record, "keys of previous are adopted");
+    log_places(keymanager, record, "keys of previous are adopted");
     return 0;
 }
 
@@ -119,7 +119,7 @@ static int judge(struct keymanager *keymanager, bool reconfigures, const struct 
     char code[RECORD_CODE + 1];
 
     if (verdict == PREVIOUS_KNOWN) {
-        tell_places(keymanager, record, "previous is known: keys stay where they are served from");
+        log_places(keymanager, record, "previous is known: keys stay where they are served from");
         return 0;
     }
     if (reconfigures)

@@ -124,8 +124,8 @@ static int refuse_both(const struct fault *first, const struct fault *second, st
                      first->message, second->message);
 }
 
-static void tell_of_copy(const struct source *main, const struct source *copy, enum look look,
-                         const struct fault *fault)
+static void log_copy(const struct source *main, const struct source *copy, enum look look,
+                     const struct fault *fault)
 {
     if (look == LOOK_ABSENT)
         log_write(LOG_WARN, "record_file is missing: the plugin uses the copy beside it", "path",
@@ -164,7 +164,7 @@ static int read_copy(const struct source *main, enum look look, const struct fau
     (void)snprintf(path, sizeof path, "%s~", main->path);
     found = look_at_copy(&copy, look == LOOK_DAMAGED, record, known, &second);
     if (found == LOOK_GOOD)
-        tell_of_copy(main, &copy, look, first);
+        log_copy(main, &copy, look, first);
     if (found == LOOK_GOOD || (found == LOOK_ABSENT && look == LOOK_ABSENT))
         return 0;
     return refuse_both(first, &second, fault);

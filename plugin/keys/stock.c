@@ -60,7 +60,7 @@ void stock_tell(struct stock *stock, const struct fault *why)
 
 /* A failing request is repeated inside the supervisor for as long as the look may take. This tells
  * the log of it. */
-static void tell_of_trouble(struct stock *stock)
+static void log_trouble(struct stock *stock)
 {
     int64_t lasts = clock_now() - stock->begun;
     struct fault trouble;
@@ -91,7 +91,7 @@ static int wait_for(struct stock *stock, unsigned most, struct fault *fault)
         if (cancel)
             supervisor_abandon(stock->supervisor);
         else
-            tell_of_trouble(stock);
+            log_trouble(stock);
         (void)pthread_mutex_lock(&stock->mutex);
     }
     result = stock->fault.code == FAULT_NONE ? 0 : -1;
