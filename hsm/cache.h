@@ -18,7 +18,7 @@ enum { CACHE_SIZE = 64 };
 struct cache_key {
     const struct hsm_key_name *name;
     const uint8_t *fingerprint;
-    uint32_t logins; /* of the session pool, before the handle was found */
+    uint32_t logins; /* the session pool's count of logins before the handle was found */
 };
 
 /* The cache and its callers share the verifier: each releases its own share. */
@@ -53,7 +53,7 @@ struct cache {
 enum cache_answer {
     CACHE_HIT,   /* *value */
     CACHE_LOOK,  /* look yourself, then call cache_found or cache_failed */
-    CACHE_FAULT, /* another thread has just looked; *fault is what it got */
+    CACHE_FAULT, /* another thread has just searched and failed with *fault */
 };
 
 void cache_open(struct cache *cache);

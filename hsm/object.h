@@ -7,7 +7,7 @@
 #include "hsm/session.h"
 
 enum {
-    OBJECT_VALUE_MAX = 1024,  /* bytes; the longest we have a use for is a label's 800 */
+    OBJECT_VALUE_MAX = 1024,  /* bytes; our longest value is a label of 800 */
     OBJECT_FOUND_MAX = 32,    /* objects of one label and id; more than two are wrong */
     OBJECT_TEMPLATE_TIERS = 3 /* of what is asked for when a key is made, from all to least */
 };
@@ -32,7 +32,7 @@ struct object_halves {
 
 struct object_pair {
     CK_OBJECT_HANDLE private_key;
-    CK_OBJECT_HANDLE public_key; /* HANDLE_NONE: none, the private one must do */
+    CK_OBJECT_HANDLE public_key; /* HANDLE_NONE: there is none, and the private one must do */
 };
 
 /* One attribute per call: of several, one that the token does not know may spoil all. */

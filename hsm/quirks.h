@@ -10,7 +10,7 @@
 struct quirk {
     const char *library; /* CK_INFO's libraryDescription */
     unsigned tier;       /* the first template that a key is asked for with */
-    const char *what;    /* we do, and why: a clause */
+    const char *what;    /* what the worker does, and why: a clause */
 };
 
 /* NULL: nothing special is known of this library. */

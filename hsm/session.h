@@ -37,7 +37,7 @@ struct session_pool {
     /* How often the anchor was opened or logged in. Object handles outlive neither, and their
      * numbers may be given to other objects: so a handle is kept together with this number. */
     _Atomic uint32_t logins;
-    _Atomic uint32_t opened; /* how many sessions there ever were to lend */
+    _Atomic uint32_t opened; /* the most sessions that could ever be lent */
 
     hsm_progress_fn *waits; /* or NULL; see hsm_listen */
 
@@ -46,7 +46,7 @@ struct session_pool {
     CK_SESSION_HANDLE idle[HSM_SESSIONS_MAX];
     uint32_t idle_epochs[HSM_SESSIONS_MAX];
     uint32_t idle_count;
-    uint32_t open; /* lent or idle */
+    uint32_t open; /* number of sessions, lent or idle */
     uint32_t epoch;
     int64_t full_until; /* the token had no session left: no more are asked for until then */
 };

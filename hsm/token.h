@@ -24,7 +24,7 @@ struct hsm_token {
     bool lenient;
     bool write_protected;
     bool doubtful[HSM_RSA_4096 + 1]; /* see hsm_token_info */
-    atomic_bool random;              /* it has made random numbers */
+    atomic_bool random;              /* the token has made random numbers before */
     hsm_progress_fn *proves;         /* or NULL; see hsm_listen */
     /* The first template this token took: those before it need not be tried again. */
     _Atomic unsigned tier;

@@ -18,7 +18,7 @@ enum { VERIFY_SPANS = 9, VERIFY_TYPES = HSM_RSA_4096 + 1 };
 /* How long something took lately, in nanoseconds. */
 struct verify_spans {
     int64_t spans[VERIFY_SPANS];
-    uint32_t count; /* of all there ever were */
+    uint32_t count; /* how many there were in all */
 };
 
 /* Of one token. Any thread may call what takes it. */

@@ -48,7 +48,7 @@ void file_place_close(const struct file_place *place);
 struct file_draft {
     const struct file_place *place;
     int fd;                  /* for reading and writing */
-    char name[NAME_MAX + 1]; /* "" = nothing stands beside (any more) */
+    char name[NAME_MAX + 1]; /* "" = there is no draft (any more) */
 };
 
 /* The draft is empty and has `mode`, whatever the umask. Whatever becomes of it, and also

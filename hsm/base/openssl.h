@@ -29,6 +29,6 @@ OPENSSL_RELEASE(pkcs8, PKCS8_PRIV_KEY_INFO, PKCS8_PRIV_KEY_INFO_free)
 OPENSSL_RELEASE(pkey, EVP_PKEY, EVP_PKEY_free)
 OPENSSL_RELEASE(pkey_ctx, EVP_PKEY_CTX, EVP_PKEY_CTX_free)
 OPENSSL_RELEASE(x509, X509, X509_free)
-OPENSSL_RELEASE(der, unsigned char, OPENSSL_free) /* what i2d functions make */
+OPENSSL_RELEASE(der, unsigned char, OPENSSL_free) /* the bytes that i2d functions return */
 
 #endif

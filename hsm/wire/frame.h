@@ -71,7 +71,8 @@ const char *frame_build_id(void);
 struct frame_slot {
     _Atomic int64_t started; /* clock_now() */
     _Atomic uint32_t number;
-    _Atomic uint32_t op; /* what it is at: HSM_GENERATE goes on as HSM_PROVE, and `started` then */
+    _Atomic uint32_t op; /* its operation. HSM_GENERATE becomes HSM_PROVE when the pair is made,
+                            with a new `started` */
 };
 
 struct frame_page {
@@ -84,8 +85,8 @@ struct frame_page {
      * Otherwise it clears `refused` and writes the new stamp into `pin`. */
     bool refused;
     struct file_stamp pin;
-    _Atomic int64_t looking; /* since when it has been looking, or reading the keys_file,
-                                clock_now(); 0 = it is doing neither */
+    _Atomic int64_t looking; /* clock_now() when it began to look, or to read the keys_file; 0 = it
+                                is doing neither */
 };
 
 #endif

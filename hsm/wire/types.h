@@ -87,8 +87,8 @@ struct hsm_settings {
     bool lenient;                /* accept a key whose LOCAL/ALWAYS_SENSITIVE/NEVER_EXTRACTABLE
                                     cannot be read; never one where they are readable and wrong,
                                     but for LOCAL where the other two are right (NSS) */
-    bool least;                  /* ask for a key with the least of attributes at once */
-    bool verify_always;          /* every signature, and not only as verify.h has it */
+    bool least;                  /* key_template = "least": begin with the smallest template */
+    bool verify_always;          /* verify every signature, not only those that verify.h selects */
     /* The file of SPIRE's disk key manager; "" = a token. A file has no module, token or PIN: of
      * the others only `sessions` and `verify_always` count then. See hsm.h. */
     char keys_file[HSM_PATH_MAX];
@@ -129,7 +129,7 @@ enum hsm_op {
 struct hsm_key_name {
     char label[HSM_LABEL_MAX + 1];
     uint8_t id[HSM_ID_MAX];
-    uint32_t id_length; /* 0 in a request: whatever id */
+    uint32_t id_length; /* 0 in a request: any id */
 };
 
 /* The object that HSM_DESTROY must find under the name. If it finds another, it destroys nothing:
@@ -149,8 +149,8 @@ struct hsm_place {
 
 struct hsm_request {
     enum hsm_op op;
-    struct hsm_key_name key;              /* all but SCAN and PING */
-    enum hsm_key_type type;               /* GENERATE, SIGN; PROVE: NONE = whatever it is */
+    struct hsm_key_name key; /* all but SCAN and PING */
+    enum hsm_key_type type;  /* for GENERATE and SIGN; for PROVE, NONE accepts any type */
     uint8_t fingerprint[HSM_FINGERPRINT]; /* SIGN: sign only with this key. DESTROY: see expect */
     enum hsm_expect expect;               /* DESTROY */
     char prefix[16];                      /* SCAN, and the next three */
@@ -171,7 +171,7 @@ enum hsm_state {
     HSM_COMPLETE,
     HSM_UNFIT,     /* whole, but public key or attributes are wrong: see why */
     HSM_DUPLICATE, /* more than one private key of this label and id */
-    HSM_BARE,      /* a private key alone, of which no public key is to be had */
+    HSM_BARE,      /* a private key alone, whose public key cannot be read */
     HSM_MISSIGNED, /* whole, but its trial signature is wrong: see why. It may be right next time */
 };
 
@@ -183,10 +183,10 @@ struct hsm_public_key {
 };
 
 struct hsm_reply {
-    struct fault fault;               /* code FAULT_NONE = done, and only then the rest counts */
-    enum hsm_state state;             /* GENERATE, PROVE, DESTROY */
-    char why[HSM_WHY_MAX];            /* a clause, whenever state is not COMPLETE or ABSENT */
-    struct hsm_public_key public_key; /* GENERATE, PROVE when HSM_COMPLETE */
+    struct fault fault;   /* code FAULT_NONE = success; otherwise only microseconds has a meaning */
+    enum hsm_state state; /* GENERATE, PROVE, DESTROY */
+    char why[HSM_WHY_MAX];                /* a clause, whenever state is not COMPLETE or ABSENT */
+    struct hsm_public_key public_key;     /* GENERATE, PROVE when HSM_COMPLETE */
     uint8_t signature[HSM_SIGNATURE_MAX]; /* SIGN: minimal DER for EC, modulus length for RSA */
     uint32_t signature_length;
     struct hsm_place next; /* SCAN with a limit: not all was read. Where a sliced one goes on; with
@@ -196,7 +196,8 @@ struct hsm_reply {
     uint32_t unreadable;   /* SCAN: those of the nameless that the token failed to read just now:
                               one may be a key of ours */
     uint32_t foreign;      /* SCAN: key objects of other labels */
-    uint32_t microseconds; /* the worker was at it, not waiting for a session. Also of a fault */
+    uint32_t
+        microseconds; /* time of execution, without the wait for a session. Set with a fault, too */
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT do not occur):

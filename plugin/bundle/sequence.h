@@ -30,7 +30,8 @@ struct sequence {
 enum sequence_verdict {
     SEQUENCE_NEWER,    /* or the same: write it, if it differs */
     SEQUENCE_HELD,     /* keep the file */
-    SEQUENCE_RESTORED, /* lower, but the truth: write it, with a warning */
+    SEQUENCE_RESTORED, /* lower, but right, as the datastore was restored: write it, with a warning
+                        */
 };
 
 /* Judges `delivered` against the `file`'s number, on clock_now()'s clock, and remembers in

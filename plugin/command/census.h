@@ -21,12 +21,12 @@ void census_clear(struct census *census);
 bool census_next(const struct census *census, struct inventory *server);
 
 enum census_state {
-    CENSUS_UNKNOWN,   /* could not be looked at closely */
-    CENSUS_CURRENT,   /* the one that is served */
+    CENSUS_UNKNOWN,   /* the command could not examine it */
+    CENSUS_CURRENT,   /* it is served */
     CENSUS_OLDER,     /* a newer one is served */
     CENSUS_HALF,      /* half a key pair */
     CENSUS_UNFIT,     /* not a key that may be served */
-    CENSUS_DUPLICATE, /* there are two of this name, or of this generation */
+    CENSUS_DUPLICATE, /* two keys have this name, or this generation */
     CENSUS_UNSERVED,  /* newer than the one that is served: the record does not say that it is ours,
                          or it was there before the record */
 };
@@ -50,7 +50,7 @@ struct census_rule {
     enum census_target target;
     struct label_scope own;
     char named[LABEL_HASH + 1]; /* server hash, for CENSUS_NAMED */
-    struct record *record;      /* the own server's, or NULL; the caller's */
+    struct record *record;      /* record of this server, or NULL; the caller owns it */
     uint32_t now;               /* as a generation */
     uint32_t floor;             /* seconds; see census_prunes */
 };

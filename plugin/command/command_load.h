@@ -6,7 +6,7 @@
 
 struct load {
     struct command_token *token; /* stays the caller's, like what `request` has in it */
-    struct hsm_request request;  /* HSM_SIGN; its digest is asked for again and again */
+    struct hsm_request request;  /* HSM_SIGN; the same digest is signed every time */
     unsigned at_a_time;          /* 1 .. HSM_SESSIONS_MAX */
     int64_t length;              /* ns, after which no signature is asked for any more */
 

@@ -130,10 +130,10 @@ struct command_start {
     const bool *gone;      /* by place in the record, while it is being filled in */
     unsigned served;
     unsigned condemned;
-    unsigned unproven; /* the token cannot say just now */
+    unsigned unproven; /* keys that the token cannot prove just now */
     unsigned missing;
     unsigned lost;    /* missing, and needed: a start is refused */
-    char names[1024]; /* of the missing ones, for a sentence */
+    char names[1024]; /* names of the missing keys, for a sentence */
     char code[RECORD_CODE + 1];
 };
 
@@ -147,10 +147,10 @@ int command_start_of(struct command_token *token, struct record *record, bool no
 /* How a start would judge the block previous. */
 struct command_previous {
     bool given;
-    size_t adopts; /* so many keys are new, and would be served from there; 0 = it is known */
+    size_t adopts; /* number of new keys that a start would adopt; 0 = all are known */
     bool refused;  /* they are other keys than those it moved from: see previous.h */
-    size_t moved;  /* of those that are known. This and the next: so many */
-    size_t left;   /* served from there */
+    size_t moved;  /* number of known keys that have moved */
+    size_t left;   /* number of keys still served from there */
     char
         needed[256]; /* ids that SPIRE needs of them; of `refused`, one of the token's; "" = none */
     char code[RECORD_CODE + 1];

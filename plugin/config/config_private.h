@@ -15,7 +15,7 @@ bool value_integer(const char *text, int64_t *number);
 bool value_mode(const char *text, int64_t *mode);
 
 /* Each returns what is wrong with `text`, as a clause (a constant), or NULL. */
-const char *value_check_text(const char *text);  /* of any string option: first of all */
+const char *value_check_text(const char *text);  /* for every string option, before its own check */
 const char *value_check_path(const char *text);  /* absolute, and not a folder's */
 const char *value_check_place(const char *text); /* absolute, of a file or a folder */
 const char *value_check_module(const char *text);
@@ -51,7 +51,7 @@ struct config_option {
     size_t size;   /* of a string with its NUL; else 8, 4 or 1 */
     bool required;
     enum option_group group;
-    const char *initial; /* as one would write it; NULL = none */
+    const char *initial; /* as an operator would write it; NULL = none */
     const char *low;     /* duration, integer */
     const char *high;
     bool zero; /* 0 is allowed beside low .. high */

@@ -27,13 +27,13 @@ struct catalogue_key {
                                                   SPIRE's local_authority_id */
     atomic_uint holders;
     atomic_bool superseded;
-    bool made;     /* by this server: once superseded, it may leave the token. This and the next
-                      two are set before it is served */
-    bool unproven; /* served from the record: it could not be looked at */
-    bool previous; /* it lies in `previous`, and is signed with there. Generation 0 */
-    int64_t begun; /* when it was made, as far as clock_now()'s clock can tell */
+    bool made; /* made by this server: once superseded, it may be destroyed. This and the next two
+                  are set before it is served */
+    bool unproven;      /* served because of the record, although it could not be proven */
+    bool previous;      /* it lies in `previous`, and is signed with there. Generation 0 */
+    int64_t begun;      /* when it was made, as far as clock_now()'s clock can tell */
     atomic_bool in_use; /* it has signed when it was more than a minute old */
-    bool unclaimed;     /* made, but nobody waited any more: the next request for it takes it.
+    bool unclaimed;     /* its callers gave up before it was made: the next request for it takes it.
                            Guarded by the rotation's mutex */
 };
 

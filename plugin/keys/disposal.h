@@ -15,8 +15,8 @@
 
 /* Why an object is to leave the token. */
 enum disposal_kind {
-    DISPOSE_SUPERSEDED, /* condemned in the record: goes when it has been so for long enough, and
-                           no rival may be using it */
+    DISPOSE_SUPERSEDED, /* condemned in the record: destroyed after a time, unless a rival may be
+                           using it */
     DISPOSE_LEFTOVER,   /* found at a start without a record: an older generation of our mark */
     DISPOSE_HALF,       /* likewise: a public half older than the key served */
     DISPOSE_STRAY, /* a key that a failed generation may have left; HSM clusters show it late, so it
@@ -38,9 +38,9 @@ struct disposals {
 
     pthread_mutex_t mutex;
     LIST_HEAD(, disposal) list;
-    bool out;     /* a request is out */
-    bool allowed; /* they may begin */
-    bool silent;  /* at the end nothing is said any more */
+    bool out;     /* a request is in flight */
+    bool allowed; /* destroying may begin */
+    bool silent;  /* the process is ending: log nothing more */
 };
 
 void disposals_open(struct disposals *disposals);

@@ -24,7 +24,7 @@ struct inventory {
     struct inventory_item *items;
     size_t count;
     size_t room;
-    size_t expected;    /* of them, the first ones until they are sorted */
+    size_t expected;    /* number of expected items, which come first until they are sorted */
     bool out_of_memory; /* or of INVENTORY_MAX: something is missing */
 };
 

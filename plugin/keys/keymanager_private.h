@@ -25,14 +25,16 @@ struct keymanager {
     struct scribe *scribe; /* held; shared with the one we succeed, of the same record */
     bool recorded;         /* there was a record of this scope before */
     struct supervisor *supervisor;
-    struct source *source; /* of the keys that are served from `previous`; NULL: there are none */
+    struct source
+        *source; /* where keys of `previous` are signed with; NULL: no key is served from there */
     struct hsm_token_info info;
     struct catalogue catalogue;
     struct generations generations;
     struct rivals rivals;
     struct disposals disposals;
     atomic_uint holders;
-    _Atomic int64_t patience; /* ns, of one step of an attempt: as the token has shown to need */
+    _Atomic int64_t
+        patience; /* time limit of one step of an attempt, ns; it grows if the token needs longer */
 
     pthread_mutex_t mutex;  /* guards all below, which is rotation.c's */
     pthread_cond_t drained; /* attempts is empty */
@@ -62,14 +64,15 @@ struct attempt {
     enum hsm_key_type type;
     struct hsm_key_name name;
     unsigned generations;
-    unsigned vain;       /* so often the token could not begin, or nothing came of it */
+    unsigned vain;       /* tries that the token could not begin, or that made nothing */
     unsigned late_looks; /* used up while the token says that it has made the key */
     struct fault doubt;  /* the token's answer to the last generation */
     struct fault reason; /* why it stalled; code FAULT_NONE = it has not. This and the next two:
                             rotation.c's */
-    struct catalogue_key *made;     /* this and the next: held. Is served, and being written down */
-    struct catalogue_key *old;      /* the one before it, or NULL */
-    void (*step)(struct attempt *); /* to go on with at resume_at; NULL: a request is out */
+    struct catalogue_key
+        *made;                 /* held, like the next: the new key, served and being written down */
+    struct catalogue_key *old; /* the key it supersedes, or NULL */
+    void (*step)(struct attempt *); /* the step to run at resume_at; NULL: a request is in flight */
     int64_t resume_at;
 };
 

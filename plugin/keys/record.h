@@ -45,7 +45,7 @@ enum {
 };
 
 enum record_state {
-    RECORD_SERVED,    /* the key of its id; one an id */
+    RECORD_SERVED,    /* the key in service; one for each id */
     RECORD_MISSING,   /* it was served, and a start went on without it: verdict.h says when it is
                          served again */
     RECORD_CONDEMNED, /* superseded by us: may be destroyed when its time has come */
@@ -66,9 +66,10 @@ struct record_key {
 /* A key of the `previous` that this server has adopted: previous.h has what becomes of it. */
 struct record_previous {
     char key_id[LABEL_KEY_ID_MAX + 1];
-    struct hsm_key_name name; /* as the worker of `previous` knows it; of a file without CKA_ID */
+    struct hsm_key_name
+        name; /* its name on the token of `previous`; a key of a file has no CKA_ID */
     struct hsm_public_key public_key;
-    bool in_use; /* it has signed here */
+    bool in_use; /* it has signed since it was adopted */
     bool moved;  /* a key of the token serves the id now */
 };
 
@@ -85,7 +86,7 @@ struct json_t;
 
 struct record {
     struct label_scope scope;
-    uint64_t written; /* so often was the document */
+    uint64_t written; /* how often the document was written */
     int64_t ran;      /* running time of all processes so far, s */
     uint8_t identity[CONFIG_IDENTITY_MAX];
     size_t identity_length;
@@ -93,7 +94,7 @@ struct record {
     char token_serial[HSM_TOKEN_SERIAL_MAX + 1];
     struct record_maker makers[RECORD_MAKERS]; /* newest first */
     size_t maker_count;
-    bool moved;              /* no start in this place has come to its end yet. Not written down */
+    bool moved;              /* no start in this place has been completed yet. Not in the file */
     struct record_key *keys; /* owned, in no order */
     size_t count;
     size_t room;

@@ -23,16 +23,16 @@ struct rivals {
     const struct label_scope *scope;
     struct inventory found; /* by the census under way */
     struct hsm_place from;  /* its next slice; all zero = none is under way */
-    unsigned ours;          /* private keys in it so far, and those that are not of SPIRE */
+    unsigned ours;          /* private keys in it so far: ours, and those of others */
     unsigned others;
-    bool out;        /* a slice is */
+    bool out;        /* a slice is in flight */
     bool spoilt;     /* its finds are counted already, and will come again */
-    bool wanted;     /* a destruction waits for one */
-    int64_t taken;   /* when the latest began that came to an end; 0 = none did */
-    int64_t next;    /* not before */
+    bool wanted;     /* a destruction waits for a census */
+    int64_t taken;   /* when the latest complete census began; 0 = there was none */
+    int64_t next;    /* when the next census may begin */
     int64_t begun;   /* the census */
     uint32_t newest; /* generation of the newest stranger; 0 = there is none */
-    uint32_t told;   /* likewise, of those that the log has told of */
+    uint32_t told;   /* generation of the newest stranger that was logged */
 };
 
 void rivals_open(struct rivals *rivals, const struct label_scope *scope);
