@@ -12,12 +12,18 @@ $(BUILD)/flags: FORCE
 $(BUILD)/plugin/main.o $(BUILD)/hsm/main.o: $(BUILD)/version
 $(OBJECTS) $(BUILD)/image/hsm/module.o $(BUILD)/image/plugin/main.o: $(BUILD)/flags
 
+MANUAL := $(patsubst packaging/%,$(BUILD)/%,$(wildcard packaging/man/*))
+all: $(MANUAL)
+$(BUILD)/man/%: packaging/man/% $(BUILD)/version
+	@mkdir -p $(@D)
+	@sed 's/^\.Os$$/.Os spire-hsm $(firstword $(subst +, ,$(VERSION)))/' $< >$@
+
 install: all ## into DESTDIR, PREFIX (/usr/local)
 	install -D -m 755 $(BUILD)/spire-hsm-worker $(DESTDIR)$(PREFIX)/libexec/spire-hsm-worker
 	install -D -m 755 $(BUILD)/spire-hsm $(DESTDIR)$(PREFIX)/libexec/spire-hsm
 	install -D -m 644 examples/server.conf $(DESTDIR)$(PREFIX)/share/doc/spire-hsm/examples/server.conf
-	install -D -m 644 packaging/man/spire-hsm.1 $(DESTDIR)$(PREFIX)/share/man/man1/spire-hsm.1
-	install -D -m 644 packaging/man/spire-hsm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/spire-hsm.conf.5
+	install -D -m 644 $(BUILD)/man/spire-hsm.1 $(DESTDIR)$(PREFIX)/share/man/man1/spire-hsm.1
+	install -D -m 644 $(BUILD)/man/spire-hsm.conf.5 $(DESTDIR)$(PREFIX)/share/man/man5/spire-hsm.conf.5
 	@echo "plugin_checksum = \"$$(sha256sum <$(BUILD)/spire-hsm | cut -d ' ' -f 1)\""
 
 dist: ## the source as build/spire-hsm-VERSION.tar.gz, the same bytes for the same commit

@@ -1,15 +1,19 @@
 #!/bin/bash
 # What this source is, as SemVer 2.0.0, and when it was made:
 #
-#   packaging/version.sh          0.1.0                      the commit tagged v0.1.0
-#                                 0.1.0-dev.7+g0123456789ab  7 commits after some v tag
-#                                 0.1.0-dev+g0123456789ab    there is no v tag before it
-#                                 0.1.0-dev+unknown          neither git nor a tarball of ours
-#   packaging/version.sh --epoch  seconds since 1970: of the commit; SOURCE_DATE_EPOCH if set
+#   packaging/version.sh            0.1.0                      the commit of a release
+#                                   0.2.0-dev.7+g0123456789ab  7 commits after the last release
+#                                   0.2.0-dev+g0123456789ab    there is no release before it
+#                                   0.2.0-dev+unknown          neither git nor a tarball of ours
+#   packaging/version.sh --epoch    seconds since 1970: of the commit; SOURCE_DATE_EPOCH if set
+#   packaging/version.sh --release  the commit of the last release; status 3 and why if there is none
 #
-# `.dirty` is added where files differ from the commit. packaging/VERSION is where the
-# number comes from: in git it holds the release that is being worked on; in a tarball
-# `make dist` has put there all of the above, for there is no git to ask.
+# `.dirty` is added where files differ from the commit. packaging/VERSION is where the number
+# comes from: 0.1.0 in the commit of release 0.1.0, and from the next one on 0.2.0-dev. In a
+# tarball `make dist` has put there all of the above, for there is no git to ask.
+#
+# The commit of a release is the one that writes its number there, and has its entry in the
+# changelog. A tag may not come along with a clone, and a file cannot hold its own commit's hash.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,32 +33,70 @@ epoch() {
     fi
 }
 
-# git describes a commit as v0.0.9-7-g0123456789ab, or by the hash alone.
-version() {
-    local described commits="" hash dirty=""
-    described=$(git describe --tags --match 'v[0-9]*' --always --dirty --abbrev=12)
-    case $described in *-dirty) dirty=.dirty ;; esac
-    described=${described%-dirty}
-    if [ "$described" = "v$number" ]; then
-        echo "$number${dirty:+-dev+dirty}"
-        return
+is_release() { # COMMIT
+    local its
+    its=$(git show "$1:packaging/VERSION") && [[ $its =~ ^[0-9]+\.[0-9]+\.[0-9]+$ ]] &&
+        git show "$1:packaging/CHANGELOG.md" 2>/dev/null | grep -qE "^## ${its//./\\.} \(.+\)$"
+}
+
+release() {
+    local commit
+    for commit in $(git log --format=%H -- packaging/VERSION); do
+        ! is_release "$commit" || { echo "$commit"; return; }
+    done
+    return 1
+}
+
+why_no_release() {
+    if ! in_git; then
+        echo "this is no git clone, so no release can be found in its history"
+    elif [ "$(git rev-parse --is-shallow-repository)" = true ]; then
+        echo "this clone is shallow: its history ends before the last release"
+    else
+        echo "there was no release before this commit"
     fi
-    hash=${described##*-g}
-    [ "$hash" = "$described" ] || commits=${described%-g*} commits=.${commits##*-}
-    case $hash in v*) hash=$(git rev-parse --short=12 HEAD) ;; esac # the tag of another release
-    echo "$number-dev$commits+g$hash$dirty"
+}
+
+# Whoever goes on without saying which version is next works on the next patch.
+after() { # 0.1.0
+    echo "${1%.*}.$((${1##*.} + 1))-dev"
+}
+
+version() {
+    local described last commits=0 dirty=""
+    described=$(git describe --always --dirty --abbrev=12 --exclude='*')
+    [ "$described" = "${described%-dirty}" ] || dirty=.dirty
+    ! last=$(release) || commits=$(git rev-list --count "$last..HEAD")
+    case $number in
+        *-dev) ;;
+        *)
+            if [ -n "$last" ] && [ "$commits$dirty" = 0 ]; then
+                echo "$number"
+                return
+            fi
+            number=$(after "$number")
+            ;;
+    esac
+    echo "$number${last:+.$commits}+g${described%-dirty}$dirty"
 }
 
 case ${1-} in
     --epoch) epoch ;;
+    --release)
+        { in_git && release; } || {
+            why_no_release >&2
+            exit 3
+        }
+        ;;
     "")
         if in_git; then
             version
         elif [ -n "$made" ]; then
             echo "$number"
         else
-            echo "$number-dev+unknown"
+            case $number in *-dev) number+=+unknown ;; esac # the tree of a release is one
+            echo "$number"
         fi
         ;;
-    *) echo "usage: packaging/version.sh [--epoch]" >&2; exit 2 ;;
+    *) echo "usage: packaging/version.sh [--epoch | --release]" >&2; exit 2 ;;
 esac

@@ -24,10 +24,11 @@ placeholder_is() {
     done
 }
 
-# The plugin's image is that of this version.
+# The plugin's image is that of the newest version in the changelog.
 version_is_ours() {
     grep -rho 'MY_REGISTRY/spire-hsm:.*' "$examples" | sort -u | tee "$scratch/version"
-    [ "$(<"$scratch/version")" = "MY_REGISTRY/spire-hsm:$(cut -d ' ' -f 1 "$here/../packaging/VERSION")" ]
+    [ "$(<"$scratch/version")" = "MY_REGISTRY/spire-hsm:$(sed -nE 's/^## [^0-9]*([0-9]+\.[0-9]+\.[0-9]+).*/\1/p' \
+        "$here/../packaging/CHANGELOG.md" | head -n 1)" ]
 }
 
 # Whole and, for files, one by one; `apply` says which placeholders it found.

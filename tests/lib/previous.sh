@@ -1,27 +1,27 @@
 #!/bin/bash
-# Prints the path of the program as it was before: at the last release tag before HEAD, or
-# while there is none, at the first commit that ever landed. It is built once, into the same
-# cache as SPIRE. Exit status 3, and the reason, where there is no history to build from.
+# Prints the path of the program as it was at the last release, or at RELEASE_COMMIT. It is built
+# once for each commit, into the same cache as SPIRE. Exit status 3, and the reason, where there
+# is no release in the history.
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/../.."
 
-first=9ba05163ff16030b8058e50df5179731b0b21935
-commit=$(git rev-parse --verify --quiet "$(git describe --tags --abbrev=0 --match 'v[0-9]*' HEAD^ 2>/dev/null || echo "$first")^{commit}") || {
-    echo "no commit $first here: not a git clone, or a shallow one" >&2
-    exit 3
-}
+if [ -n "${RELEASE_COMMIT-}" ]; then
+    commit=$(git rev-parse --verify "$RELEASE_COMMIT^{commit}")
+else
+    commit=$(packaging/version.sh --release)
+fi
 home=${XDG_CACHE_HOME:-$HOME/.cache}/spire-hsm/spire-hsm-$commit
 mkdir -p "$home"
 exec 9>"$home/lock"
 flock 9
 if [ ! -x "$home/spire-hsm" ]; then
+    echo "previous: building $(git log -1 --format='%h, %s' "$commit") (a minute, once)" >&2
     work=$(mktemp -d "$home/build.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     git archive "$commit" | tar -x -C "$work"
     # not with the sanitizers and flags of the make that may have started this
     env -u MAKEFLAGS -u SAN -u CFLAGS -u LDFLAGS make -C "$work" --no-print-directory -j2 BUILD=build all >&2
-    mv "$work"/build/spire-hsm-worker "$home/" 2>/dev/null || true # there is none before 0.1.0
-    mv "$work/build/spire-hsm" "$home/spire-hsm"
+    mv "$work/build/spire-hsm-worker" "$work/build/spire-hsm" "$home/"
 fi
 echo "$home/spire-hsm"

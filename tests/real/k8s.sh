@@ -392,7 +392,7 @@ check "MY_DISCOVERY_DOMAIN is where the tutorial says" placeholder_is MY_DISCOVE
     ingress.yaml:2 oidc-dp-configmap.yaml:1 server-configmap.yaml:1
 check "MY_EMAIL_ADDRESS is where the tutorial says" placeholder_is MY_EMAIL_ADDRESS \
     oidc-dp-configmap.yaml:1
-check "the plugin's image is asked for in the version of packaging/VERSION" version_is_ours
+check "the plugin's image is asked for in the newest version of the changelog" version_is_ours
 check "\`apply\` refuses an overlay with placeholders, and names them" \
     apply_refuses ha MY_DISCOVERY_DOMAIN MY_REGISTRY MY_HSM_MODULE
 check "\`apply\` refuses a file with placeholders, and names them" \

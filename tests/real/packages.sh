@@ -19,22 +19,42 @@ version_after() { # COMMAND-IN-THE-REPOSITORY PATTERN
     grep -qxE "$2" <<<"$said"
 }
 
-versions_follow_tags() {
+# released VERSION: the commit that makes it one.
+released() {
+    echo "$1" >packaging/VERSION && printf '## %s (2026-01-01)\n\n- More.\n' "$1" >packaging/CHANGELOG.md &&
+        git add . && git commit -qm "release $1"
+}
+
+versions_follow_releases() {
     local hash='g[0-9a-f]{12}'
     # a machine may have no name to commit under
     local -x GIT_AUTHOR_NAME=test GIT_AUTHOR_EMAIL=test GIT_COMMITTER_NAME=test GIT_COMMITTER_EMAIL=test
     repository=$scratch/repository
     mkdir -p "$repository/packaging"
     cp "$packaging/version.sh" "$repository/packaging"
-    version_after 'echo 1.2.0 >packaging/VERSION' '1\.2\.0-dev\+unknown' &&
+    version_after 'echo 1.2.0-dev >packaging/VERSION' '1\.2\.0-dev\+unknown' &&
         version_after 'git init -q && git add . && git commit -qm x' "1\\.2\\.0-dev\\+$hash" &&
-        version_after 'git tag v1.2.0' '1\.2\.0' &&
-        version_after 'echo >>packaging/version.sh' '1\.2\.0-dev\+dirty' &&
-        version_after 'git commit -qam x' "1\\.2\\.0-dev\\.1\\+$hash" &&
-        version_after 'echo 1.3.0-rc.1 >packaging/VERSION' "1\\.3\\.0-rc\\.1-dev\\.1\\+$hash\\.dirty" &&
-        version_after 'git commit -qam x && git tag v1.3.0-rc.1' '1\.3\.0-rc\.1' &&
-        version_after 'rm -rf .git && echo 1.3.0 1700000000 >packaging/VERSION' '1\.3\.0' &&
+        version_after 'echo 1.2.0 >packaging/VERSION; git commit -qam "no changelog"' "1\\.2\\.1-dev\\+$hash" &&
+        version_after 'echo 1.2.0-dev >packaging/VERSION; git commit -qam x' "1\\.2\\.0-dev\\+$hash" &&
+        version_after 'released 1.2.0' '1\.2\.0' &&
+        version_after 'git archive HEAD --prefix=tree/ | tar -x && cp -r tree/packaging . && rm -r tree' '1\.2\.0' &&
+        version_after 'echo >>packaging/version.sh' "1\\.2\\.1-dev\\.0\\+$hash\\.dirty" &&
+        version_after 'git commit -qam x' "1\\.2\\.1-dev\\.1\\+$hash" &&
+        version_after 'echo 1.3.0-dev >packaging/VERSION; git commit -qam x' "1\\.3\\.0-dev\\.2\\+$hash" &&
+        [ "$(cd "$repository" && git show -s --format=%s "$(packaging/version.sh --release)")" = "release 1.2.0" ] &&
+        version_after 'released 1.3.0' '1\.3\.0' &&
+        version_after 'rm -rf .git' '1\.3\.0' &&
+        version_after 'echo 1.3.0 1700000000 >packaging/VERSION' '1\.3\.0' &&
         [ "$("$repository/packaging/version.sh" --epoch)" = 1700000000 ]
+}
+
+# For dpkg, as packaging/deb.sh spells them.
+versions_sort() {
+    local -a order=(0.1.0-dev+g0123 0.1.0 0.1.1-dev.1+g89ab 0.1.1 0.2.0-dev.9+g4567 0.2.0-dev.10+gcdef 0.2.0)
+    local i
+    for ((i = 1; i < ${#order[@]}; i++)); do
+        dpkg --compare-versions "${order[i - 1]/-/\~}-1" lt "${order[i]/-/\~}-1" || { echo "${order[i]}"; return 1; }
+    done
 }
 
 ## The programs of others
@@ -70,6 +90,14 @@ sbom_has_what_the_package_depends_on() {
 
 pages_are_well_formed() {
     ! mandoc -T lint -W warning "$packaging"/man/* 2>&1 | grep .
+}
+
+pages_say_the_version() {
+    local page version
+    version=$("$SPIRE_HSM" --version) && version=${version%%+*}
+    for page in "$scratch"/deb/usr/share/man/man*/*.gz; do
+        zcat "$page" | mandoc -T ascii | col -bx | tail -n 1 | grep -F "$version  " || return 1
+    done
 }
 
 # Commands and options in `--help` against the page, and none in the page that is not there.
@@ -223,10 +251,12 @@ check "program, command, pages, example and units are where they belong" deb_has
 check "SECURITY.md and all of docs/ and examples/ are in it, and in the tarball" every_document_is_packed
 check "installing it starts nothing and changes no unit" deb_starts_nothing
 check "its program runs and says the version" deb_runs
+check "so do its manual pages" pages_say_the_version
 must "a token is made" token_make
 check "its programs are a pair: the token passes every check" deb_checks_a_token
 check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
-check "versions follow tags, and are SemVer" versions_follow_tags
+check "versions follow releases, and are SemVer" versions_follow_releases
+check "later ones sort behind earlier ones" versions_sort
 check "what is cached can be read by everybody, whoever asked first" cache_is_for_everybody
 check "manual pages are well formed" pages_are_well_formed
 check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
