@@ -21,6 +21,7 @@ var (
 	heading = regexp.MustCompile(`^#{1,6} +(.*?) *#*$`)
 	link    = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	text    = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`)
+	option  = regexp.MustCompile("^\\| (`[a-z_]+`) \\|")
 	mention = regexp.MustCompile(`\bdocs/[a-z]+\.(?:md|svg|png)(?:#[a-z0-9-]+)?`)
 )
 
@@ -163,4 +164,39 @@ func TestTheREADMEIsADoor(t *testing.T) {
 	if lines := len(read(t, top+"/README.md")) - 1; lines > 120 {
 		t.Errorf("README.md has %d lines, and 120 at most are wanted: the rest belongs into docs/", lines)
 	}
+}
+
+// Whoever reads what a version brings finds each option's name there.
+func TestTheChangelogNamesEveryOption(t *testing.T) {
+	changelog := strings.Join(read(t, filepath.Join(top, "packaging/CHANGELOG.md")), "\n")
+	options := 0
+	for _, line := range read(t, filepath.Join(top, "docs/options.md")) {
+		if found := option.FindStringSubmatch(line); found != nil {
+			options++
+			if !strings.Contains(changelog, found[1]) {
+				t.Errorf("packaging/CHANGELOG.md does not name the option %s", found[1])
+			}
+		}
+	}
+	if options < 40 {
+		t.Errorf("docs/options.md has %d options", options)
+	}
+}
+
+// A release has an entry with its date; between releases the first one is what is to come.
+func TestTheChangelogBeginsWithTheVersion(t *testing.T) {
+	version, _, _ := strings.Cut(read(t, filepath.Join(top, "packaging/VERSION"))[0], " ")
+	wanted := "## Unreleased"
+	if !strings.Contains(version, "-dev") {
+		wanted = "## " + version + " ("
+	}
+	for _, line := range read(t, filepath.Join(top, "packaging/CHANGELOG.md")) {
+		if strings.HasPrefix(line, "## ") {
+			if !strings.HasPrefix(line, wanted) {
+				t.Errorf("packaging/VERSION says %s, and the changelog begins with %q", version, line)
+			}
+			return
+		}
+	}
+	t.Error("the changelog has no entry")
 }
