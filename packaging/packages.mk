@@ -1,6 +1,6 @@
 # What users install: the program itself, the plugin image. Included by the Makefile.
 
-.PHONY: install dist sbom deb deb-now test-deb image image-now image-index FORCE
+.PHONY: install dist sbom deb deb-now test-deb image image-now image-index release FORCE
 
 # `--version` follows the commit and objects follow the flags: each is written down, and
 # what depends on it made anew when it has changed.
@@ -79,3 +79,8 @@ image-index: ## the plugin image for amd64 and arm64 under one digest, as root: 
 	$(again) image-now
 	@packaging/image-arm64.sh $(BUILD) $(VERSION)
 	@packaging/image-index.sh $(BUILD) $(VERSION) $(BUILD)/image $(BUILD)/image-arm64
+
+release: ## all files of a release, from its commit, as root: build/release/; CONTRIBUTING.md has the steps
+	@packaging/release.sh $(BUILD) check
+	@tests/lib/deps.sh build deb image arm64
+	@packaging/release.sh $(BUILD)

@@ -4,6 +4,7 @@
 # Debian and removed again, which fetches some 150 MB.
 . "$(dirname "$0")/../lib/lib.sh" packages
 . "$here/lib/parts.sh"
+. "$here/lib/chroot.sh"
 
 packaging=$here/../packaging
 units=$scratch/units
@@ -46,6 +47,38 @@ versions_follow_releases() {
         version_after 'rm -rf .git' '1\.3\.0' &&
         version_after 'echo 1.3.0 1700000000 >packaging/VERSION' '1\.3\.0' &&
         [ "$("$repository/packaging/version.sh" --epoch)" = 1700000000 ]
+}
+
+# In a clone of HEAD's, where version 9.9.9 is made.
+release_made() {
+    repository=$scratch/clone
+    git clone -q "$here/.." "$repository" && cd "$repository" && git config user.name test &&
+        git config user.email test && echo 9.9.9 >packaging/VERSION &&
+        sed -i '0,/^## /s//## 9.9.9 (2026-01-01)\n\n- All of it.\n\n## /' packaging/CHANGELOG.md &&
+        git commit -qam "release 9.9.9"
+}
+
+# may_be_released COMMAND SENTENCE: what `make release` says after COMMAND, which is undone again.
+may_be_released() {
+    (cd "$repository" && eval "$1") || return 1
+    (cd "$repository" && ! packaging/release.sh build check) >"$scratch/said" 2>&1
+    local refused=$?
+    cat "$scratch/said"
+    (cd "$repository" && git reset -q --hard "$released" && git clean -qfd && git tag -d v9.9.9) >/dev/null 2>&1
+    grep -F "$2" "$scratch/said" && [ $refused = "${3-0}" ]
+}
+
+releases_are_checked() {
+    local released
+    (release_made) && repository=$scratch/clone && released=$(git -C "$repository" rev-parse HEAD) &&
+        may_be_released true "this commit is 9.9.9" 1 &&
+        may_be_released 'git tag v9.9.9' "this commit is 9.9.9" 1 &&
+        may_be_released 'echo >>README.md' "files differ from the commit: M README.md" &&
+        may_be_released 'touch more' "files differ from the commit: ?? more" &&
+        may_be_released 'sed -i /9.9.9/d packaging/CHANGELOG.md && git commit -qa --amend -m x' 'has no entry "## 9.9.9 (YEAR-MONTH-DAY)"' &&
+        may_be_released 'git commit -q --allow-empty -m more' "this commit is 9.9.10-dev.1+g" &&
+        may_be_released 'echo 9.10.0-dev >packaging/VERSION && git commit -qam more' "says 9.10.0-dev, which is no release" &&
+        may_be_released 'git tag v9.9.9 HEAD^' "the tag v9.9.9 is on"
 }
 
 # For dpkg, as packaging/deb.sh spells them.
@@ -207,19 +240,9 @@ deb_checks_a_token() {
     "$scratch/deb/usr/libexec/spire-hsm" check --trust-domain example.org --config "$scratch/deb_data"
 }
 
-make_chroot() {
-    debian=$scratch/debian
-    debootstrap --variant=minbase --include=ca-certificates bookworm "$debian" &&
-        cp "$deb" "$debian/spire-hsm.deb" && mkdir -p "$debian/etc/apt" &&
-        cp -r /etc/apt/. "$debian/etc/apt/" && cp /etc/resolv.conf "$debian/etc/"
-}
-
-in_chroot() {
-    DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$debian" "$@"
-}
-
 install_there() {
-    in_chroot apt-get -q update && in_chroot apt-get -qy --no-install-recommends install /spire-hsm.deb softhsm2
+    in_chroot apt-get -q update &&
+        in_chroot apt-get -qy --no-install-recommends install "/${deb##*/}" softhsm2
 }
 
 # A token of its own, a key made, verified and destroyed, by the program found in PATH.
@@ -230,14 +253,12 @@ check_there() {
 	pin = "1234"
 	key_identifier_value = "test"
 	END
-    # SoftHSM's own configuration, on purpose
-    in_chroot env -u SOFTHSM2_CONF TMPDIR=/tmp softhsm2-util --init-token --free --label spire --pin 1234 --so-pin 5678 &&
-        in_chroot env -u SOFTHSM2_CONF TMPDIR=/tmp spire-hsm check --trust-domain example.org --config /tmp/plugin_data
+    in_chroot softhsm2-util --init-token --free --label spire --pin 1234 --so-pin 5678 &&
+        in_chroot spire-hsm check --trust-domain example.org --config /tmp/plugin_data
 }
 
 gone_there() {
-    in_chroot apt-get -qy purge spire-hsm &&
-        [ -z "$(find "$debian/usr" "$debian/etc" "$debian/var/lib/spire" -name '*spire*' 2>/dev/null)" ]
+    in_chroot apt-get -qy purge spire-hsm && chroot_package_is_gone
 }
 
 must "make deb makes a package" deb_is_made
@@ -257,6 +278,11 @@ check "its programs are a pair: the token passes every check" deb_checks_a_token
 check "its dependencies are all in the SBOM" sbom_has_what_the_package_depends_on
 check "versions follow releases, and are SemVer" versions_follow_releases
 check "later ones sort behind earlier ones" versions_sort
+if git -C "$here/.." rev-parse --verify --quiet HEAD >/dev/null; then
+    check "make release refuses all but a release's own commit" releases_are_checked
+else
+    echo "  skip  make release: this is no git clone"
+fi
 check "what is cached can be read by everybody, whoever asked first" cache_is_for_everybody
 check "manual pages are well formed" pages_are_well_formed
 check "spire-hsm(1) has the options of --help, all of them and no others" page_has_all_options
@@ -271,7 +297,7 @@ check "the health unit's command finds it dead" await 180 not alive_says_the_uni
 check "which spire-server healthcheck does not see" server_healthy
 
 if [ -n "${CHROOT-}" ]; then
-    must "a fresh Debian is made" make_chroot
+    must "a fresh Debian is made" chroot_make "$deb"
     must "the package is installed there with apt" install_there
     check "spire-hsm --version runs there" in_chroot spire-hsm --version
     check "spire-hsm check is content with a SoftHSM token there" check_there
