@@ -52,10 +52,14 @@ bench: ## signing beside the bare token and a plain Go plugin, a server's SVIDs,
 	    -raw $(abspath $(BUILD)/tests/support/raw_sign) -faulty $(abspath $(BUILD)/tests/faulty.so) \
 	    -peer $(abspath $(BUILD)/tests/rival) -spire "$$(tests/lib/spire.sh)" $(BENCH)
 
-.PHONY: test-fresh test-arm64
+.PHONY: test-fresh test-arm64 test-release
 test-fresh: ## make demo and make test in a fresh Debian that has git, make, gcc and Go, as root
 	@tests/lib/deps.sh deb
 	@tests/real/fresh.sh
+
+test-release: ## the last release made twice; its package installed, upgraded, purged in a bare Debian, as root
+	@tests/lib/deps.sh build run deb image arm64
+	@tests/real/release.sh
 
 test-arm64: ## programs and image for arm64, and both under qemu-user; the index over two images; as root
 	@tests/lib/deps.sh build run test image

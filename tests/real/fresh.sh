@@ -6,6 +6,7 @@
 #   FRESH_CACHE=1   what Go has fetched and built, and the programs of others, come from this
 #                   user's caches, which stay as they are; else all is built there, as a user does
 #   FRESH_COMMANDS  others than those two, separated by commas
+#   FRESH_TARBALL   not a clone, but this tarball of `make dist`'s
 . "$(dirname "$0")/../lib/lib.sh" fresh
 
 [ "$(id -u)" -eq 0 ] || { echo "debootstrap and mounts are root's, so this test is"; exit 1; }
@@ -102,7 +103,11 @@ within() { # CMD...
         HOME=/root LC_ALL=C.UTF-8 TERM=dumb PATH="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$go/bin" "$@"
 }
 
-cloned() {
+source_there() {
+    if [ -n "${FRESH_TARBALL-}" ]; then
+        mkdir "$root/root/spire-hsm" && tar -C "$root/root/spire-hsm" --strip-components=1 -xzf "$FRESH_TARBALL"
+        return
+    fi
     git clone -q --no-hardlinks "$here/.." "$root/root/spire-hsm" &&
         git -C "$root/root/spire-hsm" log -1 --oneline
 }
@@ -119,7 +124,7 @@ as_readme_has_it() { # COMMAND...
 mapfile -t cached < <(caches)
 must "a Debian 12 with git, make, gcc, python3 and nothing else is made" bare_debian
 must "it gets its packages from where this machine does" set_up_as_here
-must "the last commit is cloned there" cloned
+must "the source is put there: ${FRESH_TARBALL:-a clone of the last commit}" source_there
 IFS=, read -r -a commands <<<"${FRESH_COMMANDS:-make demo,make test}"
 for command in "${commands[@]}"; do
     said=$logs/${command//[ \/]/-}.log
