@@ -28,12 +28,13 @@ func inside(wrapper ...string) func(*exec.Cmd) {
 	}
 }
 
-// at another time: environment for a process whose clock is there, while ours is not.
-func at(t *testing.T, year int, month time.Month, day int) []string {
+// at another time: a process whose clock is there, while ours is not. What go-plugin's host has in its
+// environment would come after what a test adds, so env sets it.
+func at(t *testing.T, year int, month time.Month, day int) func(*exec.Cmd) {
 	library := filepath.Join(filepath.Dir(host.Binary(t)), "tests", "other_time.so")
 	ahead := int(time.Until(time.Date(year, month, day, 1, 0, 0, 0, time.UTC)).Seconds())
-	return []string{"LD_PRELOAD=" + library, fmt.Sprintf("OTHER_TIME=%d", ahead),
-		"ASAN_OPTIONS=" + os.Getenv("ASAN_OPTIONS") + ":verify_asan_link_order=0"}
+	return inside("/usr/bin/env", "LD_PRELOAD="+library, fmt.Sprintf("OTHER_TIME=%d", ahead),
+		"ASAN_OPTIONS="+os.Getenv("ASAN_OPTIONS")+":verify_asan_link_order=0")
 }
 
 // Where people run it: under a filter that knows no new system call, and as shells and units
@@ -50,8 +51,8 @@ func TestOddPlacesCostNothing(t *testing.T) {
 		"no standard input":                             {nil, inside("/bin/sh", "-c", `exec "$0" "$@" <&-`)},
 		"few open files":                                {nil, inside("/bin/sh", "-c", `ulimit -Sn 64 && exec "$0" "$@"`)},
 		"a locale with commas in its numbers":           {[]string{"LC_ALL=de_DE.UTF-8", "LANG=tr_TR.UTF-8"}, nil},
-		"a clock that began in 1970":                    {at(t, 1970, time.January, 1), nil},
-		"a clock in 2058":                               {at(t, 2058, time.December, 31), nil},
+		"a clock that began in 1970":                    {nil, at(t, 1970, time.January, 1)},
+		"a clock in 2058":                               {nil, at(t, 2058, time.December, 31)},
 		"a folder that is gone":                         {nil, inside("/bin/sh", "-c", `d=$(mktemp -d) && cd "$d" && rmdir "$d" && exec "$0" "$@"`)},
 		"no HOME, no PATH, no TMPDIR":                   {nil, inside("/usr/bin/env", "-u", "HOME", "-u", "PATH", "-u", "TMPDIR")},
 	} {
@@ -80,7 +81,7 @@ func TestAClockBehind2059StopsNewKeysAlone(t *testing.T) {
 	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
 	key := scene.Generate(t, p, "x509-CA-A", keymanagerv1.KeyType_EC_P256)
 	scene.Must(t, p.Close())
-	p = host.Start(t, host.Options{Type: "KeyManager", Env: append(token.Env(), at(t, 2059, time.February, 1)...)})
+	p = host.Start(t, host.Options{Type: "KeyManager", Env: token.Env(), Change: at(t, 2059, time.February, 1)})
 	scene.Must(t, p.Configure(scene.Domain, token.PluginData("")))
 	scene.Sign(t, p, key)
 	_, err := load.Generate(p, "x509-CA-B", keymanagerv1.KeyType_EC_P256)
