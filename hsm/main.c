@@ -33,8 +33,9 @@ int main(int argc, char **argv)
     const char *argument = argc > 1 ? argv[1] : "";
 
     if (strcmp(argument, FRAME_WORKER_ARGUMENT) == 0 && has_front()) {
-        /* This program's libcrypto is its own. The host's openssl.cnf is meant for the module's. */
-        (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
+        /* This program's libcrypto is its own. The host's openssl.cnf is meant for the module's.
+         * A thread that hangs in the module while main returns must not find OpenSSL taken down. */
+        (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL);
         return hsm_worker(FRAME_SOCKET_FD, FRAME_PAGE_FD);
     }
     if (strcmp(argument, "--version") == 0 || strcmp(argument, "-version") == 0)

@@ -95,8 +95,9 @@ int main(int argc, char **argv)
 
     open_standard_descriptors();
     /* Our own computations must not depend on the host's openssl.cnf, which may load providers and
-     * whole PKCS#11 modules into this process. */
-    (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG, NULL);
+     * whole PKCS#11 modules into this process. And a thread that still writes the record while main
+     * returns must not find OpenSSL taken down. */
+    (void)OPENSSL_init_crypto(OPENSSL_INIT_NO_LOAD_CONFIG | OPENSSL_INIT_NO_ATEXIT, NULL);
     refuse_dumps();
     program_is(NULL, WORKER_SHA256);
     if (strcmp(argument, "--version") == 0 || strcmp(argument, "-version") == 0)
