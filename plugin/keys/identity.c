@@ -1,5 +1,5 @@
-/* Which server this is: the content of a file or a configured value, held under a lock so that two
- * processes never share it. */
+/* Which server this is: the content of a file or a configured value. A lock keeps two processes on
+ * one host from sharing it. Nothing keeps a value, or a copy of the file, from use on two hosts. */
 #include "plugin/keys/identity.h"
 
 #include <errno.h>
