@@ -57,8 +57,8 @@ static const struct config_option keymanager_options[] = {
              "key_identifier_file with .keys added"},
     {"missing_keys", OPTION_CHOICE, FIELD(keymanager.replace_missing), .initial = "refuse",
      .choices = missing_keys,
-     .help = "refuse: no start without a key that SPIRE needs; replace: make new keys instead, "
-             "which ends every agent of a server without UpstreamAuthority"},
+     .help = "refuse: the plugin refuses to start if a key that SPIRE needs is missing; replace: "
+             "it starts, and SPIRE makes new keys"},
     {"accept_loss", OPTION_STRING, FIELD(keymanager.accept_loss), .type = "code of 8 characters",
      .check = value_check_code,
      .help = "the code from a refused start: accept once the loss of exactly the keys, or the "
@@ -66,51 +66,58 @@ static const struct config_option keymanager_options[] = {
     {"max_sessions", OPTION_INTEGER, FIELD(keymanager.max_sessions), .initial = "4", .low = "1",
      .high = "64",
      .help = "how many sessions the plugin opens on the token, and so how many signatures run at a "
-             "time"},
+             "time; spire-hsm bench names the value to set"},
     {"startup_wait", OPTION_DURATION, FIELD(keymanager.startup_wait), .initial = "60s", .low = "0s",
-     .high = "10m", .help = "how long a start waits for an absent token or PIN file"},
+     .high = "10m",
+     .help = "how long a start waits for an absent token or PIN file; then the server ends; 0s = "
+             "it does not wait"},
     {"call_timeout", OPTION_DURATION, FIELD(keymanager.call_timeout), .initial = "25s", .low = "1s",
      .high = "29s",
-     .help = "how long a call waits while the token is away; SPIRE itself gives up after 30s"},
+     .help = "how long a call waits while the token is away; then it fails, and SPIRE or the agent "
+             "tries again; SPIRE itself gives up after 30s"},
     {"operation_timeout", OPTION_DURATION, FIELD(keymanager.operation_timeout), .initial = "10s",
      .low = "1s", .high = "60s",
-     .help = "how long one operation may take before the plugin treats the library as hung"},
+     .help = "how long one request, such as a signature, may take; then the plugin ends the worker "
+             "that hangs, starts another and asks again"},
     {"generate_timeout", OPTION_DURATION, FIELD(keymanager.generate_timeout), .initial = "5m",
      .low = "10s", .high = "30m",
-     .help = "how long making a key pair, or a search of the token, may take before the plugin "
-             "treats the library as hung"},
+     .help = "the same as operation_timeout, for making a key pair and for a search of the token"},
     {"keep_alive", OPTION_DURATION, FIELD(keymanager.keep_alive), .initial = "20s", .low = "1s",
      .high = "10m", .zero = true,
      .help = "how often the plugin asks an idle token for a random number, to keep its sessions "
              "alive; 0 = never"},
     {"destroy_superseded", OPTION_BOOLEAN, FIELD(keymanager.destroy_superseded), .initial = "true",
-     .help = "destroy old keys once a new one is served; set false if the token's role may not "
-             "destroy keys"},
+     .help = "true: destroy old keys once a new one is served; false: leave them to spire-hsm "
+             "prune, for a role that may not destroy keys"},
     {"destroy_superseded_after", OPTION_DURATION, FIELD(keymanager.destroy_superseded_after),
      .initial = "24h", .low = "1s", .high = "8760h", .zero = true,
-     .help = "how long the server runs before it destroys a superseded key; 0 = at once"},
+     .help = "how long a superseded key stays, counted while the server runs and across restarts; "
+             "0 = it goes at once"},
     {"keep_condemned", OPTION_INTEGER, FIELD(keymanager.keep_condemned), .initial = "4", .low = "1",
      .high = "64",
      .help = "how many superseded keys of one key id may wait for destruction; if there are more, "
-             "the oldest is destroyed earlier"},
+             "the oldest goes before its time"},
     {"attribute_check", OPTION_CHOICE, FIELD(keymanager.lenient), .initial = "strict",
      .choices = attribute_checks,
      .help = "strict: serve only keys that the token reports as made there and never extractable; "
-             "lenient: also serve keys whose origin the token cannot report"},
+             "lenient: also keys whose origin it cannot report, which may be imported ones"},
     {"key_template", OPTION_CHOICE, FIELD(keymanager.least), .initial = "full",
      .choices = key_templates,
-     .help = "full: request all attributes that protect a key; least: request fewer; try this if "
-             "key generation fails with an unspecific error"},
+     .help =
+         "full: request all attributes that protect a key; least: leave out those that forbid "
+         "other uses, changes and copies; try it if key generation fails with an unspecific error"},
     {"verify_signatures", OPTION_CHOICE, FIELD(keymanager.verify_always), .initial = "auto",
      .choices = verifications,
-     .help = "auto: verify every RSA signature, and every EC signature of a slow token, one in 64 "
+     .help = "auto: verify every RSA signature, every EC signature of a slow token, and one in 64 "
              "of a fast one; always: verify every signature"},
     {"cka_id_length", OPTION_CHOICE, FIELD(keymanager.cka_id_length), .initial = "16",
-     .choices = id_lengths, .help = "bytes of CKA_ID; 2 for a token that cannot store 16"},
+     .choices = id_lengths,
+     .help = "bytes of CKA_ID; 2 for a token that cannot store 16, at the cost of the mark of who "
+             "made a key"},
     {"label_max", OPTION_INTEGER, FIELD(keymanager.label_max), .initial = "0", .low = "40",
      .high = "800", .zero = true,
-     .help =
-         "how many bytes of CKA_LABEL the token can store, 40 on a YubiHSM; 0 = no limit known"},
+     .help = "how many bytes of CKA_LABEL the token can store, 40 on a YubiHSM; no key is made "
+             "whose label is longer; 0 = no limit known"},
     {"previous", OPTION_BLOCK, FIELD(keymanager.previous), .type = "block",
      .help =
          "the keys that this server or agent used before it moved; they sign until SPIRE has made "
