@@ -41,8 +41,8 @@ static int find_pair(const struct call *call, const struct session *session,
     return 0;
 }
 
-/* There may be several public keys of this name: on many tokens anybody can make one, without a
- * PIN. Returns false when there are no more. */
+/* Puts the next public key of this name into the pair. A token may hold several, as on many tokens
+ * anybody can make one without a PIN. Returns false after the last. */
 static bool next_public_key(const struct object_halves *found, uint32_t *index,
                             struct object_pair *pair)
 {

@@ -310,11 +310,11 @@ static int drop_gone(const struct session *session, struct findings *findings, s
     return 0;
 }
 
-/* The handles still listed exist and could not be read twice. An object that SoftHSM was writing
- * when it was killed stays unreadable for ever, and counts as nameless. But the token may be
- * away just now, and an unreadable object may be a key of ours. So the caller learns their
- * number. Moreover, another object must be readable now, or the token itself must say that this
- * is no key. */
+/* Two reads have failed for each object that is left after drop_gone. An object that SoftHSM was
+ * writing when it was killed stays unreadable for ever, and counts as nameless. But the token may
+ * be away just now, and an unreadable object may be a key of ours. So the caller learns their
+ * number. Moreover, another object must be readable now, or the token itself must say that this is
+ * no key. */
 static int explain_unreadable(const struct session *session, struct findings *findings,
                               struct fault *fault)
 {

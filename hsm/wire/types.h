@@ -196,8 +196,8 @@ struct hsm_reply {
     uint32_t unreadable;   /* SCAN: those of the nameless that the token failed to read just now:
                               one may be a key of ours */
     uint32_t foreign;      /* SCAN: key objects of other labels */
-    uint32_t
-        microseconds; /* time of execution, without the wait for a session. Set with a fault, too */
+    uint32_t microseconds; /* that the worker spent on the request, without waiting for a session;
+                              also set for a request that failed */
 };
 
 /* One pair of a SCAN, as its labels and classes show it (state ABSENT and UNFIT do not occur):

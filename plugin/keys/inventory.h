@@ -28,8 +28,8 @@ struct inventory {
     bool out_of_memory; /* or of INVENTORY_MAX: something is missing */
 };
 
-/* Does a token in this state show one half of a key alone? Or not all of it, which a cluster that
- * lags may yet do? */
+/* inventory_is_half: the token shows only one half of the key. inventory_may_be_late: the token
+ * shows no half or only one, but a cluster that lags may still show the whole key. */
 bool inventory_is_half(enum hsm_state state);
 bool inventory_may_be_late(enum hsm_state state);
 

@@ -29,7 +29,8 @@ void loss_add_name(const struct record_key *key, char *names, size_t room);
 /* The same for those keys of `previous` that are needed, where that block is gone. */
 void loss_add_previous(const struct record *record, char *names, size_t room);
 
-/* FAULT_FAILED_PRECONDITION: which keys (`names`, for a sentence), what it means, what to do. */
+/* Fills the fault (FAULT_FAILED_PRECONDITION): which keys are missing (`names`, for a sentence),
+ * what it means, and what to do. Returns -1. */
 int loss_refuse(const char *names, const struct hsm_token_info *token, const char *code,
                 struct fault *fault);
 
@@ -37,12 +38,16 @@ int loss_refuse(const char *names, const struct hsm_token_info *token, const cha
  * them. Returns -1. */
 int loss_refuse_damage(const char *code, struct fault *fault);
 
-/* For a record_file that has only another server's keys (record_is_anothers). Returns -1. */
+/* Fills the fault for a record_file that has only another server's keys (record_is_anothers).
+ * Returns -1. */
 int loss_refuse_anothers(const struct config_keymanager *config, const char *code,
                          struct fault *fault);
 
-/* The operator's word, for the start that waits or the next one; and its end. */
+/* Writes the operator's acceptance beside the record, for the start that waits or the next one.
+ * Returns -1 with a fault: there is no record_file, or the file cannot be written. */
 int loss_accept(const char *record_path, const char *code, struct fault *fault);
+
+/* Removes the acceptance: it is good for one start. */
 void loss_forget(const char *record_path);
 
 #endif

@@ -66,8 +66,7 @@ struct record_key {
 /* A key of the `previous` that this server has adopted: previous.h has what becomes of it. */
 struct record_previous {
     char key_id[LABEL_KEY_ID_MAX + 1];
-    struct hsm_key_name
-        name; /* its name on the token of `previous`; a key of a file has no CKA_ID */
+    struct hsm_key_name name; /* on the token of `previous`; if that is a keys_file, no CKA_ID */
     struct hsm_public_key public_key;
     bool in_use; /* it has signed since it was adopted */
     bool moved;  /* a key of the token serves the id now */

@@ -109,7 +109,8 @@ struct metric_news {
  * false: there is none left. */
 bool metrics_next(size_t *series, struct metric_news *news);
 
-/* The host has confirmed it. Until then metrics_next returns it again. */
+/* The host has confirmed this news. The store subtracts its value from a counter; what has changed
+ * since is told next time. Until then metrics_next returns the news again. */
 void metrics_told(const struct metric_news *news);
 
 #endif

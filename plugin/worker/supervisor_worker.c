@@ -64,8 +64,10 @@ static void blame(struct supervisor *s, enum leaving why)
     jobs_died(&s->jobs, guilty, count, s->since);
 }
 
-/* With the mutex held. How long the worker may take to leave: a half-written key is worse than a
- * late exit. */
+/* With the mutex held. How long the worker may take to leave before it is killed. HSM_GENERATE gets
+ * more, as a half-written key is worse than a late exit. The worker counts HSM_DESTROY as a write
+ * too, but here it gets the usual time: if it is cut short, its caller asks again, and that
+ * destroys what is left. */
 static int64_t time_to_leave(struct supervisor *s)
 {
     const struct job *job;
