@@ -26,6 +26,7 @@ static const int64_t look_limit = 15 * CLOCK_SECOND;   /* the last look gets thi
 static const int64_t half_patience = 5 * CLOCK_SECOND;
 static const int64_t doubt_patience = 2 * CLOCK_SECOND;
 static const int64_t steady_time = CLOCK_SECOND;
+static const int64_t least_step = 3 * CLOCK_SECOND; /* what hung rests for 2 s before a probe */
 static const int64_t fresh_age = 30 * CLOCK_SECOND;
 static const int64_t half_made_age = 3600 * CLOCK_SECOND;
 
@@ -246,7 +247,7 @@ static struct doubt look(struct start *start)
         .is_one = true, .failed = true, .patience = start->keymanager->config.startup_wait};
 
     stock->record = start->keymanager->recorded ? &start->record : NULL;
-    stock->step_limit = start->keymanager->patience;
+    stock->step_limit = clock_later(start->keymanager->patience, least_step);
     if (stock_look(stock, clock_later(start->deadline, clock_now() + look_limit), walk_limit,
                    &failed.fault) != 0)
         return failed;
