@@ -286,6 +286,15 @@ static void retire(struct record_key *key, bool lost, int64_t ran)
     key->since = key->state == RECORD_CONDEMNED ? ran : 0;
 }
 
+/* SPIRE has gone on with a key in their place: they are displaced for good. */
+static void pass_over_missing(struct record *record, const char *key_id)
+{
+    for (size_t i = 0; i < record->count; i++)
+        if (record->keys[i].state == RECORD_MISSING &&
+            strcmp(record->keys[i].label.key_id, key_id) == 0)
+            record->keys[i].in_use = false;
+}
+
 int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran)
 {
     struct record_key served = *key; /* `key` may point into the record's array, which moves */
@@ -294,6 +303,8 @@ int record_serve(struct record *record, const struct record_key *key, bool lost,
     if (reserve(record) != 0)
         return -1;
     old = record_served(record, served.label.key_id);
+    if (old && old->in_use)
+        pass_over_missing(record, served.label.key_id);
     if (old)
         retire(old, lost, ran); /* and is overwritten here, if it is the same key again */
     served.state = RECORD_SERVED;

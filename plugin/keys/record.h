@@ -171,7 +171,9 @@ void record_remove(struct record *record, const struct hsm_key_name *name);
 
 /* Serves `key` (its state and `since` are set here) in place of the one SERVED before. That one
  * becomes MISSING if it is `lost`, for it is now displaced; else CONDEMNED since `ran` if it was
- * made by us, and FOUND if it was not. -1: out of memory, nothing changed. */
+ * made by us, and FOUND if it was not. If that one was in use, no key of the id that was MISSING
+ * before counts as in use any more: SPIRE has gone on without it. -1: out of memory, nothing
+ * changed. */
 int record_serve(struct record *record, const struct record_key *key, bool lost, int64_t ran);
 
 /* Makes `place` the newest maker's: keeps that maker if it is of this place, else makes another,

@@ -281,6 +281,27 @@ static void a_key_of_the_record_can_be_served(void **state)
     assert_int_equal(count_of(&record, RECORD_CONDEMNED), 15);
 }
 
+/* Lost, given up, and back on the token: it is of use to SPIRE while its successor was never in
+ * use. Once SPIRE has gone on with that one, it never is again, whatever is prepared then. */
+static void a_lost_key_is_of_no_use_once_its_successor_was(void **state)
+{
+    OWNED(record_close) struct record record = sample_empty();
+    struct record_key next = key_from("s-x509-CA-A", 3);
+
+    (void)state;
+    sample_put(&record, key_from("m+x509-CA-A", 1));
+    sample_put(&record, key_from("m+x509-CA-B", 1));
+    sample_put(&record, key_from("s-x509-CA-A", 2));
+    assert_int_equal(record_serve(&record, record_served(&record, "x509-CA-A"), false, 5), 0);
+    assert_true(record.keys[0].in_use);
+    record_served(&record, "x509-CA-A")->in_use = true;
+    assert_int_equal(record_serve(&record, &next, true, 5), 0);
+    assert_false(record.keys[0].in_use);
+    assert_true(record.keys[1].in_use); /* of another id */
+    assert_int_equal(record.keys[2].state, RECORD_MISSING);
+    assert_true(record.keys[2].in_use); /* it is lost just now */
+}
+
 static void a_new_place_has_a_new_maker(void **state)
 {
     OWNED(record_close) struct record record = sample_empty();
@@ -401,6 +422,7 @@ int main(void)
         cmocka_unit_test(what_was_served_is_condemned_if_it_is_ours),
         cmocka_unit_test(to_serve_a_key_again_condemns_nothing),
         cmocka_unit_test(a_key_of_the_record_can_be_served),
+        cmocka_unit_test(a_lost_key_is_of_no_use_once_its_successor_was),
         cmocka_unit_test(a_new_place_has_a_new_maker),
         cmocka_unit_test(an_earlier_maker_ends_with_its_place),
         cmocka_unit_test(an_earlier_maker_ends_behind_the_newest_key),
