@@ -5,7 +5,7 @@
  * thread, and time passes when the model says so. A disk may lose what was to be written down, for
  * a while or, if the server ends meanwhile, for good.
  *
- *   1. clear the world; set the seed, sharing, seconds and meanwhile; fill in servers[].config
+ *   1. clear the world; set the seed, sharing, seconds, meanwhile and ids; fill in servers[].config
  *   2. set server.loading and call keymanager_open(): it gets the supervisor of that server
  *   3. execute() or drain() what the servers ask the token for
  *   4. world.violation is empty if nothing happened that must not
@@ -46,11 +46,12 @@ enum sharing {
     SHARINGS,
 };
 
-extern const char *const ids[IDS]; /* key ids */
+extern const char *ids[IDS]; /* key ids; the model's */
 
 struct object {
     bool there;
-    bool restored;        /* it had been destroyed */
+    bool restored;        /* it had been gone, or was given up as lost */
+    int64_t served;       /* when it was known to be served; 0 = never */
     enum hsm_state state; /* HALF, COMPLETE or UNFIT */
     unsigned hidden;      /* from so many searches yet */
     bool in_halves;       /* which find one half of it meanwhile */
@@ -72,6 +73,12 @@ struct journal {
     unsigned needed[IDS];
 };
 
+/* Keys that a start was refused for: object numbers, 0 = none. "" = there was no refusal. */
+struct loss {
+    char code[RECORD_CODE + 1];
+    unsigned lost[IDS];
+};
+
 struct server {
     struct keymanager *keymanager; /* NULL: not running */
     struct supervisor_options options;
@@ -87,6 +94,9 @@ struct server {
     bool retired;
     bool copied;              /* it has not run since; what is newer may be its own, too */
     bool hurried;             /* its latest start had no time left */
+    bool told;                /* that one said that it goes on without lost keys */
+    struct loss refused;      /* for the operator to see to */
+    struct loss accepted;     /* his accept_loss, which stays in the configuration */
     bool moved;               /* to where it cannot tell its earlier keys from others' */
     unsigned life;            /* starts so far */
     unsigned proven[OBJECTS]; /* by object number: 1 = whole, 2 = not, of this start */
@@ -112,12 +122,16 @@ extern struct world {
     unsigned lost;             /* writes that were not on the disk in time */
     /* while the other server starts: this one does at most so much */
     void (*meanwhile)(struct server *server, unsigned most);
-    unsigned opening; /* the server whose identity is read just now */
+    struct server *starting; /* whose start goes on just now */
+    unsigned opening;        /* the server whose identity is read just now */
     int64_t seconds;
     int64_t skew; /* of the calendar's clock */
     bool moody;   /* and that clock goes back */
     bool calm;    /* nothing fails any more */
     bool patient; /* what is superseded goes after a day */
+    bool roomy;   /* and no sooner, however many of them there are */
+    unsigned refusals;
+    unsigned acceptances;
     unsigned rivalries;
     unsigned set_back; /* so often was the clock */
     char violation[320];
@@ -154,6 +168,13 @@ void copy_disk(void);
 /* A backup of a disk is made; and comes back, if there is one of this scope. */
 void keep_disk(unsigned i);
 bool restore_disk(unsigned i, const struct label_scope *scope);
+
+/* The keys that no start may do without, by the record on the server's disk: object numbers, 0 =
+ * none. `in_use` may be NULL. */
+void find_needed(const struct server *server, unsigned numbers[IDS], bool in_use[IDS]);
+
+/* The keys in use that were missing when their id was made anew, by the same record. */
+void find_displaced(const struct server *server, bool displaced[OBJECTS]);
 
 /* Is this the object that the server signs with? */
 bool serves(const struct server *server, const struct object *object);

@@ -1,5 +1,6 @@
 /* Random histories of two servers on one token: crashes at any step, searches that do not
- * find what is there, a token restored from a backup, lost journals, a clock that goes back.
+ * find what is there, a token restored from a backup, keys and journals that are lost, a clock
+ * that goes back; and of an operator who brings lost keys back, accepts their loss, or waits.
  *
  * All that decides is the real thing: keymanager, loading, rotation, attempts, disposal and
  * identity run here, one step at a time, on a supervisor and a token that are made up. What
@@ -8,6 +9,9 @@
  *   - no key that a server's journal needs is destroyed, nor one of another server;
  *   - a start serves every key that SPIRE's journal needs and the token has; without a record,
  *     the newest generation that was seen and proven;
+ *   - no start does without an X.509 CA key that the record needs, unless the operator was asked
+ *     for exactly this key and gave the code of it; none is refused for a key that is there;
+ *   - what was served is destroyed after a day at the soonest, if there is room for it;
  *   - a history that ends well leaves nothing but served keys, if the clock was not set back:
  *     it is what tells generations apart that a lagging token does not show.
  *
@@ -55,6 +59,31 @@ static void generated(void *context, const struct catalogue_key *key, const stru
     tell(call.server, "journals", lookup(&key->name));
 }
 
+static const struct object *served_of(const struct server *server, unsigned id)
+{
+    struct catalogue_key *key = catalogue_find(keymanager_catalogue(server->keymanager), ids[id]);
+    const struct object *object = NULL;
+
+    if (!key)
+        return NULL;
+    for (unsigned i = world.made; !object && i-- > 0;)
+        if (strcmp(world.objects[i].name.label, key->name.label) == 0 &&
+            memcmp(world.objects[i].name.id, key->name.id, sizeof key->name.id) == 0)
+            object = &world.objects[i];
+    keymanager_drop(server->keymanager, key);
+    return object;
+}
+
+static void note_served(const struct server *server)
+{
+    for (unsigned id = 0; id < IDS; id++) {
+        const struct object *object = served_of(server, id);
+
+        if (object)
+            world.objects[object->number - 1].served = world.seconds;
+    }
+}
+
 /* SPIRE has given up what a slot held when it asks for a new key in it. */
 static void rotate(struct server *server, unsigned id)
 {
@@ -63,6 +92,7 @@ static void rotate(struct server *server, unsigned id)
     assert_non_null(call);
     *call = (struct call){.server = server, .id = id};
     tell(server, ids[id], NULL);
+    note_served(server);
     server->asked[id] = true;
     server->journal->needed[id] = 0;
     keymanager_generate(server->keymanager, ids[id], HSM_EC_P256, clock_now() + 5 * CLOCK_SECOND,
@@ -81,13 +111,14 @@ static bool is_twin(const struct object *object)
 }
 
 /* With a record: what SPIRE has in its journal, and the token has whole, is served, unless the disk
- * lost what was to be written down, or the other server took all of this start's time. */
+ * lost what was to be written down, or the other server took all of this start's time. After an
+ * accepted loss a start goes by the token. */
 static void check_remembered(const struct server *server, unsigned id)
 {
     unsigned needed = server->journal->needed[id];
     const struct object *object = needed > 0 ? &world.objects[needed - 1] : NULL;
 
-    if (!server->hurried && !server->copied && object && object->there &&
+    if (!server->hurried && !server->copied && !server->told && object && object->there &&
         object->state == HSM_COMPLETE && world.lost == 0 &&
         label_same_scope(&object->label.scope, &server->scope) && !serves(server, object))
         violated(server, "forgets a key", object);
@@ -161,31 +192,156 @@ static bool may_start(const struct server *server)
     return !server->loading && (!take_turns() || (!other->keymanager && !other->loading));
 }
 
+/* ---- a loss, and the operator ---- */
+
+/* What a start must answer with, as it begins. */
+struct demand {
+    unsigned needed[IDS];
+    bool in_use[IDS]; /* so the record says */
+    bool shown[IDS];  /* it is there, and no search misses it */
+    bool displaced[OBJECTS];
+};
+
+static void see_demand(const struct server *server, struct demand *demand)
+{
+    find_needed(server, demand->needed, demand->in_use);
+    find_displaced(server, demand->displaced);
+    for (unsigned id = 0; id < IDS; id++) {
+        unsigned number = demand->needed[id];
+
+        demand->shown[id] =
+            number > 0 && world.objects[number - 1].there && world.objects[number - 1].hidden == 0;
+    }
+}
+
+/* By the key, by a newer one, or by one that was displaced and is back before its successor was in
+ * use. */
+static bool is_answered(const struct server *server, const struct demand *demand, unsigned id)
+{
+    const struct object *needed = &world.objects[demand->needed[id] - 1];
+    const struct object *served = served_of(server, id);
+
+    return served && (served == needed || served->label.generation > needed->label.generation ||
+                      (demand->displaced[served->number - 1] && !demand->in_use[id]));
+}
+
+static void check_demand(const struct server *server, const struct demand *demand)
+{
+    for (unsigned id = 0; id < IDS; id++) {
+        unsigned number = demand->needed[id];
+        struct object *object = number > 0 ? &world.objects[number - 1] : NULL;
+
+        if (object && server->told && server->accepted.lost[id] == number)
+            object->restored = true;
+        if (!object || is_answered(server, demand, id))
+            continue;
+        tell(server, "has for a needed key", served_of(server, id));
+        if (!server->told)
+            violated(server, "answers with less than its record", object);
+        else if (server->accepted.lost[id] != number)
+            violated(server, "lets go a key that nobody gave up", object);
+    }
+    world.acceptances += server->told;
+}
+
+/* The sentence has the names of the lost keys, and the code of exactly these. */
+static void hear_refusal(struct server *server, const struct demand *demand, const char *sentence)
+{
+    static const char before[] = "accept_loss = \"";
+    const char *code = strstr(sentence, before);
+    struct loss loss = {.code = ""};
+    bool named = false;
+
+    server->refused = loss;
+    if (!code || server->dead)
+        return;
+    (void)snprintf(loss.code, sizeof loss.code, "%s", code + strlen(before));
+    for (unsigned id = 0; id < IDS; id++) {
+        unsigned number = demand->needed[id];
+        const struct object *object = number > 0 ? &world.objects[number - 1] : NULL;
+
+        if (!object || !strstr(sentence, object->name.label))
+            continue;
+        named = true;
+        loss.lost[id] = number;
+        if (demand->shown[id] && object->there)
+            violated(server, "is refused for a key that is there", object);
+    }
+    if (!named)
+        violated(server, "is refused for no key that its record needs", NULL);
+    if (strcmp(loss.code, server->accepted.code) == 0)
+        violated(server, "is refused though the code was given, or another loss has it", NULL);
+    server->refused = loss;
+    world.refusals++;
+}
+
+static void accept_loss(struct server *server)
+{
+    struct config_keymanager *config = &server->config.keymanager;
+
+    tell(server, "is told to go on without lost keys", NULL);
+    server->accepted = server->refused;
+    (void)snprintf(config->accept_loss, sizeof config->accept_loss, "%s", server->accepted.code);
+}
+
+static void bring_back(const struct server *server)
+{
+    for (unsigned id = 0; id < IDS; id++) {
+        unsigned number = server->refused.lost[id];
+        struct object *object = number > 0 ? &world.objects[number - 1] : NULL;
+
+        if (!object || object->there)
+            continue;
+        tell(server, "has a lost key again", object);
+        object->there = object->restored = true;
+    }
+}
+
+/* Of a refused start; or he waits, while all goes on. */
+static void operate(struct server *server)
+{
+    if (server->refused.code[0] == '\0' || one_in(3))
+        return;
+    if (chance() % 2 == 0)
+        accept_loss(server);
+    else
+        bring_back(server);
+    server->refused = (struct loss){.code = ""};
+}
+
 static void begin(struct server *server)
 {
+    struct server *outer = world.starting;
+    struct demand demand;
     const atomic_bool cancel = false;
     struct keymanager *keymanager = NULL;
     struct fault fault;
     int64_t began;
 
     tell(server, "starts", NULL);
+    see_demand(server, &demand);
+    world.starting = server;
     world.opening = take_turns() ? 0 : index_of(server);
     world.seconds += 20; /* generations run ahead of the clock where they are made in a rush */
     server->loading = true;
-    server->dead = server->retired = false;
+    server->dead = server->retired = server->told = false;
     began = world.seconds;
     server->life++;
     server->dies_in = one_in(4) ? 1 + (unsigned)chance() % 6 : 0;
     memset(server->seen, 0, sizeof server->seen);
     memset(server->proven, 0, sizeof server->proven);
     if (keymanager_open(&server->config, NULL, &cancel, &keymanager, &fault) != 0) {
+        world.starting = outer;
         tell(server, fault.message, NULL);
-        if (world.calm)
+        hear_refusal(server, &demand, fault.message);
+        if (world.calm && server->refused.code[0] == '\0')
             violated(server, "does not start though all is well", NULL);
         end(server);
         server->loading = false;
         return;
     }
+    world.starting = outer;
+    server->refused = (struct loss){.code = ""};
     server->keymanager = keymanager;
     server->loading = false;
     server->hurried = world.seconds - began >= STARTUP_WAIT_S;
@@ -194,6 +350,8 @@ static void begin(struct server *server)
         return;
     }
     keymanager_succeed(keymanager, NULL);
+    check_demand(server, &demand);
+    note_served(server);
     read_journal(server);
 }
 
@@ -323,8 +481,10 @@ static void idle(struct server *server)
         for (unsigned i = 0; i < SERVERS; i++)
             world.servers[i].moved |= take_turns() || &world.servers[i] == server;
     }
-    if (may_start(server) && chance() % 3 == 0)
+    if (may_start(server) && chance() % 3 == 0) {
+        operate(server);
         begin(server);
+    }
 }
 
 static void step(struct server *server)
@@ -363,6 +523,19 @@ static void keep_or_restore(void)
     }
 }
 
+static void lose_object(void)
+{
+    struct object *object;
+
+    if (world.made == 0 || !one_in(150))
+        return;
+    object = &world.objects[chance() % world.made];
+    if (telling && object->there)
+        print_message("  object #%u is lost\n", object->number);
+    object->restored |= object->there;
+    object->there = false;
+}
+
 static void settle(struct server *server)
 {
     for (unsigned i = 0; i < 40 && server->keymanager; i++) {
@@ -380,6 +553,12 @@ static void restart(struct server *server)
     if (server->keymanager)
         end(server);
     begin(server);
+    if (server->refused.code[0] != '\0') {
+        operate(server);
+        begin(server);
+        if (!server->keymanager)
+            violated(server, "does not start though the operator saw to it", NULL);
+    }
     settle(server);
 }
 
@@ -413,7 +592,7 @@ static void populate(void)
         unsigned identity = take_turns() || world.sharing == ONE_VALUE ? 0 : i;
 
         config->destroy_superseded = true;
-        config->keep_condemned = world.sharing == COPIES ? 64 : 4; /* more would go within a day */
+        config->keep_condemned = world.roomy ? 64 : 4; /* more would go within a day */
         config->destroy_superseded_after = world.patient ? DAY_S * CLOCK_SECOND : 0;
         config->cka_id_length = HSM_ID_MAX;
         config->startup_wait = STARTUP_WAIT_S * CLOCK_SECOND;
@@ -450,9 +629,13 @@ static void run(enum sharing sharing, uint64_t seed)
     /* by the clock a copy tells the original's later keys from its own earlier ones */
     world.moody = chance() % 2 == 0 && sharing != COPIES;
     world.patient = sharing == COPIES || chance() % 2 == 0;
+    world.roomy = sharing == COPIES || (world.patient && chance() % 8 == 0);
+    ids[0] = "x509-CA-A";
+    ids[1] = chance() % 2 == 0 ? "x509-CA-B" : "JWT-Signer-A";
     populate();
     for (unsigned i = 0; i < STEPS && world.violation[0] == '\0'; i++) {
         keep_or_restore();
+        lose_object();
         some_steps(&world.servers[chance() % SERVERS], 8);
     }
     if (!is_shared() && !world.servers[0].moved && !world.servers[1].moved && world.rivalries > 0 &&
@@ -481,6 +664,8 @@ static void hold(enum sharing sharing)
     uint64_t first;
     unsigned long made = 0;
     unsigned long rivalries = 0;
+    unsigned long refusals = 0;
+    unsigned long acceptances = 0;
 
     (void)timespec_get(&now, TIME_UTC);
     first =
@@ -490,13 +675,17 @@ static void hold(enum sharing sharing)
         run(sharing, first + i);
         made += world.made;
         rivalries += world.rivalries;
+        refusals += world.refusals;
+        acceptances += world.acceptances;
         if (world.violation[0] != '\0')
             fail_msg("%s (UNIT_MODEL_SEED=%llu)", world.violation, (unsigned long long)(first + i));
     }
     assert_true(sharing < COPIES || sharing == OWN_VALUES || sharing == ONE_PLACE ||
                 rivalries > 0 || only);
-    print_message("%lu histories from seed %llu, %lu keys made\n", only ? 1 : count,
-                  (unsigned long long)first, made);
+    assert_true(has_values() || only || (refusals > 0 && acceptances > 0));
+    print_message("%lu histories from seed %llu, %lu keys made, %lu starts refused, %lu losses "
+                  "accepted\n",
+                  only ? 1 : count, (unsigned long long)first, made, refusals, acceptances);
 }
 
 static void servers_with_identity_files_of_their_own(void **state)
