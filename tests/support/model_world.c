@@ -294,7 +294,9 @@ static void check_destroying(const struct server *server, const struct object *o
         violated(server, "destroys a key that another start needs", object);
     if (is_recorded(server, object))
         violated(server, "destroys a key that its record needs", object);
-    if (world.roomy && !has_values() && object->served > 0 &&
+    /* a copy may serve what the original is still making, and gives up: see above for both's
+     * journals */
+    if (world.roomy && !has_values() && world.sharing != COPIES && object->served > 0 &&
         world.seconds - object->served < DAY_S && world.lost == 0 && !object->restored)
         violated(server, "destroys within a day a key that was served", object);
 }
