@@ -15,7 +15,8 @@
  *   - a history that ends well leaves nothing but served keys, if the clock was not set back:
  *     it is what tells generations apart that a lagging token does not show.
  *
- * UNIT_MODEL_SEED repeats one history, and tells it; UNIT_MODEL_HISTORIES makes it more. */
+ * UNIT_MODEL_SEED repeats one history, and tells it. UNIT_MODEL_HISTORIES is how many there are,
+ * and makes them others each time; without it they are always the same. */
 #include "plugin/keys/keymanager.h"
 
 #include <stdatomic.h>
@@ -661,15 +662,17 @@ static void hold(enum sharing sharing)
     const char *many = getenv("UNIT_MODEL_HISTORIES");
     unsigned long count = many ? strtoul(many, NULL, 10) : HISTORIES;
     struct timespec now;
-    uint64_t first;
+    uint64_t first = 1;
     unsigned long made = 0;
     unsigned long rivalries = 0;
     unsigned long refusals = 0;
     unsigned long acceptances = 0;
 
     (void)timespec_get(&now, TIME_UTC);
-    first =
-        only ? strtoull(only, NULL, 10) : (uint64_t)now.tv_sec * 1000003 + (uint64_t)now.tv_nsec;
+    if (only)
+        first = strtoull(only, NULL, 10);
+    else if (many)
+        first = (uint64_t)now.tv_sec * 1000003 + (uint64_t)now.tv_nsec;
     telling = only != NULL;
     for (uint64_t i = 0; i < (only ? 1 : count); i++) {
         run(sharing, first + i);
