@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "hsm/base/clock.h"
+#include "hsm/base/scope.h"
 #include "hsm/base/hex.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/keys/loss.h"
@@ -569,10 +570,12 @@ static int check_unrecorded(struct start *start, struct fault *fault)
     return 0;
 }
 
-static int settle_id(struct start *start, struct inventory_item *first, struct fault *fault)
+/* By `record`, what was written down before: to settle one key changes the record of the start, and
+ * must not change what becomes of the others. NULL: there is none. */
+static int settle_id(struct start *start, struct record *record, struct inventory_item *first,
+                     struct fault *fault)
 {
     struct inventory *inventory = &start->stock.inventory;
-    struct record *record = start->stock.record;
     struct inventory_item *item;
 
     if (start->by_token && !verdict_served(record, inventory, first) &&
@@ -599,10 +602,14 @@ static int settle_id(struct start *start, struct inventory_item *first, struct f
 static int serve_all(struct start *start, struct fault *fault)
 {
     struct inventory *inventory = &start->stock.inventory;
+    OWNED(record_close) struct record before = {.keys = NULL};
+    struct record *record = start->stock.record ? &before : NULL;
     struct inventory_item *item;
 
+    if (record && record_copy(start->stock.record, record) != 0)
+        return fault_set(fault, FAULT_UNAVAILABLE, "out of memory");
     for (item = inventory_first(inventory); item; item = inventory_next_id(inventory, item))
-        if (settle_id(start, item, fault) != 0)
+        if (settle_id(start, record, item, fault) != 0)
             return -1;
     return 0;
 }
