@@ -21,7 +21,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 build=$(realpath -m "$1")
 cd "$here/.."
 out=$build/release
-source=$out/work/source
+source=$out/parts/source
 read -r version _ <packaging/VERSION
 
 refuse() {
@@ -60,8 +60,8 @@ build_all() {
     mkdir -p "$source"
     SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
     export SOURCE_DATE_EPOCH # for the archives that are packed here
-    packaging/dist.sh "$out/work" "$version"
-    tar -C "$source" --strip-components=1 -xzf "$out/work/spire-hsm-$version.tar.gz"
+    packaging/dist.sh "$out/parts" "$version"
+    tar -C "$source" --strip-components=1 -xzf "$out/parts/spire-hsm-$version.tar.gz"
     for target in all dist sbom deb-now image-index; do
         there "$target"
     done
@@ -74,8 +74,8 @@ archive() { # FOLDER FILE: as every archive of ours is packed
 
 collect() {
     local machine folder
-    cmp "$out/work/spire-hsm-$version.tar.gz" "$source/build/spire-hsm-$version.tar.gz"
-    cp "$out/work/spire-hsm-$version.tar.gz" "$source"/build/deb/*.deb "$out"
+    cmp "$out/parts/spire-hsm-$version.tar.gz" "$source/build/spire-hsm-$version.tar.gz"
+    cp "$out/parts/spire-hsm-$version.tar.gz" "$source"/build/deb/*.deb "$out"
     cp "$source/build/sbom.spdx.json" "$out/spire-hsm-$version.spdx.json"
     archive "$source/build/image-index/oci" "$out/spire-hsm-$version-image.tar"
     dpkg-deb --fsys-tarfile "$out/spire-hsm_$version-1"_*.deb | tar -x --to-stdout ./usr/libexec/spire-hsm |
@@ -111,6 +111,6 @@ rm -rf "$out"
 build_all
 collect
 says_the_version
-rm -rf "$out/work"
+rm -rf "$out/parts"
 (cd "$out" && sha256sum -- * >"$build/sums" && mv "$build/sums" SHA256SUMS)
 echo "release: $out"
