@@ -16,8 +16,7 @@ struct pin {
     /* Room for the end of its line, and to see that there is more. */
     uint8_t bytes[HSM_PIN_MAX + 3];
     size_t length;
-    struct file_stamp
-        stamp; /* the stamp of its file; all zero for the environment and an inline PIN */
+    struct file_stamp stamp; /* of its file; all zero for the environment and an inline PIN */
 };
 
 enum { PIN_SALT = 16, PIN_DIGEST = 32 };

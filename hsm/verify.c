@@ -27,8 +27,7 @@ struct verifier {
     EVP_PKEY *key;
     EVP_PKEY_CTX *_Atomic idle[CONTEXTS]; /* NULL: a free place. Making one is dear */
 
-    int64_t
-        proven_at; /* when a signature was last right; verify->lock guards this and the next two */
+    int64_t proven_at; /* the last right signature; verify->lock guards this and the next two */
     uint32_t opened;
     uint32_t unverified; /* since proven_at */
 };

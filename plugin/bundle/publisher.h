@@ -20,10 +20,9 @@
 #include "plugin/bundle/sequence.h"
 
 struct publisher_settings {
-    const char
-        *trust_domain;  /* this and the next two stay the caller's and outlive the publisher */
-    const char *path;   /* absolute; of a file, with BUNDLE_OIDC of a folder */
-    const char *issuer; /* with BUNDLE_OIDC: a URL that oidc_issuer_wrong lets pass */
+    const char *trust_domain; /* this and the next two: the caller's, and outlive the publisher */
+    const char *path;         /* absolute; of a file, with BUNDLE_OIDC of a folder */
+    const char *issuer;       /* with BUNDLE_OIDC: a URL that oidc_issuer_wrong lets pass */
     enum bundle_format format;
     uint32_t mode;
     int64_t refresh_hint; /* seconds; 0 = each bundle's own */

@@ -309,8 +309,8 @@ int command_run(int argc, char **argv)
     if (read_line(command, argv + 1, &made, &fault) != 0)
         return command_fail(&fault);
     keep_secrets();
-    (void)close_range(STDERR_FILENO + 1, ~0U,
-                      CLOSE_RANGE_CLOEXEC); /* a worker must inherit none of them */
+    /* A worker must inherit none of them. */
+    (void)close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_CLOEXEC);
     log_open_plain();
     child_prepare();
     (void)signal(SIGPIPE, SIG_IGN); /* a pipe that closes must not end a prune half-way */

@@ -153,8 +153,8 @@ static void judge_file(struct show *show)
     int result = bundle_read(bundle->bytes, bundle->length, bundle->format, &summary, &fault);
 
     (void)printf("\n");
-    if (result != 0 &&
-        fault.code == FAULT_NOT_FOUND) { /* readable, but not in the form that we write */
+    /* Readable, but not in the form that we write. */
+    if (result != 0 && fault.code == FAULT_NOT_FOUND) {
         warn(show,
              "the file has no authorities: the discovery provider accepts it and serves no key");
         return;

@@ -151,8 +151,8 @@ struct command_previous {
     bool refused;  /* they are other keys than those it moved from: see previous.h */
     size_t moved;  /* number of known keys that have moved */
     size_t left;   /* number of keys still served from there */
-    char
-        needed[256]; /* ids that SPIRE needs of them; of `refused`, one of the token's; "" = none */
+    /* ids that SPIRE needs of them; of `refused`, one of the token's; "" = none */
+    char needed[256];
     char code[RECORD_CODE + 1];
 };
 

@@ -25,16 +25,14 @@ struct keymanager {
     struct scribe *scribe; /* held; shared with the one we succeed, of the same record */
     bool recorded;         /* there was a record of this scope before */
     struct supervisor *supervisor;
-    struct source
-        *source; /* where keys of `previous` are signed with; NULL: no key is served from there */
+    struct source *source; /* signs with keys of `previous`; NULL: none is served from there */
     struct hsm_token_info info;
     struct catalogue catalogue;
     struct generations generations;
     struct rivals rivals;
     struct disposals disposals;
     atomic_uint holders;
-    _Atomic int64_t
-        patience; /* time limit of one step of an attempt, ns; it grows if the token needs longer */
+    _Atomic int64_t patience; /* ns for one step of an attempt; grows if the token needs longer */
 
     pthread_mutex_t mutex;  /* guards all below, which is rotation.c's */
     pthread_cond_t drained; /* attempts is empty */
@@ -69,9 +67,8 @@ struct attempt {
     struct fault doubt;  /* the token's answer to the last generation */
     struct fault reason; /* why it stalled; code FAULT_NONE = it has not. This and the next two:
                             rotation.c's */
-    struct catalogue_key
-        *made;                 /* held, like the next: the new key, served and being written down */
-    struct catalogue_key *old; /* the key it supersedes, or NULL */
+    struct catalogue_key *made; /* held, as the next: the new key, served and being written down */
+    struct catalogue_key *old;  /* the key it supersedes, or NULL */
     void (*step)(struct attempt *); /* the step to run at resume_at; NULL: a request is in flight */
     int64_t resume_at;
 };

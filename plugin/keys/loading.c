@@ -8,8 +8,8 @@
 #include <string.h>
 
 #include "hsm/base/clock.h"
-#include "hsm/base/scope.h"
 #include "hsm/base/hex.h"
+#include "hsm/base/scope.h"
 #include "plugin/keys/keymanager_private.h"
 #include "plugin/keys/loss.h"
 #include "plugin/keys/moving.h"
@@ -590,8 +590,8 @@ static int settle_id(struct start *start, struct record *record, struct inventor
     for (item = first; item; item = inventory_next_generation(inventory, item)) {
         enum verdict verdict = verdict_of(record, inventory, first, item);
 
-        if (verdict !=
-            VERDICT_STRANGER) /* a stranger's key from the future would keep us from making keys */
+        /* a stranger's key from the future would keep us from making keys */
+        if (verdict != VERDICT_STRANGER)
             generations_saw(&start->keymanager->generations, item->label.generation);
         if (settle_item(start, item, verdict, fault) != 0)
             return -1;

@@ -1,9 +1,8 @@
 /* SPIRE, for unit/keymanager.c and unit/keymanager_start.c: it asks a keymanager for keys and for
  * signatures, crashes it and starts it again, on the token of keymanager_token.h.
  *
- *   each test:   PLAY(test): a new token, a new identity, a new record, and `keymanager` open on
- * them main:        return keymanager_main(argc, argv, tests, count): the tests, or the worker's
- * half
+ *   each test    PLAY(test): a new token, identity and record, and `keymanager` open on them
+ *   main         return keymanager_main(argc, argv, tests, count): the tests, or the worker's half
  *
  * All requests are for key id x509-CA-A unless they are made by the test itself. An answer is the
  * test's, and lives until it is heard. */
