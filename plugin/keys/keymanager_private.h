@@ -1,4 +1,5 @@
-/* Shared by keymanager.c, attempt.c, rotation.c and loading.c. Only they include it. */
+/* Shared by keymanager.c, attempt.c, rotation.c, measure.c and what a start is made of: loading.c,
+ * settling.c and moving.c. Only they include it. */
 #ifndef PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 #define PLUGIN_KEYS_KEYMANAGER_PRIVATE_H
 
