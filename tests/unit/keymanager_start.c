@@ -46,22 +46,29 @@ static void a_restart_goes_on_with_what_was_condemned(void **state)
     assert_left(second.label);
 }
 
+/* An object of our scope and key id that this server did not make: so many generations later. */
+static struct hsm_key_name put_beside(const struct answer *key, int generations,
+                                      enum presence there)
+{
+    struct hsm_key_name name = {.id = {1}, .id_length = HSM_ID_MAX};
+    struct label label;
+
+    assert_true(label_parse(key->label, &label));
+    label.generation += (uint32_t)generations;
+    label_format(&label, name.label);
+    put(&name, HSM_EC_P256, there);
+    return name;
+}
+
 /* A token restored, a server that shares the identity: whatever it is, it is a person's to see to.
  */
 static void what_the_record_does_not_know_stays_at_a_start(void **state)
 {
-    struct hsm_key_name name = {.id = {1}, .id_length = HSM_ID_MAX};
     struct answer served = make_key();
-    struct label label;
 
     (void)state;
-    assert_true(label_parse(served.label, &label));
-    label.generation -= 2;
-    label_format(&label, name.label);
-    put(&name, HSM_EC_P256, WHOLE);
-    label.generation += 5;
-    label_format(&label, name.label);
-    put(&name, HSM_EC_P256, HALF);
+    (void)put_beside(&served, -2, WHOLE);
+    (void)put_beside(&served, 3, HALF);
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
     served = make_key();
@@ -290,22 +297,10 @@ static void a_key_of_which_half_shows_is_served_from_the_record(void **state)
     assert_string_equal(sign_once().label, made.label);
 }
 
-static void a_damaged_record_is_no_reason_to_begin_anew(void **state)
+static void remove_record(void)
 {
-    struct answer made = make_key();
-    char copy[HSM_PATH_MAX];
-    struct fault fault;
-
-    (void)state;
-    crash_and_restart();
-    (void)snprintf(copy, sizeof copy, "%.1000s~", settings.keymanager.record_file);
-    assert_int_equal(truncate(settings.keymanager.record_file, 100), 0);
-    assert_int_equal(truncate(copy, 100), 0);
-    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault);
-    assert_int_equal(unlink(settings.keymanager.record_file), 0);
-    assert_int_equal(unlink(copy), 0);
-    open_keymanager(); /* by the token */
-    assert_string_equal(sign_once().label, made.label);
+    remove_beside("");
+    remove_beside("~");
 }
 
 static void damage_record(void)
@@ -316,6 +311,19 @@ static void damage_record(void)
     (void)snprintf(copy, sizeof copy, "%.1000s~", settings.keymanager.record_file);
     assert_int_equal(truncate(settings.keymanager.record_file, 100), 0);
     assert_int_equal(truncate(copy, 50), 0);
+}
+
+static void a_damaged_record_is_no_reason_to_begin_anew(void **state)
+{
+    struct answer made = make_key();
+    struct fault fault;
+
+    (void)state;
+    damage_record();
+    fails_to_open(FAULT_FAILED_PRECONDITION, "record_file", &fault);
+    remove_record();
+    open_keymanager(); /* by the token */
+    assert_string_equal(sign_once().label, made.label);
 }
 
 static void the_loss_of_the_record_is_accepted_once_by_its_code(void **state)
@@ -365,21 +373,15 @@ static void the_loss_of_the_record_is_accepted_by_a_file_beside_it(void **state)
 
 static void forget_record(void)
 {
-    char copy[HSM_PATH_MAX];
-
     keymanager_abandon(keymanager);
     keymanager_release(keymanager);
     keymanager = NULL;
-    (void)snprintf(copy, sizeof copy, "%.1000s~", settings.keymanager.record_file);
-    (void)unlink(settings.keymanager.record_file);
-    (void)unlink(copy);
+    remove_record();
 }
 
 static void without_a_record_the_newest_key_is_served_and_nothing_goes(void **state)
 {
-    struct hsm_key_name half = {.id = {1}, .id_length = HSM_ID_MAX};
     struct answer served;
-    struct label label;
 
     (void)state;
     (void)make_key();
@@ -387,10 +389,7 @@ static void without_a_record_the_newest_key_is_served_and_nothing_goes(void **st
     open_keymanager();
     served = make_key();
     settings.keymanager.destroy_superseded = true;
-    assert_true(label_parse(served.label, &label));
-    label.generation++;
-    label_format(&label, half.label);
-    put(&half, HSM_EC_P256, HALF);
+    (void)put_beside(&served, 1, HALF);
     forget_record();
     wall_ahead = 31; /* until then the other half might be on its way */
     open_keymanager();
@@ -404,15 +403,10 @@ static void without_a_record_the_newest_key_is_served_and_nothing_goes(void **st
 
 static void a_token_that_shows_halves_alone_at_a_start_loses_none(void **state)
 {
-    struct hsm_key_name old = {.id = {1}, .id_length = HSM_ID_MAX};
     struct answer made = make_key();
-    struct label label;
+    struct hsm_key_name old = put_beside(&made, -1000, HALF);
 
     (void)state;
-    assert_true(label_parse(made.label, &label));
-    label.generation -= 1000;
-    label_format(&label, old.label);
-    put(&old, HSM_EC_P256, HALF);
     lookup(made.label)->there = ABSENT;
     token->misbehaviour = HALVES_COMPLETE_LATER;
     forget_record();
@@ -447,15 +441,10 @@ static void a_scan_that_fails_half_way_does_not_show_keys_twice(void **state)
 /* What waits to be destroyed by then may be what the other one serves. */
 static void while_a_second_server_has_our_identity_nothing_old_goes(void **state)
 {
-    struct hsm_key_name name = {.id = {9}, .id_length = HSM_ID_MAX};
     struct answer served = make_key();
-    struct label label;
+    struct hsm_key_name name = put_beside(&served, 1000, WHOLE);
 
     (void)state;
-    assert_true(label_parse(served.label, &label));
-    label.generation += 1000;
-    label_format(&label, name.label);
-    put(&name, HSM_EC_P256, WHOLE);
     settings.keymanager.destroy_superseded_after = CLOCK_SECOND;
     crash_and_restart();
     assert_string_equal(sign_once().label, served.label);
